@@ -1,0 +1,1 @@
+"""Reverse image search for researchers: ingest, search and evaluate from notebooks."""
