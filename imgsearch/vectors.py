@@ -455,7 +455,9 @@ class VectorStore:
         limit = min(top_k + SPARE_HITS, MAX_TOP_K)
         params = _search_params(index, search_params, limit)
         # Bounded by bytes both ways: the queries, and some 20 bytes for each hit.
-        step = max(1, min(1_000, BATCH_BYTES // (4 * queries.shape[1]), BATCH_BYTES // (limit * 20)))
+        step = max(
+            1, min(1_000, BATCH_BYTES // (4 * queries.shape[1]), BATCH_BYTES // (limit * 20))
+        )
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(queries), step):
             part = list(queries[start : start + step])
@@ -529,7 +531,9 @@ class VectorStore:
         """
         self._ready(collection)
         if self._home is not None:  # no limit there, and its cursor costs a full scan a page
-            rows = self._query(collection, filter="id >= -9223372036854775808", output_fields=["id"])
+            rows = self._query(
+                collection, filter="id >= -9223372036854775808", output_fields=["id"]
+            )
             return np.unique(np.asarray([row["id"] for row in rows], np.int64))
 
         def walk(client: Any, timeout: float) -> list[int]:
@@ -585,9 +589,7 @@ class VectorStore:
         self._dim(collection)  # Milvus Lite passes over an unknown name
         self._ready(collection)
         with self._writing():
-            self._attempt(
-                lambda client, t: client.flush(collection, timeout=t), limit=WORK_LIMIT
-            )
+            self._attempt(lambda client, t: client.flush(collection, timeout=t), limit=WORK_LIMIT)
         least, since = None, time.monotonic()
         while wait and (found := self._index(collection)) is not None and found[1] > 0:
             if least is None or found[1] < least:
@@ -873,9 +875,7 @@ def _create(client: Any, collection: str, dim: int, timeout: float) -> None:
 
 def _create_index(client: Any, collection: str, index: IndexSpec, timeout: float) -> None:
     params = client.prepare_index_params()
-    params.add_index(
-        "vector", index_type=index.kind, metric_type=METRIC, params=index.params
-    )
+    params.add_index("vector", index_type=index.kind, metric_type=METRIC, params=index.params)
     client.create_index(collection, params, timeout=timeout)
 
 
