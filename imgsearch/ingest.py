@@ -456,5 +456,5 @@ class _Ingest:
 
 
 def _reason(error: BaseException) -> str:
-    """What the ``runs`` table may say: texts of foreign errors can hold secrets."""
+    """Say what went wrong in the ``runs`` table; texts of foreign errors can hold secrets."""
     return str(error) if isinstance(error, ImgSearchError) else type(error).__name__

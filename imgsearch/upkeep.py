@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -219,7 +218,7 @@ def _file_findings(gallery: Gallery) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if state != "ready":
             continue
         try:
-            at = os.stat(path)
+            at = Path(path).stat()
             touched = (at.st_size, at.st_mtime_ns) != (size, mtime_ns)
             if touched and _content_id(path) != image_id:
                 changed.append(path)
