@@ -6,6 +6,7 @@ so that a report on disk means a run that came to its end.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import sys
@@ -20,7 +21,8 @@ from imgsearch.errors import ConfigError
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
 
-PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
+PARAMETERS = "# Parameters"
+"""How a cell that sets parameters begins, in our notebooks and in papermill's output."""
 
 
 def parameters(namespace: dict, function: Callable) -> dict:
@@ -32,14 +34,15 @@ def parameters(namespace: dict, function: Callable) -> dict:
     Parameters
     ----------
     namespace : dict
-        The notebook's ``globals()``, before anything but parameters was set.
+        The notebook's ``globals()``. The cells that set parameters are known by
+        their first line, which papermill too begins with ``# Parameters``.
     function : callable
         What the parameters are for; its own parameters are the names allowed.
 
     Returns
     -------
     dict
-        Those of the names that are set.
+        Name to value.
 
     Raises
     ------
@@ -47,12 +50,16 @@ def parameters(namespace: dict, function: Callable) -> dict:
         A name is set that `function` does not take; offers the nearest one.
     """
     allowed = list(inspect.signature(function).parameters)
+    cells = [cell for cell in namespace["In"] if cell.startswith(PARAMETERS)]
     given = {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, PLAIN)
+        target.id: namespace[target.id]
+        for cell in cells
+        for statement in ast.parse(cell).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
     }
-    for name in given.keys() - set(allowed):
+    for name in sorted(given.keys() - set(allowed)):
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(allowed)}"
         raise ConfigError(name, f"is no parameter of this notebook; {hint}")
