@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imgsearch import config, images
+from imgsearch import config, embedded, images
 from imgsearch.errors import CollectionNotFound, ImageError, StoreDamaged, printable
 from imgsearch.gallery import Gallery, checksum, new_row
 from imgsearch.images import Found
@@ -279,13 +279,14 @@ def repair(
     settings = settings or config.settings()
     account = Repair(config.collection_name(collection or settings.default_table))
     tell = progress or (lambda _: None)
-    account.set_aside = _set_aside_if_unreadable(settings)
+    account.set_aside = _open_or_set_aside(settings)
     account.recovered = _recover_row(account.collection, settings)
     with Gallery.open(account.collection, settings=settings, **how) as gallery:
-        account.settled = gallery.settle()
         before = verify(gallery)
         if before.damage:
-            raise StoreDamaged(gallery.vectors.where, before.damage)
+            account.set_aside = str(gallery.vectors.set_aside(gallery.name))
+        account.settled = gallery.settle()
+        before = verify(gallery)
         tell(account)
         _encode_again(gallery, before.missing_vectors + before.wrong_vectors, account, tell)
         orphans = set(before.orphan_vectors)
@@ -302,15 +303,13 @@ def repair(
     return account
 
 
-def _set_aside_if_unreadable(settings: config.Settings) -> str | None:
+def _open_or_set_aside(settings: config.Settings) -> str | None:
     try:
-        with VectorStore.open(settings) as store:
-            for name in store.collections():
-                store.count(name)
+        VectorStore.open(settings).close()
     except StoreDamaged:
         if not settings.embedded_vectors:
             raise
-        return str(VectorStore.set_aside(settings))
+        return str(embedded.set_aside(settings.imgsearch_home))
     return None
 
 
