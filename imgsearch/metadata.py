@@ -455,7 +455,8 @@ class MetadataStore:
                 yield
             return
         # The server's own advisory lock: it goes with the connection, so with the process.
-        name = f"imgsearch {hashlib.sha256(f'{self._url.database} {collection}'.encode()).hexdigest()[:40]}"
+        key = f"{self._url.database} {collection}".encode()
+        name = f"imgsearch {hashlib.sha256(key).hexdigest()[:40]}"  # 64 characters at most
         held = vars(self._turns).setdefault("depth", {})
         if held.get(name):
             held[name] += 1
