@@ -58,7 +58,9 @@ _MAX_SCAN_PIXELS = 16 * MAX_PIXELS
 
 _EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".ppm"})
 _PNG = b"\x89PNG\r\n\x1a\n"
-_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
+_FRAMES = frozenset(
+    {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
+)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -132,7 +134,7 @@ def find(
     root = Path(root)
     try:
         real = os.path.realpath(root, strict=True)
-        if not stat.S_ISDIR(os.stat(real).st_mode):
+        if not stat.S_ISDIR(Path(real).stat().st_mode):
             raise ImageError(root, "not a folder")
         top = _listing(root)
     except (OSError, ValueError) as error:
@@ -172,10 +174,10 @@ def _walk(
                 claims = path.suffix.lower() in _EXTENSIONS
                 target = os.path.realpath(entry.path, strict=True)
                 if not _inside(target, real):
-                    if claims and stat.S_ISREG(os.stat(target).st_mode):
+                    if claims and stat.S_ISREG(Path(target).stat().st_mode):
                         on_error(ImageError(path, "a link out of the folder is not followed"))
                     continue
-            facts = os.stat(path)
+            facts = path.stat()
         except OSError as error:
             if entry.is_symlink() and path.suffix.lower() not in _EXTENSIONS:
                 continue
@@ -190,7 +192,7 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def sniff(head: bytes) -> str | None:
-    """Format by signature.
+    r"""Format by signature.
 
     Parameters
     ----------
@@ -204,7 +206,7 @@ def sniff(head: bytes) -> str | None:
 
     Examples
     --------
-    >>> sniff(b"\\xff\\xd8\\xff\\xe0 and so on"), sniff(b"%PDF-1.7")
+    >>> sniff(b"\xff\xd8\xff\xe0 and so on"), sniff(b"%PDF-1.7")
     ('JPEG', None)
     """
     if head.startswith(b"\xff\xd8\xff"):
@@ -257,10 +259,10 @@ def read(path: str | Path) -> bytes:
         No such file, no regular file, unreadable, empty or too large.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(Path(path).stat().st_mode):
             raise ImageError(path, "not a regular file")
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(descriptor, "rb") as file:
+        with os.fdopen(descriptor, "rb") as file:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):  # exchanged in between
                 raise ImageError(path, "not a regular file")
@@ -687,7 +689,7 @@ def _png(data: bytes) -> _Header:
 
 
 def _see_through(body: bytes, depth: int, colour: int) -> tuple[int, ...] | None:
-    """The transparent colour in the values that Pillow's decoder gives."""
+    """Transparent colour in the values that Pillow's decoder gives."""
     count = {0: 1, 2: 3}.get(colour)
     if count is None or len(body) < 2 * count or depth not in (1, 2, 4, 8, 16):
         return None
