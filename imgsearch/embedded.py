@@ -282,6 +282,56 @@ def lease(home: Path, *, grace: float = GRACE) -> Lease:
     return Lease(home, grace=grace)
 
 
+def set_aside(home: Path) -> Path:
+    """Move a store that cannot be opened out of the way, so that a new one can begin.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``.
+
+    Returns
+    -------
+    pathlib.Path
+        Where the store lies now.
+
+    Raises
+    ------
+    StoreBusy
+        A server has it open, so it can be opened.
+    """
+    with writing(home):
+        start = _FileLock(home / FOLDER / "start.lock")
+        try:
+            if not start.wait(START_TIMEOUT) or _running(home):
+                raise StoreBusy(str(home / STORE), "its server", "the store is in use")
+            kept = aside(home, STORE)
+            (home / STORE).rename(kept)
+            return kept
+        finally:
+            start.close()
+
+
+def aside(home: Path, name: str) -> Path:
+    """Name a folder for damaged files that are kept.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``.
+    name : str
+        What is damaged.
+
+    Returns
+    -------
+    pathlib.Path
+        In a folder that is there, itself not there yet.
+    """
+    folder = home / "damaged"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+
+
 def _find_or_start(home: Path, grace: float) -> dict:
     folder = home / FOLDER
     start = _FileLock(folder / "start.lock")
@@ -459,7 +509,7 @@ def _serve(home: Path, token: str):
     class Servicer(MilvusServicer):
         """Milvus Lite calls every index finished; this says what is not built yet."""
 
-        def DescribeIndex(self, request: object, context: object):  # noqa: N802
+        def DescribeIndex(self, request: object, context: object):
             response = super().DescribeIndex(request, context)
             if response.index_descriptions:
                 segments = self._get_collection(request, context)._segments_snapshot()
@@ -478,7 +528,7 @@ def _serve(home: Path, token: str):
     class Doorkeeper(grpc.ServerInterceptor):
         """Lets in who has the token, and leads each request through its gate."""
 
-        def intercept_service(self, continuation, details):  # noqa: ANN001
+        def intercept_service(self, continuation, details):
             given = dict(details.invocation_metadata).get("authorization", "")
             given = given.decode() if isinstance(given, bytes) else given
             if not secrets.compare_digest(given, expected):
@@ -516,7 +566,7 @@ def _serve(home: Path, token: str):
     return server, store, port, gates
 
 
-def _settle(store, gates: dict[str, _Gate]) -> None:  # noqa: ANN001
+def _settle(store, gates: dict[str, _Gate]) -> None:
     """Write out and index everything, so that the end itself is quick."""
     for (_, name), collection in list(store._collections.items()):
         with gates[name].writing():
@@ -526,7 +576,7 @@ def _settle(store, gates: dict[str, _Gate]) -> None:  # noqa: ANN001
         collection._wait_for_bg()
 
 
-def _watch(home: Path, grace: float, state_file: Path, ended: threading.Event, settle) -> None:  # noqa: ANN001
+def _watch(home: Path, grace: float, state_file: Path, ended: threading.Event, settle) -> None:
     """Return when the server should end; server.json is gone then."""
     clients = _FileLock(home / FOLDER / "clients.lock")
     log = logging.getLogger(__name__)

@@ -17,6 +17,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, sqlite
 
+from imgsearch import embedded
 from imgsearch.config import Settings, collection_name
 from imgsearch.errors import (
     CollectionNotFound,
@@ -65,6 +68,7 @@ _collections = sa.Table(
     sa.Column("id", _Number, primary_key=True, autoincrement=True),
     sa.Column("name", sa.String(64), nullable=False, unique=True),
     sa.Column("encoder", _Text, nullable=False),
+    sa.Column("weights", _Text),
     sa.Column("identity", _Text, nullable=False),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("dim", sa.Integer, nullable=False),
@@ -88,6 +92,7 @@ _images = sa.Table(
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(8), nullable=False),
     sa.Column("added_at", _When, nullable=False),
+    sa.Column("vector_crc", sa.BigInteger, nullable=False),
     sa.Index("imgsearch_images_by_id", "collection_id", "image_id"),
     **_options,
 )
@@ -139,6 +144,8 @@ class ImageRow(NamedTuple):
         ``pending``, ``ready`` or ``deleting``. Ignored when a row is written.
     added_at : datetime or None
         When it was first announced, UTC. Ignored when a row is written.
+    vector_crc : int
+        CRC-32 of the vector that was written for it.
     """
 
     path: str
@@ -151,6 +158,7 @@ class ImageRow(NamedTuple):
     mtime_ns: int
     state: str = "pending"
     added_at: datetime | None = None
+    vector_crc: int = 0
 
 
 class CollectionRow(NamedTuple):
@@ -172,6 +180,8 @@ class CollectionRow(NamedTuple):
         Its index, as :class:`imgsearch.vectors.IndexSpec` writes it.
     created_at : datetime or None
         UTC; None for now.
+    weights : str or None
+        File that the encoder's weights came from, if it was named.
     """
 
     name: str
@@ -181,6 +191,7 @@ class CollectionRow(NamedTuple):
     dim: int
     index: str
     created_at: datetime | None = None
+    weights: str | None = None
 
 
 class RunRow(NamedTuple):
@@ -266,6 +277,7 @@ class MetadataStore:
         self._url = settings.sql_url
         self._sqlite = self._url.get_backend_name() == "sqlite"
         self._pid = os.getpid()
+        self._turns = threading.local()
         timeout = settings.imgsearch_timeout
         if self._sqlite:
             name = self._url.database
@@ -367,6 +379,7 @@ class MetadataStore:
         values = {
             "name": row.name,
             "encoder": row.encoder,
+            "weights": row.weights,
             "identity": json.dumps(row.identity, sort_keys=True),
             "fingerprint": row.fingerprint,
             "dim": row.dim,
@@ -414,6 +427,72 @@ class MetadataStore:
 
         self._write(drop)
 
+    @contextlib.contextmanager
+    def exclusive(self, collection: str, timeout: float = 600.0) -> Iterator[None]:
+        """Be the only one that changes a collection, for a while.
+
+        Excludes other processes, other machines on the same server, and other
+        threads; a thread that holds it already just goes on.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        timeout : float
+            Seconds to wait for one's turn.
+
+        Yields
+        ------
+        None
+
+        Raises
+        ------
+        StoreBusy
+            Somebody else still holds it after `timeout`.
+        """
+        if self._sqlite:
+            with embedded.writing(self._file.parent, timeout):
+                yield
+            return
+        # The server's own advisory lock: it goes with the connection, so with the process.
+        key = f"{self._url.database} {collection}".encode()
+        name = f"imgsearch {hashlib.sha256(key).hexdigest()[:40]}"  # 64 characters at most
+        held = vars(self._turns).setdefault("depth", {})
+        if held.get(name):
+            held[name] += 1
+            try:
+                yield
+            finally:
+                held[name] -= 1
+            return
+        with self._locked(name, timeout):
+            held[name] = 1
+            try:
+                yield
+            finally:
+                held[name] = 0
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, timeout: float) -> Iterator[None]:
+        with self._translating():
+            link = self._connected().connect()
+        try:
+            end = time.monotonic() + timeout
+            with self._translating():
+                while not link.scalar(sa.select(sa.func.get_lock(name, 1))):
+                    if time.monotonic() > end:
+                        raise StoreBusy(
+                            self.where,
+                            f"connection {link.scalar(sa.select(sa.func.is_used_lock(name)))}",
+                            f"another ingest or deletion is writing, and still was after "
+                            f"{timeout:g} s; wait for it, or stop it",
+                        )
+            yield
+        finally:
+            # Closing for good gives the lock back, whatever state the connection is in.
+            link.invalidate()
+            link.close()
+
     # ------------------------------------------------------------ images
 
     def announce(self, collection: str, rows: Sequence[ImageRow]) -> None:
@@ -458,41 +537,98 @@ class MetadataStore:
 
         self._write(confirm)
 
-    def withdraw(self, collection: str, paths: Iterable[str]) -> None:
-        """Take back what was announced and not confirmed."""
+    def mark_deleting(self, collection: str, paths: Iterable[str] | None = None) -> None:
+        """Say that images are about to be deleted: no search shows them from now on.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str, optional
+            Which ones; all of them if left out.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         number = self._id(collection)
-
-        def withdraw(link: sa.Connection) -> None:
-            for chosen in _chosen(number, paths=paths):
-                link.execute(sa.delete(_images).where(chosen, _images.c.state == "pending"))
-
-        self._write(withdraw)
-
-    def mark_deleting(self, collection: str, image_ids: Iterable[int]) -> None:
-        """Say that images are about to be deleted: no search shows them from now on."""
-        number = self._id(collection)
+        choices = (
+            [_images.c.collection_id == number] if paths is None else _chosen(number, paths=paths)
+        )
 
         def mark(link: sa.Connection) -> None:
-            for chosen in _chosen(number, image_ids=image_ids):
+            for chosen in choices:
                 link.execute(sa.update(_images).where(chosen).values(state="deleting"))
 
         self._write(mark)
 
-    def remove(
-        self,
-        collection: str,
-        *,
-        image_ids: Iterable[int] = (),
-        paths: Iterable[str] = (),
-    ) -> None:
-        """Remove rows by id or by path, in whatever state."""
+    def remove(self, collection: str, paths: Iterable[str]) -> None:
+        """Remove rows by path, in whatever state.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str
+            Which ones; those that are not there are passed over.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         number = self._id(collection)
 
         def remove(link: sa.Connection) -> None:
-            for chosen in _chosen(number, image_ids=image_ids, paths=paths):
+            for chosen in _chosen(number, paths=paths):
                 link.execute(sa.delete(_images).where(chosen))
 
         self._write(remove)
+
+    def unfinished(self, collection: str) -> list[ImageRow]:
+        """Rows that are ``pending`` or ``deleting``.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        list of ImageRow
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
+        return self._images(
+            [sa.and_(_images.c.collection_id == self._id(collection), _images.c.state != "ready")]
+        )
+
+    def checksums(self, collection: str) -> dict[int, int]:
+        """What the vector of each ready image should be.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        dict of int to int
+            CRC-32 of the vector by image id.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
+        query = sa.select(_images.c.image_id, _images.c.vector_crc).where(
+            _images.c.collection_id == self._id(collection), _images.c.state == "ready"
+        )
+        return {row[0]: row[1] for row in self._read(query)}
 
     def known(self, collection: str, prefix: str | None = None) -> dict[str, Known]:
         """What is known of every file, to tell which ones an ingest may pass over.
@@ -527,7 +663,11 @@ class MetadataStore:
         return {row.path: row for row in rows}
 
     def by_id(
-        self, collection: str, image_ids: Iterable[int], *, state: str | None = "ready"
+        self,
+        collection: str,
+        image_ids: Iterable[int],
+        *,
+        states: Sequence[str] = ("ready",),
     ) -> dict[int, list[ImageRow]]:
         """Rows by image id, those of one image sorted by path.
 
@@ -537,30 +677,54 @@ class MetadataStore:
             The collection.
         image_ids : iterable of int
             Which ones.
-        state : str or None
-            Only rows in this state; None for all.
+        states : sequence of str
+            Only rows in one of these.
+
+        Returns
+        -------
+        dict of int to list of ImageRow
+            Ids without such a row are left out.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
         """
         found: dict[int, list[ImageRow]] = {}
         for row in self._images(_chosen(self._id(collection), image_ids=image_ids)):
-            if state is None or row.state == state:
+            if row.state in states:
                 found.setdefault(row.image_id, []).append(row)
         for rows in found.values():
             rows.sort(key=lambda row: _stored(row.path))
         return found
 
-    def ids(self, collection: str, state: str = "ready") -> np.ndarray:
+    def ids(self, collection: str, state: str | None = "ready") -> np.ndarray:
         """Image ids in a state.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        state : str or None
+            The state; None for any.
 
         Returns
         -------
-        ndarray of int64
-            Sorted, each once.
+        numpy.ndarray
+            int64, shape ``(n,)``, ascending, each once.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
         """
         query = (
             sa.select(_images.c.image_id)
-            .where(_images.c.collection_id == self._id(collection), _images.c.state == state)
+            .where(_images.c.collection_id == self._id(collection))
             .distinct()
         )
+        if state is not None:
+            query = query.where(_images.c.state == state)
         return np.unique(np.asarray([row[0] for row in self._read(query)], np.int64))
 
     def count(self, collection: str) -> Counts:
@@ -639,7 +803,9 @@ class MetadataStore:
             raise TypeError(f"a run has no {', '.join(sorted(unknown))}")
         self._change_run(run_id, **counts)
 
-    def finish_run(self, run_id: int, state: str, error: str | None = None) -> None:
+    def finish_run(
+        self, run_id: int, state: str, *, error: str | None = None, **counts: int
+    ) -> None:
         """Write down how an ingest ended.
 
         Parameters
@@ -650,11 +816,13 @@ class MetadataStore:
             ``done``, ``stopped`` or ``failed``.
         error : str, optional
             Why it failed.
+        **counts : int
+            As for :meth:`update_run`.
         """
         if state not in ("done", "stopped", "failed"):
             raise ValueError(f"a run ends as done, stopped or failed, not {state!r}")
         text = None if error is None else error.encode("utf-8", "backslashreplace").decode()
-        self._change_run(run_id, state=state, error=text, finished_at=_naive(None))
+        self._change_run(run_id, state=state, error=text, finished_at=_naive(None), **counts)
 
     def _change_run(self, run_id: int, **values: object) -> None:
         change = sa.update(_runs).where(_runs.c.run_id == run_id)
@@ -937,6 +1105,7 @@ def _collection(row: sa.Row) -> CollectionRow:
         row.dim,
         row.vector_index,
         _utc(row.created_at),
+        row.weights,
     )
 
 
@@ -952,6 +1121,7 @@ def _image(row: sa.Row) -> ImageRow:
         row.mtime_ns,
         row.state,
         _utc(row.added_at),
+        row.vector_crc,
     )
 
 

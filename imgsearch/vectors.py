@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -155,6 +157,8 @@ class VectorInfo(NamedTuple):
         Vectors that are written out and not indexed yet: searched one by one.
     server_version : str
         Version of the Milvus that holds it.
+    description : str
+        What :meth:`VectorStore.create` was given.
     """
 
     dim: int
@@ -162,6 +166,7 @@ class VectorInfo(NamedTuple):
     count: int
     pending_index_rows: int
     server_version: str
+    description: str
 
 
 class _Lost(Exception):
@@ -253,7 +258,7 @@ class VectorStore:
 
     # ------------------------------------------------------------ collections
 
-    def create(self, collection: str, dim: int, index: IndexSpec) -> None:
+    def create(self, collection: str, dim: int, index: IndexSpec, *, description: str = "") -> None:
         """Make a collection; nothing happens where it is there with this dimension.
 
         Parameters
@@ -264,6 +269,8 @@ class VectorStore:
             Length of its vectors, 2 to 32,768.
         index : IndexSpec
             Its index.
+        description : str
+            Kept with the collection.
 
         Raises
         ------
@@ -276,7 +283,7 @@ class VectorStore:
         with self._writing():
             there = self._schema(collection)
             if there is None:
-                self._attempt(lambda client, t: _create(client, collection, dim, t))
+                self._attempt(lambda client, t: _create(client, collection, dim, description, t))
                 there = self._schema(collection)
             if there != dim:
                 raise StoreError(
@@ -314,7 +321,11 @@ class VectorStore:
         if found is None:
             raise StoreError(self.where, f"collection {collection!r} has no index: run `repair`")
         index, pending = found
-        return VectorInfo(dim, index, self.count(collection), pending, self._version)
+        about = self._attempt(
+            lambda client, t: client.describe_collection(collection, timeout=t),
+            collection=collection,
+        )["description"]
+        return VectorInfo(dim, index, self.count(collection), pending, self._version, about)
 
     def drop(self, collection: str) -> None:
         """Remove a collection with all its vectors.
@@ -332,6 +343,36 @@ class VectorStore:
             self._attempt(lambda client, t: client.drop_collection(collection, timeout=t))
             with self._lock:
                 self._loaded.discard(collection)
+
+    def set_aside(self, collection: str) -> Path:
+        """Take a collection that cannot be read out of the embedded store, and keep its files.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        pathlib.Path
+            Where its files lie now.
+
+        Raises
+        ------
+        StoreError
+            The store is a server's: its own tools must mend it.
+        """
+        if self._home is None:
+            raise StoreError(
+                self.where,
+                f"collection {collection!r} cannot be read, and only the server's own tools can "
+                "mend it; or drop the collection and ingest again",
+            )
+        with self._writing():
+            kept = embedded.aside(self._home, collection)
+            shutil.copytree(self._home / embedded.STORE / "collections" / collection, kept)
+            self.drop(collection)
+        return kept
 
     # ------------------------------------------------------------ vectors
 
@@ -808,8 +849,8 @@ class VectorStore:
         lost = (status.UNAVAILABLE, status.CANCELLED, status.UNKNOWN)
         if (
             code in (2, *lost)
-            or isinstance(error, ValueError | AttributeError | TypeError)
-            and re.search(r"closed channel|NoneType", text)
+            or (isinstance(error, ValueError | AttributeError | TypeError)
+            and re.search(r"closed channel|NoneType", text))
             or "should create connection first" in text
         ):
             self._forget(self._client)
@@ -858,10 +899,12 @@ def _pymilvus() -> Any:
     return MilvusClient
 
 
-def _create(client: Any, collection: str, dim: int, timeout: float) -> None:
+def _create(client: Any, collection: str, dim: int, description: str, timeout: float) -> None:
     from pymilvus import DataType, MilvusException
 
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema = client.create_schema(
+        auto_id=False, enable_dynamic_field=False, description=description
+    )
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
     try:
