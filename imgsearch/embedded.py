@@ -113,10 +113,15 @@ class _FileLock:
         if fd is not None:
             os.close(fd)
 
+    def __del__(self) -> None:
+        if getattr(self, "fd", None) is not None:
+            self.close()
+
     def note(self, text: str) -> None:
-        """Write who holds the lock."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, text.encode(), 0)
+        """Write who holds the lock, if the disk has room for it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, text.encode(), 0)
 
     def read(self) -> str:
         """Read who holds the lock."""
@@ -348,7 +353,7 @@ def _find_or_start(home: Path, grace: float) -> dict:
 
 
 def _running(home: Path) -> dict | None:
-    """What server.json says, if the server it names is alive."""
+    """Read server.json, if the server it names is alive."""
     path = home / FOLDER / "server.json"
     try:
         state = json.loads(path.read_text())

@@ -631,7 +631,7 @@ class MetadataStore:
         return {row[0]: row[1] for row in self._read(query)}
 
     def known(self, collection: str, prefix: str | None = None) -> dict[str, Known]:
-        """What is known of every file, to tell which ones an ingest may pass over.
+        """Tell what is known of every file, so that an ingest can pass over the unchanged.
 
         Parameters
         ----------
@@ -743,7 +743,7 @@ class MetadataStore:
     def browse(
         self, collection: str, *, offset: int = 0, limit: int = 100, like: str | None = None
     ) -> list[ImageRow]:
-        """A page of the ready images, sorted by path.
+        """List a page of the ready images, sorted by path.
 
         Parameters
         ----------

@@ -37,6 +37,7 @@ METRIC = "COSINE"
 MAX_TOP_K = 16_384  # Milvus' own limit, for rows of one answer too
 BATCH_BYTES = 8 * 1024 * 1024  # of one message; Milvus takes 64 MiB, readers wait meanwhile
 OLDEST = (2, 3)  # the first Milvus with upsert and cosine
+_UNEXPECTED, _CONNECT_FAILED = 1, 2  # error codes of Milvus
 SPARE_HITS = 16  # fetched beyond top_k, so that ties at the cut fall by id
 CALL_LIMIT = 60.0  # seconds for one request to a server that keeps answering
 WORK_LIMIT = 3600.0  # seconds for loading or writing out a whole collection
@@ -45,6 +46,7 @@ STALLED = 600.0  # seconds without one more indexed row
 T = TypeVar("T")
 
 # name: (lowest, highest, default or None where Milvus chooses)
+_ABOUT, _INDEX = "imgsearch.about", "imgsearch.index"  # properties of a collection
 _BUILD = {
     "HNSW": {"M": (4, 64, 16), "efConstruction": (8, 512, 200)},
     "FLAT": {},
@@ -150,7 +152,7 @@ class VectorInfo(NamedTuple):
     dim : int
         Length of its vectors.
     index : IndexSpec
-        Its index; ``search`` holds defaults, Milvus does not keep those.
+        Its index.
     count : int
         Vectors in it.
     pending_index_rows : int
@@ -169,8 +171,12 @@ class VectorInfo(NamedTuple):
     description: str
 
 
-class _Lost(Exception):
-    """The server is gone, or silent; text says which."""
+class _Gone(Exception):
+    """Nobody listens at the server's address any more."""
+
+
+class _Silent(Exception):
+    """The server does not answer; text says since when."""
 
 
 class _NotLoaded(Exception):
@@ -197,6 +203,7 @@ class VectorStore:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._loaded: set[str] = set()
+        self._facts: dict[str, tuple[int, IndexSpec]] = {}  # dimension and index, for searches
         self._version = ""
         self._uri = settings.milvus_address or ""
         self._token = settings.milvus_token.get_secret_value() if settings.milvus_token else ""
@@ -283,7 +290,8 @@ class VectorStore:
         with self._writing():
             there = self._schema(collection)
             if there is None:
-                self._attempt(lambda client, t: _create(client, collection, dim, description, t))
+                about = {_ABOUT: description, _INDEX: str(index)}
+                self._attempt(lambda client, t: _create(client, collection, dim, about, t))
                 there = self._schema(collection)
             if there != dim:
                 raise StoreError(
@@ -292,7 +300,9 @@ class VectorStore:
                 )  # fmt: skip
             # A process that died in between may have left a collection without an index.
             if self._index(collection) is None:
-                self._attempt(lambda client, t: _create_index(client, collection, index, t))
+                self._attempt(
+                    lambda client, t: _create_index(client, collection, index, t), limit=WORK_LIMIT
+                )
             self._ready(collection)
 
     def collections(self) -> list[str]:
@@ -321,10 +331,7 @@ class VectorStore:
         if found is None:
             raise StoreError(self.where, f"collection {collection!r} has no index: run `repair`")
         index, pending = found
-        about = self._attempt(
-            lambda client, t: client.describe_collection(collection, timeout=t),
-            collection=collection,
-        )["description"]
+        about = self._properties(collection).get(_ABOUT, "")
         return VectorInfo(dim, index, self.count(collection), pending, self._version, about)
 
     def drop(self, collection: str) -> None:
@@ -343,6 +350,7 @@ class VectorStore:
             self._attempt(lambda client, t: client.drop_collection(collection, timeout=t))
             with self._lock:
                 self._loaded.discard(collection)
+                self._facts.pop(collection, None)
 
     def set_aside(self, collection: str) -> Path:
         """Take a collection that cannot be read out of the embedded store, and keep its files.
@@ -485,20 +493,42 @@ class VectorStore:
         if not 1 <= top_k <= MAX_TOP_K:
             raise ConfigError("top_k", f"must be 1 to {MAX_TOP_K}, not {top_k}")
         end = None if timeout is None else time.monotonic() + timeout
-        queries = _checked(queries, self._dim(collection))
+        facts = self._facts.get(collection)
+        if facts is not None:
+            try:
+                return self._search(collection, queries, top_k, facts, search_params, end)
+            except (StoreError, ConfigError, CollectionNotFound):
+                # Another process may have dropped it and made it anew, in another form.
+                if self._fresh_facts(collection) == facts:
+                    raise
+        facts = self._fresh_facts(collection)
+        return self._search(collection, queries, top_k, facts, search_params, end)
+
+    def _fresh_facts(self, collection: str) -> tuple[int, IndexSpec]:
+        dim, found = self._dim(collection), self._index(collection)
+        if found is None:
+            raise StoreError(self.where, f"collection {collection!r} has no index: run `repair`")
+        self._facts[collection] = dim, found[0]
+        return dim, found[0]
+
+    def _search(
+        self,
+        collection: str,
+        queries: np.ndarray,
+        top_k: int,
+        facts: tuple[int, IndexSpec],
+        search_params: dict[str, int] | None,
+        end: float | None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        dim, index = facts
+        queries = _checked(queries, dim)
+        limit = min(top_k + SPARE_HITS, MAX_TOP_K)
+        params = _search_params(index, search_params, limit)
         if not len(queries):
             return []
         self._ready(collection)
-        found = self._index(collection)
-        if found is None:
-            raise StoreError(self.where, f"collection {collection!r} has no index: run `repair`")
-        index = found[0]
-        limit = min(top_k + SPARE_HITS, MAX_TOP_K)
-        params = _search_params(index, search_params, limit)
         # Bounded by bytes both ways: the queries, and some 20 bytes for each hit.
-        step = max(
-            1, min(1_000, BATCH_BYTES // (4 * queries.shape[1]), BATCH_BYTES // (limit * 20))
-        )
+        step = max(1, min(1_000, BATCH_BYTES // (4 * dim), BATCH_BYTES // (limit * 20)))
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(queries), step):
             part = list(queries[start : start + step])
@@ -647,16 +677,18 @@ class VectorStore:
     def _writing(self) -> AbstractContextManager[None]:
         return nullcontext() if self._home is None else embedded.writing(self._home)
 
+    def _describe(self, collection: str) -> dict[str, Any]:
+        return self._attempt(lambda client, t: client.describe_collection(collection, timeout=t))
+
+    def _properties(self, collection: str) -> dict[str, str]:
+        return self._describe(collection).get("properties") or {}
+
     def _schema(self, collection: str) -> int | None:
         """Dimension of a collection, None where there is none."""
         try:
-            facts = self._attempt(
-                lambda client, t: client.describe_collection(collection, timeout=t),
-                collection=collection,
-            )
+            fields = {f["name"]: f for f in self._describe(collection)["fields"]}
         except CollectionNotFound:
             return None
-        fields = {f["name"]: f for f in facts["fields"]}
         if set(fields) != {"id", "vector"} or not fields["id"].get("is_primary"):
             raise StoreError(
                 self.where, f"collection {collection!r} was made by another program, with the "
@@ -681,7 +713,12 @@ class VectorStore:
         given = {**facts, **(facts.get("params") or {})}
         kind = str(given.get("index_type", "")).upper()
         pairs = ",".join(f"{n}={given[n]}" for n in _BUILD.get(kind, ()) if n in given)
-        return IndexSpec.parse(f"{kind}:{pairs}"), int(facts.get("pending_index_rows") or 0)
+        index = IndexSpec.parse(f"{kind}:{pairs}")
+        # Milvus does not keep what an index is to be searched with.
+        if asked := self._properties(collection).get(_INDEX):
+            wish = IndexSpec.parse(asked)
+            index = wish if (wish.kind, wish.params) == (index.kind, index.params) else index
+        return index, int(facts.get("pending_index_rows") or 0)
 
     def _query(self, collection: str, **what: object) -> list[dict]:
         return self._attempt(
@@ -715,13 +752,12 @@ class VectorStore:
         for last in (False, True):
             try:
                 return self._patiently(call, end, limit)
-            except _Lost as lost:
-                if self._home is None or last:
-                    raise self._unavailable(str(lost)) from None
-                if end is not None and time.monotonic() >= end:
-                    raise self._unavailable(str(lost)) from None
-                if "silent" in str(lost):  # frozen or overloaded: another one cannot open the store
-                    raise self._unavailable(str(lost)) from None
+            except _Silent as silent:
+                raise self._unavailable(f"is silent for {silent}") from None
+            except _Gone:
+                late = end is not None and time.monotonic() >= end
+                if self._home is None or last or late:
+                    raise self._unavailable("cannot be reached") from None
             except _NotLoaded:
                 if last or collection is None:
                     raise StoreError(
@@ -730,10 +766,10 @@ class VectorStore:
                     ) from None  # fmt: skip
                 self._loaded.discard(collection)
                 self._ready(collection)
-            except LookupError as absent:
-                if not isinstance(absent, CollectionNotFound):
+            except CollectionNotFound:
+                if collection is None:
                     raise
-                raise CollectionNotFound(collection or absent.collection, ()) from None
+                raise CollectionNotFound(collection, self.collections()) from None
         raise AssertionError("unreachable")
 
     def _patiently(self, call: Callable[[Any, float], T], end: float | None, limit: float) -> T:
@@ -767,20 +803,19 @@ class VectorStore:
                 raise self._translated(error, allowed) from None
             if time.monotonic() - started >= allowed:
                 self._forget(client)
-                raise _Lost(f"silent for {allowed:.3g} s") from None
+                raise _Silent(f"{allowed:.3g} s") from None
             try:
                 client.get_server_version(timeout=half)
             except Exception:
                 if not future.done():
                     self._forget(client)
-                    raise _Lost(f"silent for {self._timeout:g} s") from None
+                    raise _Silent(f"{self._timeout:g} s") from None
 
     def _connected(self, timeout: float) -> Any:
         with self._lock:
             if self._pid != os.getpid():
                 # The channel is the parent's: it is left alone, not closed.
                 self._client, self._lease, self._pid = None, None, os.getpid()
-                self._loaded.clear()
             if self._client is None:
                 self._client = self._connect(timeout)
             return self._client
@@ -795,6 +830,7 @@ class VectorStore:
                 self._lease.renew()
             uri, token = self._lease.uri, self._lease.token
         self._loaded.clear()
+        self._facts.clear()
         try:
             client = milvus_client(uri=uri, token=token, timeout=timeout, dedicated=True)
         except Exception as error:
@@ -837,51 +873,53 @@ class VectorStore:
         text = str(getattr(error, "message", "") or error)
         status = grpc.StatusCode
         if code in (status.UNAUTHENTICATED, status.PERMISSION_DENIED) or re.search(
-            r"auth check failure|unauthenticated|permission ?den", text, re.I
+            r"auth check failure|unauthenticated|permission ?den", text, re.IGNORECASE
         ):
-            if self._home is not None:  # another server has come to listen on the old one's port
-                self._forget(self._client)
-                return _Lost("gone")
-            return StoreError(self.where, "refuses the credentials: check MILVUS_TOKEN")
+            if self._home is None:
+                return StoreError(self.where, "refuses the credentials: check MILVUS_TOKEN")
+            self._forget(self._client)  # another home's server listens on the old one's port now
+            return _Gone()
         if code == status.DEADLINE_EXCEEDED or "DEADLINE_EXCEEDED" in text:
             self._forget(self._client)
-            return _Lost(f"silent for {timeout:.3g} s")
-        lost = (status.UNAVAILABLE, status.CANCELLED, status.UNKNOWN)
-        if (
-            code in (2, *lost)
-            or (isinstance(error, ValueError | AttributeError | TypeError)
-            and re.search(r"closed channel|NoneType", text))
-            or "should create connection first" in text
-        ):
+            return _Silent(f"{timeout:.3g} s")
+        lost = (status.UNAVAILABLE, status.CANCELLED, status.UNKNOWN, _CONNECT_FAILED)
+        # What pymilvus says when the channel is closed under it, by another thread.
+        closed = re.search(r"closed channel|NoneType|should create connection first", text)
+        if code in lost or closed:
             self._forget(self._client)
-            return _Lost("gone")
-        if code == 100 or re.search(r"can't find collection|collection not found", text, re.I):
-            named = re.search(r"collection(?: name)?[^'\"=\[]*['\"=\[]+(\w+)", text)
-            return CollectionNotFound(named[1] if named else "?")
-        if code == 101 or re.search(r"not loaded|not been loaded", text, re.I):
+            return _Gone()
+        if code == 100 or re.search(
+            r"can't find collection|collection not found", text, re.IGNORECASE
+        ):
+            return CollectionNotFound("", ())
+        if code == 101 or re.search(r"not loaded|not been loaded", text, re.IGNORECASE):
             return _NotLoaded(text)
         if not isinstance(error, MilvusException | grpc.RpcError):
             return error
-        if self._home is not None and code == 1:
-            log = self._lease.log if self._lease else self._home / embedded.FOLDER / "server.log"
-            return StoreDamaged(
-                self.where,
-                f"{text}. `verify` says what is missing, `repair` rebuilds it from the metadata "
-                f"and the files; details in {log}",
+        if self._home is None or code != _UNEXPECTED:
+            return StoreError(self.where, text)
+        log = self._home / embedded.FOLDER / "server.log"
+        if re.search(r"Errno|No space|Permission", text):
+            return StoreError(
+                self.where, f"{text}: check free space and permissions; details in {log}"
             )
-        return StoreError(self.where, text)
+        return StoreDamaged(
+            self.where,
+            f"{text}. `verify` says what is missing, `repair` rebuilds it from the metadata "
+            f"and the files; details in {log}",
+        )
 
     def _unavailable(self, how: str) -> StoreUnavailable:
         if self._home is not None:
             log = self._home / embedded.FOLDER / "server.log"
-            pid = f" (process {self._lease.pid})" if self._lease else ""
+            pid = f", process {self._lease.pid}," if self._lease else ""
             return StoreUnavailable(
-                self.where, f"its server{pid} is {how}: see {log}, and whether memory is short"
+                self.where, f"its server{pid} {how}: see {log}, and whether memory is short"
             )
-        advice = "check that it runs, MILVUS_HOST and MILVUS_PORT or MILVUS_URI, and the firewall"
         return StoreUnavailable(
-            self.where, f"{'cannot be reached' if how == 'gone' else 'is ' + how}: {advice}"
-        )
+            self.where, f"{how}: check that it runs, MILVUS_URI or MILVUS_HOST and MILVUS_PORT, "
+            "and the firewall"
+        )  # fmt: skip
 
 
 def _pymilvus() -> Any:
@@ -899,17 +937,20 @@ def _pymilvus() -> Any:
     return MilvusClient
 
 
-def _create(client: Any, collection: str, dim: int, description: str, timeout: float) -> None:
+def _create(client: Any, collection: str, dim: int, about: dict[str, str], timeout: float) -> None:
     from pymilvus import DataType, MilvusException
 
-    schema = client.create_schema(
-        auto_id=False, enable_dynamic_field=False, description=description
-    )
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
     try:
+        # Not as a description: Milvus Lite forgets those.
         client.create_collection(
-            collection, schema=schema, timeout=timeout, consistency_level="Session"
+            collection,
+            schema=schema,
+            properties=about,
+            timeout=timeout,
+            consistency_level="Session",
         )
     except MilvusException as error:
         if "exist" not in str(error):  # another process may have been quicker

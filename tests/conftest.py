@@ -194,10 +194,10 @@ config.set("log.level", "error")
 config.resolve()
 print(os.path.join(shared, "bin", "milvus"))
 """
-_MILVUS_PORTS = (
-    "proxy etcd proxy_internal root_coord query_coord query_node index_coord index_node "
-    "data_coord data_node"
-).split()
+_MILVUS_PORTS = [
+    *("proxy", "proxy_internal", "etcd", "root_coord", "query_coord", "query_node"),
+    *("index_coord", "index_node", "data_coord", "data_node"),
+]
 
 
 class Milvus:
@@ -215,6 +215,17 @@ class Milvus:
             check=True,
         )
         self.program = made.stdout.strip()
+        client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        etcd = {
+            "name": "default",
+            "data-dir": str(folder / "etcd"),
+            "listen-client-urls": client,
+            "advertise-client-urls": client,
+            "listen-peer-urls": peer,
+            "initial-advertise-peer-urls": peer,
+            "initial-cluster": f"default={peer}",
+        }
+        (folder / "etcd.yaml").write_text(json.dumps(etcd))  # JSON is YAML
         self.start()
 
     def start(self) -> None:
@@ -232,6 +243,7 @@ class Milvus:
                 "LD_LIBRARY_PATH": libraries,
                 "DEPLOY_MODE": "STANDALONE",
                 "METRICS_PORT": str(self.health),
+                "ETCD_CONFIG_PATH": str(self.folder / "etcd.yaml"),
                 "MILVUS_RUN_DIR": str(self.folder / "run"),
             },
         )
@@ -266,7 +278,8 @@ def milvus_server(tmp_path_factory) -> Iterator[Milvus]:
     try:
         yield server
     finally:
-        server.stop()
+        server.process.kill()  # it takes half a minute to leave, and nobody wants its data
+        server.process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -279,37 +292,32 @@ def shared_home(tmp_path_factory) -> Iterator[Path]:
         yield home
 
 
-class Stores:
-    """Settings of one kind of stores, and names in them that no other test uses."""
-
-    def __init__(self, kind: str, settings: Settings):
-        self.kind, self.settings = kind, settings
-
-    def name(self) -> str:
-        return f"t_{uuid.uuid4().hex[:12]}"
-
-
 @pytest.fixture(params=["embedded", "servers"])
-def stores(request, tmp_path) -> Stores:
-    """Both kinds of stores in turn: the same test must hold on each.
+def stores(request, tmp_path) -> Iterator[Settings]:
+    """Settings of both kinds of stores in turn: the same test must hold on each.
 
-    Milvus Lite and SQLite, or Milvus and MariaDB. Vectors are in a store that
-    lives as long as the session: take a new collection's name with
-    ``stores.name()``. The metadata are the test's own.
+    Milvus Lite and SQLite, or Milvus and MariaDB. The metadata are the test's
+    own; vectors are in a store that lives as long as the session, so take the
+    name of a collection from the fixture ``collection``.
     """
     from imgsearch.config import settings
 
     if request.param == "embedded":
         home = request.getfixturevalue("shared_home")
-        url = f"sqlite:///{tmp_path / 'metadata.sqlite'}"
-        return Stores("embedded", settings(imgsearch_home=home, database_url=url))
+        yield settings(
+            imgsearch_home=home, database_url=f"sqlite:///{tmp_path / 'metadata.sqlite'}"
+        )
+        return
     milvus = request.getfixturevalue("milvus_server")
     database = request.getfixturevalue("mariadb")
     name = f"t_{uuid.uuid4().hex[:12]}"
-    request.addfinalizer(lambda: database.sql(f"DROP DATABASE IF EXISTS {name}"))
-    return Stores(
-        "servers",
-        settings(
-            imgsearch_home=tmp_path / "home", milvus_uri=milvus.uri, **database.settings(name)
-        ),
+    yield settings(
+        imgsearch_home=tmp_path / "home", milvus_uri=milvus.uri, **database.settings(name)
     )
+    database.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+@pytest.fixture
+def collection() -> str:
+    """A name that no other test uses."""
+    return f"t_{uuid.uuid4().hex[:12]}"
