@@ -89,8 +89,8 @@ lock: ## write requirements.lock anew: the newest versions that pyproject.toml a
 	build/lock/bin/python -m pip install -e '.[$(EXTRAS)]'
 	build/lock/bin/python -m pip check
 	@{ sed -n '/^#/p' requirements.lock; \
-	build/lock/bin/python -m pip freeze --exclude-editable \
-	| sed 's/+[a-z0-9.]*$$//' | grep -v -i -e '^nvidia-' -e '^cuda-' -e '^triton==' -e '^#'; } > build/requirements.lock
+	build/lock/bin/python -m pip freeze --all --exclude-editable \
+	| sed 's/+[a-z0-9.]*$$//' | grep -v -i -e '^nvidia-' -e '^cuda-' -e '^triton==' -e '^pip==' -e '^wheel==' -e '^#'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
 clean: ## remove the environments, caches and the demo's output

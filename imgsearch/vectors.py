@@ -849,8 +849,10 @@ class VectorStore:
         lost = (status.UNAVAILABLE, status.CANCELLED, status.UNKNOWN)
         if (
             code in (2, *lost)
-            or (isinstance(error, ValueError | AttributeError | TypeError)
-            and re.search(r"closed channel|NoneType", text))
+            or (
+                isinstance(error, ValueError | AttributeError | TypeError)
+                and re.search(r"closed channel|NoneType", text)
+            )
             or "should create connection first" in text
         ):
             self._forget(self._client)
