@@ -55,7 +55,7 @@ demo: env ## ingest the sample and search it, in a minute, with nothing to downl
 	@rm -f output/demo/ingest.json output/demo/search.json
 	$(PAPERMILL) notebooks/ingest.ipynb output/demo/ingest.ipynb \
 		-p image_dir '$(SAMPLE)/JPEGImages' -p collection sample -p encoder mini \
-		-p report_path output/demo/ingest.json
+		-p output_dir output/demo
 	$(PAPERMILL) notebooks/search.ipynb output/demo/search.ipynb \
 		-p query_path '$(SAMPLE)/JPEGImages/2026_000001.jpg' -p collection sample \
 		-p output_dir output/demo

@@ -26,9 +26,11 @@ DTYPE = re.compile(r"\b(?:u?int(?:8|16|32|64)?|float(?:16|32|64)?|bool|str|objec
 ARRAY = re.compile(r"\bndarray\b|\bNDArray\b")
 # Names that leave their unit open; max_pixels or grace_seconds do not.
 TIME_NAME = re.compile(r"(?:^|_)(?:timeout|interval|delay|duration|age|idle|grace)$")
-TIME = re.compile(r"\b(?:milliseconds?|ms|seconds?|minutes?|hours?|s)\b")
+TIME = re.compile(r"\b(?:milliseconds?|ms|seconds?|minutes?|hours?|s)\b", re.I)
 SIZE_NAME = re.compile(r"^(?:size|width|height|max_size)$")
-SIZE = re.compile(r"\b(?:bytes?|[KMG]i?B|pixels?|inch(?:es)?|points?|images?|rows?|columns?)\b")
+SIZE = re.compile(
+    r"\b(?:bytes?|[KMG]i?B|pixels?|inch(?:es)?|points?|images?|rows?|columns?)\b", re.I
+)
 
 
 def sections(doc: str) -> dict[str, str]:
