@@ -68,7 +68,6 @@ _collections = sa.Table(
     sa.Column("id", _Number, primary_key=True, autoincrement=True),
     sa.Column("name", sa.String(64), nullable=False, unique=True),
     sa.Column("encoder", _Text, nullable=False),
-    sa.Column("weights", _Text),
     sa.Column("identity", _Text, nullable=False),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("dim", sa.Integer, nullable=False),
@@ -180,8 +179,6 @@ class CollectionRow(NamedTuple):
         Its index, as :class:`imgsearch.vectors.IndexSpec` writes it.
     created_at : datetime or None
         UTC; None for now.
-    weights : str or None
-        File that the encoder's weights came from, if it was named.
     """
 
     name: str
@@ -191,7 +188,6 @@ class CollectionRow(NamedTuple):
     dim: int
     index: str
     created_at: datetime | None = None
-    weights: str | None = None
 
 
 class RunRow(NamedTuple):
@@ -379,7 +375,6 @@ class MetadataStore:
         values = {
             "name": row.name,
             "encoder": row.encoder,
-            "weights": row.weights,
             "identity": json.dumps(row.identity, sort_keys=True),
             "fingerprint": row.fingerprint,
             "dim": row.dim,
@@ -1105,7 +1100,6 @@ def _collection(row: sa.Row) -> CollectionRow:
         row.dim,
         row.vector_index,
         _utc(row.created_at),
-        row.weights,
     )
 
 
