@@ -115,6 +115,8 @@ class IndexSpec:
             )  # fmt: skip
         known = {**_BUILD[kind], **_SEARCH[kind]}
         values = {name: default for name, (_, _, default) in known.items()}
+        if "nlist" in values:
+            values["nprobe"] = 0  # filled in below
         for part in filter(None, (p.strip() for p in rest.split(","))):
             name, _, value = (x.strip() for x in part.partition("="))
             name = {n.lower(): n for n in known}.get(name.lower(), name)
@@ -129,10 +131,12 @@ class IndexSpec:
                     "index", f"{name}={value} of {kind} must be a whole number, {low} to {high}"
                 )
             values[name] = int(value)
-        if values.get("nprobe", 0) > values.get("nlist", 65_536):
-            raise ConfigError(
-                "index", f"nprobe={values['nprobe']} is more than nlist={values['nlist']}"
-            )
+        if "nlist" in values:
+            values["nprobe"] = values["nprobe"] or min(16, values["nlist"])
+            if values["nprobe"] > values["nlist"]:
+                raise ConfigError(
+                    "index", f"nprobe={values['nprobe']} is more than nlist={values['nlist']}"
+                )
         return cls(
             kind,
             {n: values[n] for n in _BUILD[kind]},
@@ -869,6 +873,8 @@ class VectorStore:
 
         if isinstance(error, StoreError | ConfigError):
             return error
+        if isinstance(error.__cause__, grpc.RpcError):  # pymilvus hides why it cannot connect
+            error = error.__cause__
         code = error.code() if isinstance(error, grpc.RpcError) else getattr(error, "code", None)
         text = str(getattr(error, "message", "") or error)
         status = grpc.StatusCode
@@ -958,8 +964,11 @@ def _create(client: Any, collection: str, dim: int, about: dict[str, str], timeo
 
 
 def _create_index(client: Any, collection: str, index: IndexSpec, timeout: float) -> None:
+    # pymilvus sends every parameter by itself, Milvus Lite looks for them in one, `params`,
+    # and takes its defaults without a word where that is missing.
+    both = {**index.params, "params": index.params}
     params = client.prepare_index_params()
-    params.add_index("vector", index_type=index.kind, metric_type=METRIC, params=index.params)
+    params.add_index("vector", index_type=index.kind, metric_type=METRIC, params=both)
     client.create_index(collection, params, timeout=timeout)
 
 

@@ -193,6 +193,8 @@ config = milvus.MilvusServerConfig(data_dir=base, **ports)
 for part in ("rootCoord", "proxy", "queryCoord", "queryNode", "indexNode", "dataCoord", "dataNode"):
     config.set(part + ".ip", "127.0.0.1")
 config.set("log.level", "error")
+for rhythm in ("queryCoord.checkInterval", "queryCoord.distPullInterval", "proxy.timeTickInterval"):
+    config.set(rhythm, "50")  # milliseconds; half a second and more make every load take three
 config.resolve()
 print(os.path.join(shared, "bin", "milvus"))
 """
