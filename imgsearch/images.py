@@ -255,6 +255,15 @@ def read(path: str | Path) -> bytes:
 
     Never waits on a pipe, a socket or a device, and never reads more than `MAX_BYTES`.
 
+    Parameters
+    ----------
+    path : path
+        The file; links are followed.
+
+    Returns
+    -------
+    bytes
+
     Raises
     ------
     ImageError
