@@ -94,7 +94,7 @@ class Protocol:
 def prepare(
     gallery: Gallery,
     voc: Voc,
-    protocol: Protocol | str = Protocol(),  # noqa: B008 - frozen
+    protocol: Protocol | str = "train -> val",
     *,
     classes: Sequence[str] = (),
     allow_missing: bool = False,
@@ -361,9 +361,8 @@ def sweep(
     chosen = np.sort(generator.choice(len(ids), min(queries, len(ids)), replace=False))
     depth = min(k, len(ids) - 1)
     skip = ranking.same(ids[chosen], ids)
-    kth = np.concatenate(
-        [block.scores[:, depth - 1] for block in ranking.exact(vectors[chosen], vectors, skip)]
-    )
+    blocks = (make() for make in ranking.exact(vectors[chosen], vectors, skip))
+    kth = np.array([b.scores(row)[depth - 1] for b in blocks for row in range(len(b.order))])
     own = IndexSpec.parse(str(gallery.row.index))
     found: list[IndexPoint | None] = [None] * len(specs)
     builds: dict[tuple, list[int]] = {}

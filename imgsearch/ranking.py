@@ -11,8 +11,9 @@ float32 scores err by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -25,7 +26,8 @@ _SLACK = 1 << 10  # keeps the key of a score of just over 1 positive
 _NOTHING = np.uint64(2**64 - 1)
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Block:
     """Rankings of consecutive queries.
 
     Attributes
@@ -34,13 +36,33 @@ class Block(NamedTuple):
         Number of the first query.
     order : ndarray of int32, shape (b, depth)
         Positions in the gallery, best first; -1 stands for nothing, at the end.
-    scores : ndarray of float64, shape (b, depth)
-        Cosine similarity; where `order` is -1, without meaning.
+    keys : ndarray, shape (b, depth)
+        What :meth:`scores` are made of.
     """
 
     start: int
     order: np.ndarray
-    scores: np.ndarray
+    keys: np.ndarray
+
+    def scores(self, row: int, places: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Give the cosine similarity of one query to what is at some places.
+
+        Parameters
+        ----------
+        row : int
+            Number of the query in this block.
+        places : ndarray of int or slice
+            Where `order` is -1, the score has no meaning.
+
+        Returns
+        -------
+        ndarray of float64
+        """
+        keys = self.keys[row, places]
+        if keys.dtype != np.uint64:
+            return keys.astype(np.float64)
+        # Not made for all places at once: hardly any score is looked at.
+        return (2.0**_GRID + _SLACK - (keys >> np.uint64(32))) * 2.0**-_GRID
 
 
 def exact(
@@ -49,7 +71,7 @@ def exact(
     skip: np.ndarray | None = None,
     *,
     block_bytes: int = BLOCK_BYTES,
-) -> Iterator[Block]:
+) -> Iterator[Callable[[], Block]]:
     """Rank the whole gallery for each query, block by block.
 
     Parameters
@@ -67,8 +89,9 @@ def exact(
 
     Yields
     ------
-    Block
-        Of full depth n.
+    callable
+        That returns the next :class:`Block`, of full depth n; several may be
+        called at once, in threads.
 
     Raises
     ------
@@ -77,26 +100,45 @@ def exact(
     """
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} do not fit")
-    columns = np.arange(len(gallery), dtype=np.uint64)
-    turned = (_fixed(gallery) * -(2.0 ** (_GRID - 2 * _BITS))).T
+    across = (_fixed(gallery) * 2.0 ** (-2 * _BITS)).T
     rows = max(1, block_bytes // (8 * max(1, len(gallery))))
+
+    def block(start: int) -> Block:
+        scores = _fixed(queries[start : start + rows]) @ across
+        return by_score(scores, None if skip is None else skip[start : start + rows], start)
+
     for start in range(0, len(queries), rows):
-        products = _fixed(queries[start : start + rows]) @ turned
-        if skip is not None:
-            skipped = skip[start : start + rows]
-        # Adding 2^52 rounds to a whole number, which is then in the low bits.
-        products += 2.0**52 + 2.0**_GRID + _SLACK
-        keys = products.view(np.uint64)
-        keys <<= np.uint64(32)
-        keys |= columns
-        if skip is not None:
-            for row, (first, last) in enumerate(skipped.tolist()):
-                keys[row, first:last] = _NOTHING
-        keys.sort(axis=1)
-        order = keys.astype(np.uint32).view(np.int32)
-        keys >>= np.uint64(32)
-        scores = (2.0**_GRID + _SLACK - keys.astype(np.float64)) * 2.0**-_GRID
-        yield Block(start, order, scores)
+        yield partial(block, start)
+
+
+def by_score(scores: np.ndarray, skip: np.ndarray | None = None, start: int = 0) -> Block:
+    """Rank by given scores, to full depth.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (b, n)
+        From -1 to 1; overwritten. Equal ones (to 2^-30) rank in the order of the columns.
+    skip : ndarray of int, shape (b, 2), optional
+        As in :func:`exact`.
+    start : int
+        Number of the first query.
+
+    Returns
+    -------
+    Block
+    """
+    # One number to sort by: the score, descending, above; the column below. Adding
+    # 2^52 rounds to a whole number, and leaves it in the low bits of the float.
+    scores *= -(2.0**_GRID)
+    scores += 2.0**52 + 2.0**_GRID + _SLACK
+    keys = scores.view(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(scores.shape[1], dtype=np.uint64)
+    if skip is not None:
+        for row, (first, last) in enumerate(skip.tolist()):
+            keys[row, first:last] = _NOTHING
+    keys.sort(axis=1)
+    return Block(start, keys.astype(np.uint32).view(np.int32), keys)
 
 
 def same(query_ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:

@@ -164,7 +164,8 @@ class Judge:
         Labels
             Of shape (b, depth).
         """
-        return Labels(self._present[order], self._shown[order])
+        # -1 wraps around to the last entry, which stands for no item.
+        return Labels(*(np.take(part, order, mode="wrap") for part in (self._present, self._shown)))
 
     @staticmethod
     def gains(places: Labels, queries: Labels, mask: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,10 +16,13 @@ Queries with no relevant item in the gallery enter no mean; they are counted in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,6 +40,8 @@ LEVELS = tuple(i / 100 for i in range(101))
 
 NEIGHBOURS = 20
 """How many of a query's nearest neighbours are kept."""
+
+T, R = TypeVar("T"), TypeVar("R")
 
 ALL, PERSON = "all", "person"
 WITHOUT = f"without {PERSON}"
@@ -91,7 +96,7 @@ class Task:
             digest.update(b"\0" + np.ascontiguousarray(part).astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
-    def ranked(self, *, block_bytes: int = ranking.BLOCK_BYTES) -> Iterable[Block]:
+    def ranked(self, *, block_bytes: int = ranking.BLOCK_BYTES) -> Iterator[Callable[[], Block]]:
         """Rank the gallery for each query, exactly and to full depth.
 
         Parameters
@@ -101,7 +106,8 @@ class Task:
 
         Returns
         -------
-        iterator of Block
+        iterator of callable
+            As :func:`imgsearch.ranking.exact` yields them.
         """
         return ranking.exact(
             self.vectors[self.queries],
@@ -570,17 +576,28 @@ def evaluate(
             parts[name] = _Part(mask, rows, counts, ks)
     neighbours = np.full((len(task.queries), NEIGHBOURS), -1, np.int32)
     scores = np.zeros(neighbours.shape)
-    done = 0
-    for block in task.ranked() if blocks is None else blocks:
+
+    def judged(make: Callable[[], Block]) -> tuple[int, int, dict[str, _Judged]]:
+        block = make()
         stop = block.start + len(block.order)
-        if block.start != done or stop > len(task.queries):
-            raise ConfigError("blocks", f"query {done} is next, not {block.start} to {stop}")
-        done = stop
+        if stop > len(task.queries):
+            raise ConfigError("blocks", f"go on to {stop}, past {len(task.queries)} queries")
         places = judge.places(block.order)
+        results = {}
         for name, part in parts.items():
-            junk = part.add(block.start, stop, places, queries)
+            results[name], junk = part.judged(block.start, stop, places, queries)
             if name == ALL:
                 _keep(block, part.within(block.start, stop), junk, neighbours, scores)
+        return block.start, stop, results
+
+    done = 0
+    makers = task.ranked() if blocks is None else (partial(_itself, block) for block in blocks)
+    for start, stop, results in _in_threads(judged, makers):
+        if start != done:
+            raise ConfigError("blocks", f"query {done} is next, not {start}")
+        done = stop
+        for name, result in results.items():
+            parts[name].add(result)
     if done != len(task.queries):
         raise ConfigError("blocks", f"end after {done} of {len(task.queries)} queries")
     return Evaluation(
@@ -623,20 +640,28 @@ def view_mask(classes: tuple[str, ...], view: str) -> int:
     return views[view]
 
 
+class _Judged(NamedTuple):
+    """Figures of a view's queries in one block."""
+
+    values: dict[str, np.ndarray]
+    curves: np.ndarray  # float32 (rows, 101)
+
+
 class _Part:
     """Collects a view, block by block."""
 
     def __init__(self, mask: int, rows: np.ndarray, counts: relevance.Counts, ks: tuple[int, ...]):
         self.mask, self.rows, self.counts, self.ks = mask, rows, counts, ks
-        self._values: list[dict[str, np.ndarray]] = []
-        self._curve = np.zeros(len(LEVELS))
+        self._blocks: list[_Judged] = []
 
     def within(self, start: int, stop: int) -> np.ndarray:
         """Numbers of the view's queries in a block."""
         return self.rows[slice(*np.searchsorted(self.rows, [start, stop]))]
 
-    def add(self, start: int, stop: int, places: Labels, queries: Labels) -> np.ndarray:
-        """Judge a block; returns its junk, bool (rows of the view in it, depth)."""
+    def judged(
+        self, start: int, stop: int, places: Labels, queries: Labels
+    ) -> tuple[_Judged, np.ndarray]:
+        """Judge a block; also returns its junk, bool (rows of the view in it, depth)."""
         first, last = np.searchsorted(self.rows, [start, stop])
         rows = self.rows[first:last]
         if len(rows) < stop - start:
@@ -644,9 +669,12 @@ class _Part:
         gains, junk = relevance.Judge.gains(places, queries[rows], self.mask)
         found = metrics.ranks(gains, junk)
         counts = relevance.Counts(*(part[first:last] for part in self.counts))
-        self._values.append(_values(found, counts, self.ks))
-        self._curve += metrics.interpolated_precision(found, counts.relevant, LEVELS).sum(axis=0)
-        return junk
+        curve = metrics.interpolated_precision(found, counts.relevant, LEVELS)
+        return _Judged(_values(found, counts, self.ks), curve.astype(np.float32)), junk
+
+    def add(self, result: _Judged) -> None:
+        """Take the next block's figures."""
+        self._blocks.append(result)
 
     def view(self, name: str, seed: int) -> View:
         some = self.counts.relevant > 0
@@ -658,12 +686,11 @@ class _Part:
             relevant=counts.relevant,
             candidates=counts.candidates,
             values={
-                metric: np.concatenate([block[metric] for block in self._values])[some]
-                for metric in self._values[0]
+                metric: np.concatenate([block.values[metric] for block in self._blocks])[some]
+                for metric in self._blocks[0].values
             },
             baseline=_baseline(counts, self.ks),
-            # Queries without a relevant item add zeros.
-            curve=self._curve / max(1, int(some.sum())),
+            curve=_column_means(np.concatenate([b.curves for b in self._blocks])[some]),
             curve_baseline=metrics.simulated_interpolated_precision(
                 counts.relevant, counts.candidates, LEVELS, seed=seed
             ),
@@ -722,8 +749,37 @@ def _keep(
     for row, out in zip(rows, junk, strict=True):
         places = np.flatnonzero(~out)[:NEIGHBOURS]
         neighbours[row, : len(places)] = block.order[row - block.start, places]
-        scores[row, : len(places)] = block.scores[row - block.start, places]
+        scores[row, : len(places)] = block.scores(row - block.start, places)
 
 
 def _indicators(bits: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
     return (bits[..., None] >> np.arange(len(classes), dtype=np.uint32) & 1).astype(float)
+
+
+def _column_means(curves: np.ndarray) -> np.ndarray:
+    """Mean over queries, the same however they were cut into blocks."""
+    return curves.sum(axis=0, dtype=np.float64) / max(1, len(curves))
+
+
+def _itself(block: Block) -> Block:
+    return block
+
+
+def _in_threads(call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Map in threads, in order, with no more than two items for each core in memory.
+
+    Sorting and array arithmetic let go of Python's lock.
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(call, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

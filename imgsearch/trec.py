@@ -84,14 +84,14 @@ def read_run(path: str | Path, *, max_lines: int = MAX_LINES) -> Run:
     found: Run = {}
     for number, (query, _, document, _, text, _) in _lines(path, 6, max_lines):
         try:
-            score = float(np.float32(text)) if re.fullmatch(r"[0-9eE.+-]{1,40}", text) else None
+            score = float(text) if re.fullmatch(r"[0-9eE.+-]{1,40}", text) else math.nan
         except ValueError:
-            score = None
-        if score is None or not math.isfinite(score):
+            score = math.nan
+        if not abs(score) <= np.finfo(np.float32).max:
             raise DatasetError(path, f"line {number}: {text[:40]!r} is no score")
         if document in found.setdefault(query, {}):
             raise DatasetError(path, f"line {number}: {query} has {document} twice")
-        found[query][document] = score
+        found[query][document] = float(np.float32(score))
     return {query: _ordered(scores) for query, scores in found.items()}
 
 
@@ -179,14 +179,15 @@ def write_run(
     queries = task.labels[task.queries]
     judge = relevance.Judge(task.labels[task.gallery])
     with _whole(path) as file:
-        for block in task.ranked() if blocks is None else blocks:
+        for block in (make() for make in task.ranked()) if blocks is None else blocks:
             rows = np.arange(block.start, block.start + len(block.order))
             _, junk = judge.gains(judge.places(block.order), queries[rows], mask)
-            for row, order, scores, out in zip(rows, block.order, block.scores, junk, strict=True):
-                query = names[task.queries[row]]
+            for row, (order, out) in enumerate(zip(block.order, junk, strict=True)):
+                query = names[task.queries[block.start + row]]
                 kept = np.flatnonzero(~out)[:depth]
+                scores = decreasing(block.scores(row, kept)).tolist()
                 for rank, (i, score) in enumerate(
-                    zip(order[kept].tolist(), decreasing(scores[kept]).tolist(), strict=True), 1
+                    zip(order[kept].tolist(), scores, strict=True), 1
                 ):
                     file.write(f"{query} Q0 {names[task.gallery[i]]} {rank} {score:.9g} {tag}\n")
     return Path(path).expanduser().absolute()
@@ -204,12 +205,14 @@ def decreasing(scores: np.ndarray) -> np.ndarray:
     -------
     ndarray of float32, shape (n,)
     """
-    bits = np.asarray(scores, np.float32).view(np.int32)
-    # The order of these numbers is the order of the floats, and neighbours differ by 1.
-    steps = np.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).astype(np.int64)
+    bits = np.asarray(scores, np.float32).view(np.int32).astype(np.int64)
+    # The order of these numbers is the order of the floats; neighbours differ by 1, and
+    # both zeros are 0.
+    steps = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     places = np.arange(len(steps))
-    steps = (np.minimum.accumulate(steps + places) - places).astype(np.int32)
-    return np.where(steps >= 0, steps, steps ^ 0x7FFFFFFF).view(np.float32)
+    steps = np.minimum.accumulate(steps + places) - places
+    sign = np.where(steps < 0, np.float32(-1), np.float32(1))
+    return np.abs(steps).astype(np.int32).view(np.float32) * sign
 
 
 def evaluate(qrels: Qrels, run: Run, ks: Sequence[int] = KS) -> dict[str, dict[str, float]]:
