@@ -87,7 +87,7 @@ def read_run(path: str | Path, *, max_lines: int = MAX_LINES) -> Run:
             score = float(text) if re.fullmatch(r"[0-9eE.+-]{1,40}", text) else math.nan
         except ValueError:
             score = math.nan
-        if not abs(score) <= np.finfo(np.float32).max:
+        if not abs(score) <= float(np.finfo(np.float32).max):
             raise DatasetError(path, f"line {number}: {text[:40]!r} is no score")
         if document in found.setdefault(query, {}):
             raise DatasetError(path, f"line {number}: {query} has {document} twice")
