@@ -115,7 +115,9 @@ class Settings(BaseSettings):
                     "DATABASE_URL",
                     f"{url.drivername} is not supported: use mysql+pymysql://… or sqlite:///…",
                 )
-            return url.set(drivername="mysql+pymysql") if url.get_backend_name() != "sqlite" else url
+            return (
+                url.set(drivername="mysql+pymysql") if url.get_backend_name() != "sqlite" else url
+            )
         if self.mysql_host is not None:
             password = self.mysql_password
             return URL.create(
