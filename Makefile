@@ -55,7 +55,7 @@ demo: env ## ingest the sample and search it, in a minute, with nothing to downl
 	@rm -f output/demo/ingest.json output/demo/search.json
 	$(PAPERMILL) notebooks/ingest.ipynb output/demo/ingest.ipynb \
 		-p image_dir '$(SAMPLE)/JPEGImages' -p collection sample -p encoder mini \
-		-p report_path output/demo/ingest.json
+		-p output_dir output/demo
 	$(PAPERMILL) notebooks/search.ipynb output/demo/search.ipynb \
 		-p query_path '$(SAMPLE)/JPEGImages/2026_000001.jpg' -p collection sample \
 		-p output_dir output/demo
@@ -89,8 +89,8 @@ lock: ## write requirements.lock anew: the newest versions that pyproject.toml a
 	build/lock/bin/python -m pip install -e '.[$(EXTRAS)]'
 	build/lock/bin/python -m pip check
 	@{ sed -n '/^#/p' requirements.lock; \
-	build/lock/bin/python -m pip freeze --exclude-editable \
-	| sed 's/+[a-z0-9.]*$$//' | grep -v -i -e '^nvidia-' -e '^cuda-' -e '^triton==' -e '^#'; } > build/requirements.lock
+	build/lock/bin/python -m pip freeze --all --exclude-editable \
+	| sed 's/+[a-z0-9.]*$$//' | grep -v -i -e '^nvidia-' -e '^cuda-' -e '^triton==' -e '^pip==' -e '^wheel==' -e '^#'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
 clean: ## remove the environments, caches and the demo's output

@@ -42,7 +42,6 @@ class _Manifest(BaseModel):
     version: Literal[1]
     collection: str
     encoder: str
-    weights: str | None
     identity: dict
     fingerprint: str
     dim: int = Field(ge=1, le=32_768)
@@ -115,7 +114,6 @@ def export_collection(gallery: Gallery, path: str | Path) -> Path:
                 version=1,
                 collection=row.name,
                 encoder=row.encoder,
-                weights=row.weights,
                 identity=row.identity,
                 fingerprint=row.fingerprint,
                 dim=row.dim,
@@ -274,7 +272,6 @@ def _new(name: str, manifest: _Manifest, settings: config.Settings) -> Gallery:
             CollectionRow(
                 name=name,
                 encoder=manifest.encoder,
-                weights=manifest.weights,
                 identity=manifest.identity,
                 fingerprint=manifest.fingerprint,
                 dim=manifest.dim,

@@ -221,4 +221,4 @@ def heading(hits: Hits) -> str:
     str
         Collection, encoder and index.
     """
-    return f"{hits.collection} · {hits.encoder['name']} · {hits.index}"
+    return f"{hits.collection} · {hits.encoder['name']} · {hits.index_spec}"

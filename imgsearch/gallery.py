@@ -73,7 +73,7 @@ class Hits(Sequence):
     ----------
     hits : tuple of Hit
         Best first; equal scores are in the order of ``image_id``.
-    collection, index : str
+    collection, index_spec : str
         What was searched, and through which index.
     encoder : dict
         What made the vectors: name, dimension and fingerprint, and where it
@@ -84,7 +84,7 @@ class Hits(Sequence):
 
     hits: tuple[Hit, ...]
     collection: str
-    index: str
+    index_spec: str
     encoder: dict
     seconds: dict[str, float]
 
@@ -104,7 +104,7 @@ class Hits(Sequence):
         """
         return {
             "collection": self.collection,
-            "index": self.index,
+            "index": self.index_spec,
             "encoder": self.encoder,
             "seconds": self.seconds,
             "hits": [
@@ -115,7 +115,7 @@ class Hits(Sequence):
 
 
 class Gallery:
-    """A collection, opened. Use :meth:`open`; it is a context manager.
+    """A collection, opened by :meth:`open`; a context manager.
 
     Attributes
     ----------
@@ -193,11 +193,10 @@ class Gallery:
         settings = settings or config.settings()
         name = config.collection_name(collection or settings.default_table)
         how = {
-            "device": device or settings.imgsearch_device,
-            "precision": precision or settings.imgsearch_precision,
-            "backend": backend or settings.imgsearch_backend,
+            "device": device or "auto",
+            "precision": precision or "auto",
+            "backend": backend or "auto",
         }
-        weights = weights or settings.imgsearch_weights
         metadata = MetadataStore.open(settings)
         try:
             try:
@@ -230,16 +229,9 @@ class Gallery:
     def _create(
         name: str, encoder: Encoder, index: str, metadata: MetadataStore, settings: config.Settings
     ) -> CollectionRow:
-        if settings.vector_dimension not in (None, encoder.dim):
-            raise ConfigError(
-                "VECTOR_DIMENSION",
-                f"is {settings.vector_dimension}, but encoder {encoder.name} makes vectors of "
-                f"{encoder.dim}: unset it or choose another encoder",
-            )
         row = CollectionRow(
             name=name,
             encoder=encoder.name,
-            weights=encoder.weights,
             identity=encoder.identity,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
@@ -264,10 +256,7 @@ class Gallery:
         EncoderMismatch
             What the stored name loads now is not what made the vectors.
         """
-        weights = self.row.weights or self.settings.imgsearch_weights
-        encoder = load_encoder(
-            self.row.encoder, weights=weights, settings=self.settings, **self._how
-        )
+        encoder = load_encoder(self.row.encoder, settings=self.settings, **self._how)
         if encoder.fingerprint != self.row.fingerprint:
             raise EncoderMismatch(
                 self.name,
@@ -302,7 +291,6 @@ class Gallery:
         """Make the collection in the vector store; describes itself, for `repair`."""
         about = {
             "encoder": self.row.encoder,
-            "weights": self.row.weights,
             "identity": self.row.identity,
             "fingerprint": self.row.fingerprint,
         }

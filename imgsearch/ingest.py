@@ -373,8 +373,8 @@ class _Ingest:
         under_way: deque[Future[_Chunk]] = deque()
         with ThreadPoolExecutor(AHEAD, "imgsearch-ingest") as pool:
             try:
-                while True:
-                    while len(under_way) <= AHEAD and not self.stop.is_set():
+                while not self.stop.is_set():
+                    while len(under_way) <= AHEAD:
                         part = next(parts, None)
                         if part is None:
                             break

@@ -68,7 +68,6 @@ _collections = sa.Table(
     sa.Column("id", _Number, primary_key=True, autoincrement=True),
     sa.Column("name", sa.String(64), nullable=False, unique=True),
     sa.Column("encoder", _Text, nullable=False),
-    sa.Column("weights", _Text),
     sa.Column("identity", _Text, nullable=False),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("dim", sa.Integer, nullable=False),
@@ -180,8 +179,6 @@ class CollectionRow(NamedTuple):
         Its index, as :class:`imgsearch.vectors.IndexSpec` writes it.
     created_at : datetime or None
         UTC; None for now.
-    weights : str or None
-        File that the encoder's weights came from, if it was named.
     """
 
     name: str
@@ -191,7 +188,6 @@ class CollectionRow(NamedTuple):
     dim: int
     index: str
     created_at: datetime | None = None
-    weights: str | None = None
 
 
 class RunRow(NamedTuple):
@@ -263,7 +259,7 @@ class Counts(NamedTuple):
 
 
 class MetadataStore:
-    """Collections, images and ingest runs. Make one with :meth:`open`.
+    """Collections, images and ingest runs. Made by :meth:`open`.
 
     One store may be used by several threads. A forked child connects for itself.
 
@@ -369,6 +365,11 @@ class MetadataStore:
     def create_collection(self, row: CollectionRow) -> None:
         """Add a collection.
 
+        Parameters
+        ----------
+        row : CollectionRow
+            Its name, encoder, identity, dimension and index.
+
         Raises
         ------
         StoreError
@@ -379,7 +380,6 @@ class MetadataStore:
         values = {
             "name": row.name,
             "encoder": row.encoder,
-            "weights": row.weights,
             "identity": json.dumps(row.identity, sort_keys=True),
             "fingerprint": row.fingerprint,
             "dim": row.dim,
@@ -397,6 +397,15 @@ class MetadataStore:
     def collection(self, name: str) -> CollectionRow:
         """One collection.
 
+        Parameters
+        ----------
+        name : str
+            Its name.
+
+        Returns
+        -------
+        CollectionRow
+
         Raises
         ------
         CollectionNotFound
@@ -413,6 +422,11 @@ class MetadataStore:
 
     def drop_collection(self, name: str) -> None:
         """Remove a collection and its images' rows. Its ingest runs stay as history.
+
+        Parameters
+        ----------
+        name : str
+            Its name.
 
         Raises
         ------
@@ -527,7 +541,20 @@ class MetadataStore:
             self._write(lambda link: link.execute(self._upserting(), ordered))
 
     def confirm(self, collection: str, paths: Iterable[str]) -> None:
-        """Say that the vectors of pending images are stored: they become ``ready``."""
+        """Say that the vectors of pending images are stored: they become ``ready``.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str
+            Which ones; those that are not there are passed over.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         number = self._id(collection)
 
         def confirm(link: sa.Connection) -> None:
@@ -658,7 +685,25 @@ class MetadataStore:
         return {_text(row[0]): Known(*row[1:]) for row in self._read(query)}
 
     def by_path(self, collection: str, paths: Iterable[str]) -> dict[str, ImageRow]:
-        """Rows by path, in any state; what is not there is left out."""
+        """Rows by path, in any state.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str
+            Which ones; those that are not there are passed over.
+
+        Returns
+        -------
+        dict of str to ImageRow
+            What is not there is left out.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         rows = self._images(_chosen(self._id(collection), paths=paths))
         return {row.path: row for row in rows}
 
@@ -728,7 +773,22 @@ class MetadataStore:
         return np.unique(np.asarray([row[0] for row in self._read(query)], np.int64))
 
     def count(self, collection: str) -> Counts:
-        """How much a collection holds."""
+        """How much a collection holds.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        Counts
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         query = (
             sa.select(
                 _images.c.state, sa.func.count(), sa.func.count(sa.distinct(_images.c.image_id))
@@ -753,6 +813,15 @@ class MetadataStore:
             Which page.
         like : str, optional
             Only paths that contain this, upper and lower case being different.
+
+        Returns
+        -------
+        list of ImageRow
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
         """
         query = sa.select(_images).where(
             _images.c.collection_id == self._id(collection), _images.c.state == "ready"
@@ -766,6 +835,15 @@ class MetadataStore:
 
     def start_run(self, collection: str, folder: str | Path, total: int = 0) -> int:
         """Write down that an ingest by this process begins.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        folder : str or Path
+            Where the images come from.
+        total : int
+            Files found there.
 
         Returns
         -------
@@ -837,6 +915,10 @@ class MetadataStore:
             Only those of one collection.
         limit : int
             How many.
+
+        Returns
+        -------
+        list of RunRow
         """
         query = sa.select(_runs).order_by(_runs.c.run_id.desc()).limit(max(0, limit))
         if collection is not None:
@@ -1105,7 +1187,6 @@ def _collection(row: sa.Row) -> CollectionRow:
         row.dim,
         row.vector_index,
         _utc(row.created_at),
-        row.weights,
     )
 
 

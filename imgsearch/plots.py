@@ -30,7 +30,7 @@ def result_grid(
     *,
     box: images.Box | None = None,
     title: str = "",
-    columns: int = 5,
+    columns: int = 6,
 ) -> Figure:
     """Draw a query and its hits, best first.
 

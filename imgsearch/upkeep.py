@@ -336,7 +336,6 @@ def _recover_row(name: str, settings: config.Settings) -> bool:
                 CollectionRow(
                     name=name,
                     encoder=encoder,
-                    weights=about.get("weights"),
                     identity=identity,
                     fingerprint=about["fingerprint"],
                     dim=info.dim,

@@ -39,6 +39,8 @@ def _no_settings_from_outside(monkeypatch, tmp_path):
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("IMGSEARCH_HOME", str(tmp_path / "home"))
+    # OpenVINO takes seconds to convert a network; tests of it ask for it by name.
+    monkeypatch.setenv("IMGSEARCH_BACKEND", "eager")
 
 
 @pytest.fixture(scope="session")
@@ -335,3 +337,11 @@ def stores(request, tmp_path) -> Iterator[Settings]:
 def collection() -> str:
     """A name that no other test uses."""
     return f"t_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """An encoder that needs no file: quick, and unlike any other."""
+    from imgsearch.encoder import load_encoder
+
+    return load_encoder("resnet18", weights="random:0", backend="eager")

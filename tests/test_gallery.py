@@ -6,14 +6,13 @@ import pytest
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
+    EncoderError,
     EncoderMismatch,
     ImageError,
     ImageNotFound,
-    StoreError,
 )
 from imgsearch.gallery import Gallery, checksum
-
-from .helpers import paint, rows_and_vectors
+from tests.helpers import paint, rows_and_vectors
 
 
 @pytest.fixture
@@ -109,7 +108,6 @@ def test_excluded_images_make_room_for_others(gallery):
 def test_a_picture_finds_itself_and_a_box_searches_with_a_part(gallery, tmp_path):
     paths = [paint(tmp_path / f"{i}.png", seed=i) for i in range(6)]
     made = gallery.pipeline(paths)
-    rows, vectors = rows_and_vectors(gallery.row.dim, 0)
     rows = [
         row._replace(path=str(path), image_id=item.facts.image_id)
         for row, path, item in zip(
@@ -172,8 +170,8 @@ def test_a_collection_brings_its_own_encoder_and_refuses_another(gallery, stores
 
 def test_a_dimension_that_was_set_is_held_against_the_encoder(stores, encoder):
     settings = stores.model_copy(update={"vector_dimension": encoder.dim + 1})
-    with pytest.raises(ConfigError, match="VECTOR_DIMENSION"):
-        Gallery.open("other_dim", encoder=encoder, create=True, settings=settings)
+    with pytest.raises(EncoderError, match="VECTOR_DIMENSION"):
+        Gallery.open("other_dim", encoder=encoder.name, create=True, settings=settings)
 
 
 def test_a_dropped_collection_is_gone_from_both_stores_and_refuses_writers(
@@ -193,7 +191,7 @@ def test_a_dropped_collection_is_gone_from_both_stores_and_refuses_writers(
 def test_vectors_that_no_search_could_use_are_refused_and_nothing_is_stored(gallery):
     rows, vectors = rows_and_vectors(gallery.row.dim, 2)
     vectors[rows[1].image_id] = np.full(gallery.row.dim, np.nan, np.float32)
-    with pytest.raises(StoreError):
+    with pytest.raises(ConfigError, match="vector"):
         gallery.add(rows, vectors)
     gallery.settle()
     assert gallery.count().paths == 0

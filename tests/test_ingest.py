@@ -10,8 +10,7 @@ from imgsearch.errors import ConfigError, EncoderMismatch, ImageError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest, parse_shard
 from imgsearch.upkeep import verify
-
-from .helpers import paint
+from tests.helpers import paint
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def test_a_folder_becomes_searchable_and_the_report_says_so(run, photos, stores,
     report = run(photos)
     assert (report.state, report.total, report.encoded, report.failed) == ("done", 12, 12, 0)
     assert (report.images, report.paths) == (12, 12)
-    assert report.encoder["name"] == "resnet18"
+    assert report.encoder["name"] == "resnet18@random:0"
     with Gallery.open(collection, settings=stores) as gallery:
         for path in photos.rglob("*.*g"):
             assert gallery.search(path, 1)[0].path == str(path)
@@ -88,7 +87,7 @@ def test_bad_files_are_reported_and_the_good_ones_go_in(run, photos):
     (photos / "half.jpg").write_bytes(good[: len(good) // 2])
     (photos / "jpeg without ending").write_bytes(paint(photos / "x.jpg", seed=50).read_bytes())
     report = run(photos)
-    assert (report.encoded, report.linked, report.ignored, report.failed) == (13, 1, 1, 3)
+    assert (report.images, report.paths, report.ignored, report.failed) == (13, 14, 1, 3)
     reasons = {path.rsplit("/", 1)[1]: reason for path, reason in report.failures}
     assert reasons.keys() == {"empty.jpg", "liar.png", "half.jpg"}
     assert all(reasons.values())
@@ -112,7 +111,7 @@ def test_a_stop_ends_after_the_chunk_and_the_next_run_goes_on(run, photos):
 
     report = run(photos, stop=stop, progress=watch)
     assert report.state == "stopped"
-    assert 4 <= report.encoded < 12 or report.encoded == 12
+    assert report.encoded == 4
     assert seen == sorted(seen)
     again = run(photos)
     assert (again.state, again.unchanged + again.encoded) == ("done", 12)

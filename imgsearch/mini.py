@@ -1,0 +1,124 @@
+"""``mini``, the encoder that is part of the package: small, quick, no download.
+
+A MobileNetV2 [1]_ of width 1.0 for pictures of 160 pixels, with a linear head of 256
+outputs in place of the classifier. It inherits the weights of an ImageNet-trained
+MobileNetV2 and was distilled from it by ``training/distil.py``;
+``docs/mini-encoder.md`` says what it can do and what it is not for.
+
+References
+----------
+.. [1] Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
+   CVPR 2018, arXiv:1801.04381.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from imgsearch.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Spec(NamedTuple):
+    """What the bundled weights are, and what a picture must look like for them.
+
+    Attributes
+    ----------
+    name : str
+        The encoder's name.
+    dim : int
+        Number of outputs.
+    resize, crop : int
+        Short side after resizing, and side of the centre crop, in pixels.
+    interpolation : str
+        Filter of the resize.
+    mean, std : tuple of float
+        Normalisation of each channel, for values from 0 to 1.
+    file : str
+        Name of the weights in ``imgsearch/assets``.
+    sha256 : str
+        Its digest, in hexadecimal.
+    bytes : int
+        Its size.
+    """
+
+    name: str
+    dim: int
+    resize: int
+    crop: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    file: str
+    sha256: str
+    bytes: int
+
+
+SPEC = Spec(
+    name="mini",
+    dim=256,
+    resize=183,
+    crop=160,
+    interpolation="bilinear",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    file="mini.safetensors",
+    sha256="69066c345e1b4ad8417aa073b185db598f3f9fa50245cbdcd797d772111462f2",
+    bytes=5079568,
+)
+
+
+def build() -> torch.nn.Module:
+    """Make the network, with random weights.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode. It takes float32 of shape (n, 3, 160, 160), normalised as
+        `SPEC` says, and gives float32 of shape (n, 256), not yet L2-normalised.
+    """
+    from imgsearch._mini_net import MiniNet
+
+    return MiniNet(SPEC.dim).eval()
+
+
+def load(path: Path | None = None) -> torch.nn.Module:
+    """Make the network and give it the bundled weights, verified.
+
+    Parameters
+    ----------
+    path : Path, optional
+        The file, if it does not lie in the package.
+
+    Returns
+    -------
+    torch.nn.Module
+        As from :func:`build`.
+
+    Raises
+    ------
+    WeightsError
+        The file is missing, or is not the one that `SPEC` describes.
+    """
+    path = path or Path(__file__).parent / "assets" / SPEC.file
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); it is part of the package: install it again"
+        raise WeightsError(str(path), reason) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != SPEC.sha256:
+        raise WeightsError(
+            str(path),
+            f"has SHA-256 {found[:16]}…, not {SPEC.sha256[:16]}…: damaged, or of another "
+            "version of the package; install it again",
+        )
+    from safetensors.torch import load
+
+    network = build()
+    network.load_state_dict({name: value.float() for name, value in load(content).items()})
+    return network
