@@ -64,7 +64,9 @@ def pictures(crop: int, count: int) -> np.ndarray:
 
 
 def agreement(features: np.ndarray, expected: np.ndarray) -> float:
-    """Smallest cosine between rows of two arrays (n, dim); 0 where one is not finite."""
+    """Smallest cosine between rows of two arrays (n, dim); 0 where they cannot be compared."""
+    if features.shape != expected.shape:
+        return 0.0
     a, b = features.astype(np.float64), expected.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
