@@ -1,0 +1,98 @@
+# Everything runs in environments of this folder (.venv, .venv-milvus). `make` alone lists what
+# there is. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) work as they always do.
+
+# The Python to build the environment with: the first of these that starts and is new enough.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+# Which of PyTorch's builds to take. Empty: the registry's, on Linux gigabytes of CUDA.
+# cpu: the small one. cu126, cu128, ...: that CUDA. Or the full address of an index.
+TORCH_INDEX ?=
+TORCH_URL = $(if $(findstring ://,$(TORCH_INDEX)),$(TORCH_INDEX),https://download.pytorch.org/whl/$(TORCH_INDEX))
+
+EXTRAS = notebooks,openvino,test
+PY = .venv/bin/python
+SAMPLE = data/VOCsample
+
+# Cells print as they go; papermill's own bar would only get in the way.
+PAPERMILL = $(PY) -m papermill --stdout-file /dev/stdout --stderr-file /dev/stderr --no-progress-bar
+
+# Test processes side by side. A file's tests stay together, and so do the servers they share.
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.DELETE_ON_ERROR:
+.PHONY: help env demo test lab app lint bench soak lock clean
+
+help: ## list the targets (this)
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@echo
+	@echo '  Without an NVIDIA GPU, add TORCH_INDEX=cpu the first time: make demo TORCH_INDEX=cpu'
+
+env: .venv/stamp ## install everything into .venv, as pinned in requirements.lock
+
+.venv/stamp: pyproject.toml requirements.lock
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed: install it, or name it with PYTHON=...' >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv || { echo 'On Debian and Ubuntu, install python3-venv.' >&2; exit 1; }
+	@echo 'Installing into .venv: about 1.3 GB, more with CUDA. Once.'
+# torch by itself: that index holds PyTorch's packages, but not these versions of all the others.
+	$(if $(TORCH_INDEX),$(PY) -m pip install --no-deps -c requirements.lock --index-url '$(TORCH_URL)' torch)
+	$(PY) -m pip install -c requirements.lock -e '.[$(EXTRAS)]'
+	@touch $@
+
+# A real Milvus server for the tests, in an environment of its own: it wants other versions. There
+# is one for Linux on x86-64 only; without it, the tests that need it are skipped and say so.
+.venv-milvus/stamp: Makefile
+	@test "$$(uname -sm)" = 'Linux x86_64' || { echo 'No Milvus server for tests on this system.'; exit 0; }; \
+	{ test -x .venv-milvus/bin/python || $(PYTHON) -m venv .venv-milvus; } \
+	&& .venv-milvus/bin/python -m pip install -q milvus==2.3.5 \
+	&& touch $@ \
+	|| echo 'The Milvus server for tests could not be installed: tests that need it will be skipped.'
+
+demo: export IMGSEARCH_HOME ?= $(CURDIR)/output/demo/home
+demo: env ## ingest the sample and search it, in a minute, with nothing to download but packages
+	@mkdir -p output/demo
+	@rm -f output/demo/ingest.json output/demo/search.json
+	$(PAPERMILL) notebooks/ingest.ipynb output/demo/ingest.ipynb \
+		-p image_dir '$(SAMPLE)/JPEGImages' -p collection sample -p encoder mini \
+		-p output_dir output/demo
+	$(PAPERMILL) notebooks/search.ipynb output/demo/search.ipynb \
+		-p query_path '$(SAMPLE)/JPEGImages/2026_000001.jpg' -p collection sample \
+		-p output_dir output/demo
+	@$(PY) scripts/demo_summary.py output/demo
+
+test: env .venv-milvus/stamp ## run the tests
+	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m 'not soak' $(PYTEST_ARGS)
+
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
+lab: env ## open JupyterLab on 127.0.0.1, with a token
+	$(PY) -m jupyterlab $(LAB_ARGS)
+
+app: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
+app: env ## serve the search notebook as a web page on 127.0.0.1, with a token
+	$(PY) -m voila notebooks/search.ipynb $(APP_ARGS)
+
+lint: env ## check style, formatting, and that no notebook holds outputs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m nbstripout --verify --keep-id --extra-keys 'metadata.papermill cell.metadata.papermill' notebooks/*.ipynb
+
+bench: env ## measure what the README reports
+	$(PY) -m benchmarks $(BENCH_ARGS)
+
+soak: env .venv-milvus/stamp ## the long proofs: many rounds of ingest, kills and repairs
+	$(PY) -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
+
+lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -e '.[$(EXTRAS)]'
+	build/lock/bin/python -m pip check
+	@{ sed -n '/^#/p' requirements.lock; \
+	build/lock/bin/python -m pip freeze --all --exclude-editable \
+	| sed 's/+[a-z0-9.]*$$//' | grep -v -i -e '^nvidia-' -e '^cuda-' -e '^triton==' -e '^pip==' -e '^wheel==' -e '^#'; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
+clean: ## remove the environments, caches and the demo's output
+	rm -rf .venv .venv-milvus build imgsearch.egg-info output/demo .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

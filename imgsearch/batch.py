@@ -1,0 +1,224 @@
+"""What the notebooks do when nobody watches: parameters in, reports out.
+
+Each function is one notebook's work. It writes its report last and atomically,
+so that a report on disk means a run that came to its end.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError, validate_call
+from tqdm import tqdm
+
+from imgsearch import plots, reports
+from imgsearch.errors import ConfigError
+from imgsearch.gallery import Gallery, Hits
+from imgsearch.ingest import IngestReport, ingest
+
+PARAMETERS = "# Parameters"
+"""How a cell that sets parameters begins, in our notebooks and in papermill's output."""
+
+
+def parameters(namespace: dict, function: Callable) -> dict:
+    """Take a notebook's parameters out of its globals, and check their names.
+
+    Papermill only warns of a parameter that a notebook does not have, and runs
+    it with the default: a typing error would ingest the wrong folder.
+
+    Parameters
+    ----------
+    namespace : dict
+        The notebook's ``globals()``. The cells that set parameters are known by
+        their first line, which papermill too begins with ``# Parameters``.
+    function : callable
+        What the parameters are for; its own parameters are the names allowed.
+
+    Returns
+    -------
+    dict
+        Name to value.
+
+    Raises
+    ------
+    ConfigError
+        A name is set that `function` does not take; offers the nearest one.
+    """
+    allowed = list(inspect.signature(function).parameters)
+    cells = [cell for cell in namespace["In"] if cell.startswith(PARAMETERS)]
+    given = {
+        target.id: namespace[target.id]
+        for cell in cells
+        for statement in ast.parse(cell).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    for name in sorted(given.keys() - set(allowed)):
+        near = difflib.get_close_matches(name, allowed, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(allowed)}"
+        raise ConfigError(name, f"is no parameter of this notebook; {hint}")
+    return given
+
+
+def checked(function: Callable) -> Callable:
+    """Check the types of a notebook's parameters, in words a reader understands.
+
+    Parameters
+    ----------
+    function : callable
+        With annotated parameters.
+
+    Returns
+    -------
+    callable
+        The same, which raises ConfigError for a value of another type.
+
+    Raises
+    ------
+    ConfigError
+        From the returned function.
+    """
+    validated = validate_call(function)
+
+    def call(*args, **kwargs):
+        try:
+            return validated(*args, **kwargs)
+        except ValidationError as error:
+            if error.title != function.__name__:
+                raise
+            first = error.errors(include_url=False)[0]
+            raise ConfigError(".".join(map(str, first["loc"])), first["msg"]) from None
+
+    call.__doc__, call.__name__ = function.__doc__, function.__name__
+    call.__wrapped__ = function  # keeps the signature for `parameters`
+    return call
+
+
+@checked
+def ingest_folder(
+    image_dir: str,
+    collection: str | None = None,
+    encoder: str | None = None,
+    weights: str | None = None,
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str | None = None,
+    recursive: bool = True,
+    limit: int | None = None,
+    shard: str | None = None,
+    output_dir: str = "output",
+) -> IngestReport:
+    """Run ``ingest.ipynb`` without a panel.
+
+    Parameters
+    ----------
+    image_dir : str
+        Folder with images.
+    collection : str, optional
+        ``DEFAULT_TABLE`` if left out.
+    encoder, weights, device : str, optional
+        As for :meth:`imgsearch.gallery.Gallery.open`.
+    batch_size, workers, recursive, limit, shard
+        As for :func:`imgsearch.ingest.ingest`.
+    output_dir : str
+        Receives ``ingest.json``; with a shard, ``ingest-i-of-n.json``.
+
+    Returns
+    -------
+    IngestReport
+
+    Raises
+    ------
+    ConfigError
+        A parameter has a value that cannot be used.
+    ImgSearchError
+        As :func:`imgsearch.ingest.ingest`.
+    """
+    with tqdm(unit=" files", file=sys.stderr, mininterval=1.0) as bar:
+        report = ingest(
+            image_dir,
+            collection or None,
+            encoder=encoder or None,
+            weights=weights or None,
+            batch_size=batch_size,
+            workers=workers,
+            device=device or None,
+            recursive=recursive,
+            limit=limit,
+            shard=shard or None,
+            progress=lambda progress: _advance(bar, progress),
+        )
+    name = f"ingest-{shard.replace('/', '-of-')}.json" if shard else "ingest.json"
+    reports.write_json(Path(output_dir) / name, report.to_dict())
+    return report
+
+
+def _advance(bar: tqdm, progress: IngestReport) -> None:
+    bar.total = progress.total
+    bar.update(progress.done - bar.n)
+
+
+@checked
+def search_folder(
+    query_path: str,
+    collection: str | None = None,
+    top_k: int = 10,
+    box: tuple[int, int, int, int] | None = None,
+    output_dir: str = "output",
+) -> Hits:
+    """Run ``search.ipynb`` without a panel.
+
+    Parameters
+    ----------
+    query_path : str
+        Image file.
+    collection : str, optional
+        ``DEFAULT_TABLE`` if left out.
+    top_k : int
+        How many hits at most.
+    box : tuple of int, optional
+        Left, upper, right, lower in pixels of the upright query.
+    output_dir : str
+        Receives ``search.png`` and, last, ``search.json``.
+
+    Returns
+    -------
+    Hits
+
+    Raises
+    ------
+    ConfigError
+        A parameter has a value that cannot be used.
+    ImgSearchError
+        As :meth:`imgsearch.gallery.Gallery.search`.
+    """
+    query = Path(query_path).expanduser().absolute()
+    with Gallery.open(collection or None) as gallery:
+        hits = gallery.search(query, top_k, box=box)
+    figure = plots.result_grid(query, hits, box=box, title=heading(hits))
+    grid = reports.write_figure(Path(output_dir) / "search.png", figure)
+    content = {"query": str(query), "box": box, "grid": str(grid)} | hits.to_dict()
+    reports.write_json(Path(output_dir) / "search.json", content)
+    return hits
+
+
+def heading(hits: Hits) -> str:
+    """One line that says what made the results.
+
+    Parameters
+    ----------
+    hits : Hits
+        Results of a search.
+
+    Returns
+    -------
+    str
+        Collection, encoder and index.
+    """
+    return f"{hits.collection} · {hits.encoder['name']} · {hits.index_spec}"

@@ -1,0 +1,717 @@
+"""The one Milvus Lite server of a home, shared by every notebook that uses it.
+
+Milvus Lite lets one process into a store. So the store of a home is served on
+loopback by one background process: whoever comes first starts it, the others
+find it through ``embedded/server.json``, and it ends by itself a while after
+its last user is gone.
+
+Everything rests on ``flock``, because the kernel drops those locks when their
+holder dies, by whatever signal:
+
+``embedded/clients.lock``
+    Shared by every :class:`Lease`. The server may go when it gets it alone.
+``embedded/server.lock``
+    Held by the server for as long as it has the store open.
+``embedded/start.lock``
+    Held while a process looks for a server and starts one.
+``embedded/write.lock``
+    Held by the one who writes, see :func:`writing`.
+
+Milvus Lite promises nothing when two requests write at once, or when one reads
+while another replaces the memory table: acknowledged rows get lost, and rows
+vanish for a moment. The server therefore passes its requests through a gate for
+each collection, one writer or many readers. A client's request goes on in the
+server after the client has given up waiting, so a lock among clients could not
+replace that gate.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import secrets
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from imgsearch.errors import StoreBusy, StoreDamaged, StoreError, StoreUnavailable
+
+STORE = "vectors.db"
+FOLDER = "embedded"
+GRACE = 20.0  # seconds that the server outlives its last lease
+START_TIMEOUT = 60.0  # seconds for a server to come up; imports on a busy machine are slow
+WRITE_TIMEOUT = 60.0  # seconds to wait for one's turn to write
+ANSWERING = 64  # threads of the server; those that wait at a gate take one each
+HEARTBEAT = 5.0  # seconds between two touches of server.json
+FORGOTTEN = 60.0  # seconds without a touch after which another machine's server is gone
+_LOG_BYTES = 1_000_000
+_MESSAGE_BYTES = 256 * 1024 * 1024  # Milvus' own limit
+
+_held: weakref.WeakSet[_FileLock] = weakref.WeakSet()
+
+
+class _FileLock:
+    """An ``flock`` of its own: excludes other processes and other threads alike."""
+
+    def __init__(self, path: Path):
+        try:
+            import fcntl
+        except ImportError:
+            raise StoreError(
+                str(path.parent), "embedded stores need Linux or macOS: use MILVUS_URI here"
+            ) from None
+        self._fcntl, self.path = fcntl, path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(
+                str(path.parent), f"cannot be written: {error.strerror}; check IMGSEARCH_HOME"
+            ) from None
+        _held.add(self)
+
+    def take(self, *, shared: bool = False) -> bool:
+        """Try to lock, without waiting."""
+        mode = self._fcntl.LOCK_SH if shared else self._fcntl.LOCK_EX
+        try:
+            self._fcntl.flock(self.fd, mode | self._fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise StoreError(str(self.path), f"cannot be locked: {error.strerror}") from None
+        return True
+
+    def wait(self, timeout: float, *, shared: bool = False) -> bool:
+        """Lock, waiting so many seconds at most."""
+        end = time.monotonic() + timeout
+        while not self.take(shared=shared):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def release(self) -> None:
+        """Unlock, and keep the file open."""
+        self._fcntl.flock(self.fd, self._fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the file; the lock goes when no fork holds the same file open."""
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", None) is not None:
+            self.close()
+
+    def note(self, text: str) -> None:
+        """Write who holds the lock, if the disk has room for it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, text.encode(), 0)
+
+    def read(self) -> str:
+        """Read who holds the lock."""
+        return os.pread(self.fd, 4096, 0).decode("utf-8", "replace")
+
+
+def _forget_locks_of_parent() -> None:
+    # Closing does not unlock what the parent still holds open; keeping them open would
+    # let a forgotten worker hold the parent's locks after the parent's end.
+    for lock in list(_held):
+        lock.close()
+    _held.clear()
+    _turns.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks_of_parent)
+
+
+def _me() -> str:
+    program = Path(sys.argv[0] or sys.executable).name if sys.argv else "python"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{program}, process {os.getpid()} on {socket.gethostname()}, since {now}"
+
+
+# ---------------------------------------------------------------- one writer at a time
+
+_turns: dict[tuple[Path, int], list] = {}  # (home, thread) -> [lock, depth]
+
+
+@contextlib.contextmanager
+def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
+    """Be the one writer of an embedded home for a while.
+
+    Excludes other processes and the other threads of this one; a thread that
+    is the writer already just goes on.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``.
+    timeout : float
+        Seconds to wait for one's turn.
+
+    Raises
+    ------
+    StoreBusy
+        Somebody else still writes after `timeout`; names who.
+    StoreError
+        The home cannot be written.
+    """
+    key = (home, threading.get_ident())
+    turn = _turns.get(key)
+    if turn is None:
+        lock = _FileLock(home / FOLDER / "write.lock")
+        if not lock.wait(timeout):
+            holder = lock.read() or "unknown"
+            lock.close()
+            raise StoreBusy(
+                f"embedded store {home}",
+                holder,
+                f"another ingest or deletion is writing, and still was after {timeout:g} s; "
+                "wait for it, or stop it",
+            )
+        lock.note(_me())
+        turn = _turns[key] = [lock, 0]
+    turn[1] += 1
+    try:
+        yield
+    finally:
+        turn[1] -= 1
+        if turn[1] == 0 and _turns.get(key) is turn:
+            del _turns[key]
+            turn[0].note("")
+            turn[0].close()
+
+
+# ---------------------------------------------------------------- leases
+
+
+class Lease:
+    """A share in the server of a home: while one is open, the server stays.
+
+    Attributes
+    ----------
+    home : Path
+        The home.
+    uri : str
+        ``http://127.0.0.1:port``.
+    token : str
+        What the server asks for, so that no other user of the machine gets in.
+    pid : int
+        The server's process.
+    log : Path
+        Where the server writes what goes wrong.
+    """
+
+    def __init__(self, home: Path, *, grace: float = GRACE):
+        self.home, self._grace = home, grace
+        self.log = home / FOLDER / "server.log"
+        self._lock = _FileLock(home / FOLDER / "clients.lock")
+        try:
+            # Only a server that is just leaving holds this alone, and not for long.
+            if not self._lock.wait(START_TIMEOUT, shared=True):
+                raise StoreUnavailable(
+                    str(home / STORE), "the server that was leaving hangs; see " + str(self.log)
+                )
+            self._take(_find_or_start(home, grace))
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _take(self, state: dict) -> None:
+        self.uri = f"http://127.0.0.1:{state['port']}"
+        self.token, self.pid = state["token"], state["pid"]
+
+    def renew(self) -> None:
+        """Find or start a server again, after this one was found dead.
+
+        Raises
+        ------
+        StoreError
+            As :func:`lease`.
+        """
+        self._take(_find_or_start(self.home, self._grace))
+
+    def close(self) -> None:
+        """Give the share back. May be called twice."""
+        self._lock.close()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def lease(home: Path, *, grace: float = GRACE) -> Lease:
+    """Take a share in the server of a home; starts it where none runs.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``; made if it is not there.
+    grace : float
+        Seconds that a server started by this call outlives its last lease.
+
+    Returns
+    -------
+    Lease
+
+    Raises
+    ------
+    StoreBusy
+        The server runs on another machine, or the store is open elsewhere.
+    StoreDamaged
+        The store's folder cannot be opened as a Milvus Lite store.
+    StoreUnavailable
+        The server did not come up in time.
+    StoreError
+        The home cannot be written.
+    """
+    return Lease(home, grace=grace)
+
+
+def set_aside(home: Path) -> Path:
+    """Move a store that cannot be opened out of the way, so that a new one can begin.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``.
+
+    Returns
+    -------
+    pathlib.Path
+        Where the store lies now.
+
+    Raises
+    ------
+    StoreBusy
+        A server has it open, so it can be opened.
+    """
+    with writing(home):
+        start = _FileLock(home / FOLDER / "start.lock")
+        try:
+            if not start.wait(START_TIMEOUT) or _running(home):
+                raise StoreBusy(str(home / STORE), "its server", "the store is in use")
+            kept = aside(home, STORE)
+            (home / STORE).rename(kept)
+            return kept
+        finally:
+            start.close()
+
+
+def aside(home: Path, name: str) -> Path:
+    """Name a folder for damaged files that are kept.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``.
+    name : str
+        What is damaged.
+
+    Returns
+    -------
+    pathlib.Path
+        In a folder that is there, itself not there yet.
+    """
+    folder = home / "damaged"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+
+
+def _find_or_start(home: Path, grace: float) -> dict:
+    folder = home / FOLDER
+    start = _FileLock(folder / "start.lock")
+    try:
+        if not start.wait(START_TIMEOUT):
+            raise StoreUnavailable(
+                str(home / STORE),
+                f"another process has been starting its server for {START_TIMEOUT:g} s; "
+                f"see {folder / 'server.log'}",
+            )
+        return _running(home) or _start(home, grace)
+    finally:
+        start.close()
+
+
+def _running(home: Path) -> dict | None:
+    """Read server.json, if the server it names is alive."""
+    path = home / FOLDER / "server.json"
+    end = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            state = json.loads(path.read_text())
+            touched = path.stat().st_mtime
+        except (OSError, ValueError):
+            return None
+        alive = _FileLock(home / FOLDER / "server.lock")
+        try:
+            free = alive.take()
+        finally:
+            alive.close()
+        if state.get("host") == socket.gethostname():
+            if free:
+                return None
+            if _listens(state["port"]):
+                return state
+            # A killed process lets go of its ports before it lets go of its locks.
+            if time.monotonic() < end:
+                time.sleep(0.02)
+                continue
+            raise StoreUnavailable(
+                str(home / STORE),
+                f"its server, process {state.get('pid')}, hangs: end it, and see "
+                f"{home / FOLDER / 'server.log'}",
+            )
+        # Not every network file system carries flock to other machines: ask the heartbeat too.
+        if free and time.time() - touched > FORGOTTEN:
+            return None
+        raise StoreBusy(
+            str(home / STORE),
+            f"process {state.get('pid')} on {state.get('host')}",
+            "the embedded store is open on another machine, and works on one at a time; close "
+            "the notebooks there, or use a Milvus server (MILVUS_URI). If that machine is gone, "
+            f"remove {path}",
+        )
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:  # a frozen server whose queue is full
+        return True
+    return True
+
+
+def _start(home: Path, grace: float) -> dict:
+    (home / FOLDER / "server.json").unlink(missing_ok=True)
+    package = str(Path(__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "imgsearch.embedded", str(home), str(grace)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    try:
+        answer = _answer(process)
+    finally:
+        process.stdout.close()
+        process.wait()  # it forks at once; what goes on is nobody's child
+    where, log = str(home / STORE), home / FOLDER / "server.log"
+    if answer is None:
+        raise StoreUnavailable(
+            where, f"its server did not come up within {START_TIMEOUT:g} s; see {log}"
+        )
+    if "port" in answer:
+        return answer
+    reason = answer.get("reason", "its server ended at once")
+    if answer.get("kind") == "busy":
+        raise StoreBusy(where, "another program", reason)
+    if answer.get("kind") == "damaged":
+        raise StoreDamaged(
+            where,
+            f"cannot be opened: {reason}. Move the folder away and run `repair`, which "
+            f"rebuilds it from the metadata and the files; details in {log}",
+        )
+    raise StoreError(where, f"{reason}; details in {log} and {log.with_suffix('.err')}")
+
+
+def _answer(process: subprocess.Popen) -> dict | None:
+    """Read the one line the server says when it is up, or when it fails."""
+    end = time.monotonic() + START_TIMEOUT
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not said.endswith(b"\n"):
+            if not selector.select(max(0.0, end - time.monotonic())):
+                return None
+            more = os.read(process.stdout.fileno(), 65536)
+            if not more:
+                return {}
+            said += more
+    return json.loads(said)
+
+
+# ---------------------------------------------------------------- the server process
+
+
+class _Gate:
+    """Many readers or one writer; a writer that waits comes before new readers."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers = self._waiting = 0
+        self._writer = False
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writer and not self._waiting)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: not self._writer and not self._readers)
+                self._writer = True
+            finally:
+                self._waiting -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writer = False
+                self._changed.notify_all()
+
+
+_READS = {"Search", "Query", "HybridSearch", "GetCollectionStatistics", "DescribeIndex"}
+_WRITES = {"Insert", "Upsert", "Delete", "Flush", "LoadCollection", "ReleaseCollection"} | {
+    f"{verb}{noun}"
+    for verb in ("Create", "Drop", "Alter", "Rename")
+    for noun in ("Collection", "Index", "Partition")
+}
+
+
+def _serve(home: Path, token: str):
+    """Open the store and serve it on a free port of 127.0.0.1.
+
+    Returns the gRPC server, the store, its port and the gates.
+    """
+    from concurrent import futures
+
+    import grpc
+    from milvus_lite.adapter.grpc.servicer import MilvusServicer
+    from milvus_lite.db import MilvusLite
+    from pymilvus.grpc_gen import milvus_pb2_grpc
+
+    class Store(MilvusLite):
+        """Two requests that open one collection at once must get the same object."""
+
+        def __init__(self, folder: str):
+            self._opening = threading.RLock()
+            super().__init__(folder)
+
+        def get_collection(self, *args: object, **kwargs: object):
+            with self._opening:
+                return super().get_collection(*args, **kwargs)
+
+        def create_collection(self, *args: object, **kwargs: object):
+            with self._opening:
+                return super().create_collection(*args, **kwargs)
+
+        def drop_collection(self, *args: object, **kwargs: object) -> None:
+            with self._opening:
+                super().drop_collection(*args, **kwargs)
+
+    class Servicer(MilvusServicer):
+        """Milvus Lite calls every index finished; this says what is not built yet."""
+
+        def DescribeIndex(self, request: object, context: object):
+            response = super().DescribeIndex(request, context)
+            if response.index_descriptions:
+                segments = self._get_collection(request, context)._segments_snapshot()
+                for index in response.index_descriptions:
+                    pending = sum(s.num_rows for s in segments if index.field_name not in s.indexes)
+                    index.pending_index_rows = pending
+                    index.indexed_rows = max(0, index.total_rows - pending)
+            return response
+
+    gates: defaultdict[str, _Gate] = defaultdict(_Gate)
+    expected = base64.b64encode(token.encode()).decode()
+
+    def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "this store belongs to somebody else")
+
+    class Doorkeeper(grpc.ServerInterceptor):
+        """Lets in who has the token, and leads each request through its gate."""
+
+        def intercept_service(self, continuation, details):
+            given = dict(details.invocation_metadata).get("authorization", "")
+            given = given.decode() if isinstance(given, bytes) else given
+            if not secrets.compare_digest(given, expected):
+                return grpc.unary_unary_rpc_method_handler(refuse)
+            handler = continuation(details)
+            name = details.method.rsplit("/", 1)[-1]
+            if handler is None or name not in _READS | _WRITES:
+                return handler
+
+            def guarded(request: object, context: object):
+                names = getattr(request, "collection_names", None)
+                names = sorted(set(names)) if names else [getattr(request, "collection_name", "")]
+                with contextlib.ExitStack() as stack:
+                    for gate in (gates[n] for n in names):
+                        stack.enter_context(gate.writing() if name in _WRITES else gate.reading())
+                    return handler.unary_unary(request, context)
+
+            return grpc.unary_unary_rpc_method_handler(
+                guarded, handler.request_deserializer, handler.response_serializer
+            )
+
+    store = Store(str(home / STORE))
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=ANSWERING),
+        interceptors=[Doorkeeper()],
+        options=[
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+            ("grpc.max_send_message_length", _MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    milvus_pb2_grpc.add_MilvusServiceServicer_to_server(Servicer(store), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, store, port, gates
+
+
+def _settle(store, gates: dict[str, _Gate]) -> None:
+    """Write out and index everything, so that the end itself is quick."""
+    for (_, name), collection in list(store._collections.items()):
+        with gates[name].writing():
+            if store._collections.get((_, name)) is not collection:
+                continue
+            collection.flush()
+        collection._wait_for_bg()
+
+
+def _watch(home: Path, grace: float, state_file: Path, ended: threading.Event, settle) -> None:
+    """Return when the server should end; server.json is gone then."""
+    clients = _FileLock(home / FOLDER / "clients.lock")
+    log = logging.getLogger(__name__)
+    lonely: float | None = None
+    touched = time.monotonic()
+    pause = min(0.5, grace / 4)
+    while not ended.wait(pause):
+        if time.monotonic() - touched > HEARTBEAT:
+            touched = time.monotonic()
+            try:
+                os.utime(state_file)
+            except FileNotFoundError:
+                log.warning("%s was removed: leaving", state_file)
+                break
+        if not clients.take():
+            lonely = None
+            continue
+        clients.release()
+        lonely = lonely or time.monotonic()
+        if time.monotonic() - lonely < grace:
+            continue
+        settle()
+        if clients.take():  # nobody came while it settled, and nobody can come now
+            break
+        lonely = None
+    state_file.unlink(missing_ok=True)
+    clients.close()
+
+
+def main(home: Path, grace: float = GRACE) -> None:
+    """Serve the store of a home until nobody uses it any more.
+
+    Parameters
+    ----------
+    home : Path
+        The home.
+    grace : float
+        Seconds to stay after the last lease is gone.
+    """
+    # Nobody's child, in a session of its own: neither Ctrl-C in a terminal nor the end
+    # of a kernel reaches it, and no notebook has to reap it.
+    if os.fork():
+        os._exit(0)
+    folder = home / FOLDER
+    answer = os.dup(1)
+    errors = os.open(folder / "server.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(errors, 1)
+    os.dup2(errors, 2)
+
+    from logging.handlers import RotatingFileHandler
+
+    handler = RotatingFileHandler(folder / "server.log", maxBytes=_LOG_BYTES, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log = logging.getLogger(__name__)
+
+    def tell(**facts: object) -> None:
+        with contextlib.suppress(OSError):  # whoever started this may be gone already
+            os.write(answer, json.dumps(facts).encode() + b"\n")
+        os.close(answer)
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+
+    serving = _FileLock(folder / "server.lock")
+    if not serving.wait(START_TIMEOUT):
+        tell(kind="error", reason="the server before this one is still writing")
+        return
+    token = secrets.token_hex(16)
+    try:
+        server, store, port, gates = _serve(home, token)
+    except Exception as error:
+        log.exception("cannot open %s", home / STORE)
+        busy = type(error).__name__ == "DataDirLockedError"
+        denied = isinstance(error, PermissionError)
+        tell(
+            kind="busy" if busy else "error" if denied else "damaged",
+            reason="the store is open in another program" if busy else str(error),
+        )
+        return
+    state = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "port": port,
+        "token": token,
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = folder / "server.json"
+    draft = path.with_suffix(".new")
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(state))
+    draft.replace(path)
+    tell(**state)
+    log.info("serving %s on 127.0.0.1:%d", home / STORE, port)
+    try:
+        _watch(home, grace, path, ended, lambda: _settle(store, gates))
+        log.info("leaving")
+        server.stop(grace=5).wait()
+        store.close()
+    except Exception:
+        log.exception("leaving after a failure")
+    # Threads of requests that hang must not keep the process, nor its locks.
+    logging.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]))

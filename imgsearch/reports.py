@@ -1,0 +1,120 @@
+"""Files that a run leaves behind: written whole, or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write(path: str | Path, data: bytes) -> Path:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Parameters
+    ----------
+    path : path
+        Its folder is made if need be.
+    data : bytes
+        The whole content.
+
+    Returns
+    -------
+    pathlib.Path
+        The absolute path.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to, or the disk is full; an old file stays.
+    """
+    path = Path(path).expanduser().absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(part).chmod(0o666 & ~umask)  # mkstemp's 0600 would hide reports from colleagues
+        Path(part).replace(path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | Path, content: dict) -> Path:
+    """Write a report as JSON, with the versions of what made it.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    content : dict
+        Plain values.
+
+    Returns
+    -------
+    pathlib.Path
+        The absolute path.
+
+    Raises
+    ------
+    OSError
+        As :func:`write`.
+    """
+    content = content | {"versions": versions()}
+    return write(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def write_figure(path: str | Path, figure: Figure, *, dpi: int = 150) -> Path:
+    """Write a figure in the format that the path's ending names.
+
+    Parameters
+    ----------
+    path : path
+        Ending in ``.png``, ``.svg`` or ``.pdf``.
+    figure : matplotlib.figure.Figure
+        The figure.
+    dpi : int
+        Dots per inch of a PNG.
+
+    Returns
+    -------
+    pathlib.Path
+        The absolute path.
+
+    Raises
+    ------
+    OSError
+        As :func:`write`.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix[1:], dpi=dpi, bbox_inches="tight")
+    return write(path, buffer.getvalue())
+
+
+def versions() -> dict[str, str]:
+    """Versions of imgsearch and of the libraries that decide its numbers.
+
+    Returns
+    -------
+    dict of str to str
+        Distribution to version; those that are not installed are left out.
+    """
+    found = {}
+    for name in ("imgsearch", "numpy", "pillow", "torch", "openvino", "pymilvus", "milvus-lite"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

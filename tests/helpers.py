@@ -1,0 +1,49 @@
+"""Small makers of test data."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imgsearch.metadata import ImageRow
+
+
+def paint(path: Path, seed: int, size: tuple[int, int] = (64, 48)) -> Path:
+    """Make a picture of coarse coloured noise: other seeds look unlike it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def rows_and_vectors(
+    dim: int, n: int, seed: int = 0
+) -> tuple[list[ImageRow], dict[int, np.ndarray]]:
+    """Rows as an ingest makes them, and random unit vectors by id."""
+    rng = np.random.default_rng(seed)
+    rows, vectors = [], {}
+    for i in range(n):
+        digest = hashlib.sha256(f"{seed}/{i}".encode()).hexdigest()
+        image_id = int(digest[:16], 16) >> 1
+        vector = rng.standard_normal(dim).astype(np.float32)
+        vectors[image_id] = vector / np.linalg.norm(vector)
+        rows.append(
+            ImageRow(
+                path=f"/photos/{seed}/{i:05d}.jpg",
+                image_id=image_id,
+                sha256=digest,
+                size=1000 + i,
+                width=640,
+                height=480,
+                format="JPEG",
+                mtime_ns=1_700_000_000_000_000_000 + i,
+                state="pending",
+                added_at=datetime.now(UTC),
+                vector_crc=0,
+            )
+        )
+    return rows, vectors

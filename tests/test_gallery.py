@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imgsearch.errors import (
+    CollectionNotFound,
+    ConfigError,
+    EncoderError,
+    EncoderMismatch,
+    ImageError,
+    ImageNotFound,
+)
+from imgsearch.gallery import Gallery, checksum
+from tests.helpers import paint, rows_and_vectors
+
+
+@pytest.fixture
+def gallery(stores, encoder, collection):
+    with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as gallery:
+        yield gallery
+
+
+def test_what_was_added_is_found_best_first_with_its_facts(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 20)
+    assert gallery.add(rows, vectors) == []
+    hits = gallery.search(vectors[rows[3].image_id], top_k=5)
+    assert len(hits) == 5
+    assert hits[0].image_id == rows[3].image_id
+    assert hits[0].path == rows[3].path
+    assert hits[0].score == pytest.approx(1.0, abs=1e-5)
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+    assert list(hits) == sorted(hits, key=lambda hit: (-hit.score, hit.image_id))
+    assert hits.seconds.keys() == {"encode", "vectors", "metadata", "total"}
+
+
+def test_adding_twice_changes_nothing(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 10)
+    gallery.add(rows, vectors)
+    gallery.add(rows, vectors)
+    assert gallery.count()[:2] == (10, 10)
+    assert gallery.vectors.count(gallery.name) == 10
+
+
+def test_same_content_under_two_paths_is_one_vector_and_one_hit(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 3)
+    gallery.add(rows, vectors)
+    twin = rows[0]._replace(path="/elsewhere/äöü 🐈.jpg")
+    assert gallery.add([twin], {}) == []
+    assert gallery.count()[:2] == (3, 4)
+    hits = gallery.search(vectors[rows[0].image_id], top_k=10)
+    assert len(hits) == 3
+    assert set(hits[0].paths) == {rows[0].path, twin.path}
+    gallery.delete([rows[0].path])
+    assert gallery.search(vectors[rows[0].image_id], top_k=1)[0].paths == (twin.path,)
+    gallery.delete([twin.path])
+    assert gallery.vectors.count(gallery.name) == 2
+
+
+def test_rows_without_a_vector_anywhere_are_handed_back_not_stored(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 2)
+    lacking = {rows[0].image_id: vectors[rows[0].image_id]}
+    assert [row.path for row in gallery.add(rows, lacking)] == [rows[1].path]
+    assert gallery.count().images == 1
+
+
+def test_a_path_with_new_content_gives_up_the_old_vector(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 2)
+    gallery.add(rows[:1], vectors)
+    changed = rows[1]._replace(path=rows[0].path)
+    gallery.add([changed], vectors)
+    assert gallery.count()[:2] == (1, 1)
+    assert gallery.vectors.ids(gallery.name).tolist() == [rows[1].image_id]
+
+
+def test_pending_and_deleting_rows_are_never_shown_and_settle_finishes_them(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 6)
+    gallery.add(rows[:4], vectors)
+    # A crash after the announcement of one, after the vector of another.
+    gallery.metadata.announce(
+        gallery.name, [r._replace(vector_crc=checksum(vectors[r.image_id])) for r in rows[4:]]
+    )
+    gallery.vectors.upsert(
+        gallery.name, np.array([rows[5].image_id]), vectors[rows[5].image_id][None]
+    )
+    gallery.metadata.mark_deleting(gallery.name, [rows[0].path])
+    hits = gallery.search(vectors[rows[5].image_id], top_k=6)
+    assert {hit.image_id for hit in hits} == {row.image_id for row in rows[1:4]}
+    assert gallery.settle() == 3
+    assert set(gallery.metadata.ids(gallery.name).tolist()) == {
+        row.image_id for row in (*rows[1:4], rows[5])
+    }
+    assert set(gallery.vectors.ids(gallery.name).tolist()) == set(
+        gallery.metadata.ids(gallery.name).tolist()
+    )
+    assert gallery.settle() == 0
+
+
+def test_excluded_images_make_room_for_others(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 8)
+    gallery.add(rows, vectors)
+    stored = gallery.get(rows[2].path)
+    hits = gallery.search(stored, top_k=7, exclude=[stored.image_id])
+    assert len(hits) == 7
+    assert stored.image_id not in {hit.image_id for hit in hits}
+
+
+def test_a_picture_finds_itself_and_a_box_searches_with_a_part(gallery, tmp_path):
+    paths = [paint(tmp_path / f"{i}.png", seed=i) for i in range(6)]
+    made = gallery.pipeline(paths)
+    rows = [
+        row._replace(path=str(path), image_id=item.facts.image_id)
+        for row, path, item in zip(
+            rows_and_vectors(gallery.row.dim, 6)[0], paths, made, strict=True
+        )
+    ]
+    gallery.add(rows, {item.facts.image_id: item.vector for item in made})
+    hits = gallery.search(paths[4], top_k=3)
+    assert hits[0].path == str(paths[4])
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+    assert hits.encoder["device"]
+    part = gallery.search(paths[4], top_k=3, box=(0, 0, 20, 20))
+    assert part[0].score < hits[0].score - 1e-4
+
+
+def test_an_empty_collection_gives_no_hits(gallery):
+    assert list(gallery.search(np.ones(gallery.row.dim, np.float32))) == []
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_top_k_below_one_is_refused(gallery, top_k):
+    with pytest.raises(ConfigError, match="top_k"):
+        gallery.search(np.ones(gallery.row.dim, np.float32), top_k)
+
+
+def test_a_vector_of_another_dimension_is_refused(gallery):
+    with pytest.raises(ConfigError, match=str(gallery.row.dim)):
+        gallery.search(np.ones(3, np.float32))
+
+
+def test_a_query_that_is_no_image_is_named(gallery, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"not an image at all")
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
+        gallery.search(bad)
+
+
+def test_unknown_images_and_collections_are_named(gallery, stores):
+    with pytest.raises(ImageNotFound, match="nowhere"):
+        gallery.get("/nowhere.jpg")
+    with pytest.raises(ImageNotFound, match="12345"):
+        gallery.get(12345)
+    with pytest.raises(CollectionNotFound, match=gallery.name):
+        Gallery.open("not_there", settings=stores)
+    with pytest.raises(ConfigError, match="collection"):
+        Gallery.open("drop table;", settings=stores)
+
+
+def test_a_collection_brings_its_own_encoder_and_refuses_another(gallery, stores):
+    from imgsearch.encoder import load_encoder
+
+    with Gallery.open(gallery.name, settings=stores) as again:
+        assert again.encoder.fingerprint == gallery.row.fingerprint
+    other = load_encoder("resnet18", weights="random:9")
+    with pytest.raises(EncoderMismatch) as caught:
+        Gallery.open(gallery.name, encoder=other, settings=stores)
+    assert gallery.row.fingerprint in str(caught.value)
+    assert other.fingerprint in str(caught.value)
+
+
+def test_a_dimension_that_was_set_is_held_against_the_encoder(stores, encoder):
+    settings = stores.model_copy(update={"vector_dimension": encoder.dim + 1})
+    with pytest.raises(EncoderError, match="VECTOR_DIMENSION"):
+        Gallery.open("other_dim", encoder=encoder.name, create=True, settings=settings)
+
+
+def test_a_dropped_collection_is_gone_from_both_stores_and_refuses_writers(
+    gallery, stores, encoder
+):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 3)
+    gallery.add(rows, vectors)
+    with Gallery.open(gallery.name, settings=stores) as other:
+        other.drop()
+    assert gallery.name not in gallery.vectors.collections()
+    with pytest.raises(CollectionNotFound):
+        gallery.add(rows, vectors)
+    with Gallery.open(gallery.name, encoder=encoder, create=True, settings=stores) as anew:
+        assert anew.count().paths == 0
+
+
+def test_vectors_that_no_search_could_use_are_refused_and_nothing_is_stored(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 2)
+    vectors[rows[1].image_id] = np.full(gallery.row.dim, np.nan, np.float32)
+    with pytest.raises(ConfigError, match="vector"):
+        gallery.add(rows, vectors)
+    gallery.settle()
+    assert gallery.count().paths == 0
+
+
+def test_embeddings_are_every_ready_image_in_order(gallery):
+    rows, vectors = rows_and_vectors(gallery.row.dim, 30)
+    gallery.add(rows, vectors)
+    gallery.flush()
+    ids, found = gallery.embeddings()
+    assert ids.tolist() == sorted(vectors)
+    np.testing.assert_array_equal(found, np.stack([vectors[i] for i in sorted(vectors)]))
