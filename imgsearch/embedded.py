@@ -356,28 +356,52 @@ def _find_or_start(home: Path, grace: float) -> dict:
 def _running(home: Path) -> dict | None:
     """Read server.json, if the server it names is alive."""
     path = home / FOLDER / "server.json"
+    end = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            state = json.loads(path.read_text())
+            touched = path.stat().st_mtime
+        except (OSError, ValueError):
+            return None
+        alive = _FileLock(home / FOLDER / "server.lock")
+        try:
+            free = alive.take()
+        finally:
+            alive.close()
+        if state.get("host") == socket.gethostname():
+            if free:
+                return None
+            if _listens(state["port"]):
+                return state
+            # A killed process lets go of its ports before it lets go of its locks.
+            if time.monotonic() < end:
+                time.sleep(0.02)
+                continue
+            raise StoreUnavailable(
+                str(home / STORE),
+                f"its server, process {state.get('pid')}, hangs: end it, and see "
+                f"{home / FOLDER / 'server.log'}",
+            )
+        # Not every network file system carries flock to other machines: ask the heartbeat too.
+        if free and time.time() - touched > FORGOTTEN:
+            return None
+        raise StoreBusy(
+            str(home / STORE),
+            f"process {state.get('pid')} on {state.get('host')}",
+            "the embedded store is open on another machine, and works on one at a time; close "
+            "the notebooks there, or use a Milvus server (MILVUS_URI). If that machine is gone, "
+            f"remove {path}",
+        )
+
+
+def _listens(port: int) -> bool:
     try:
-        state = json.loads(path.read_text())
-        touched = path.stat().st_mtime
-    except (OSError, ValueError):
-        return None
-    alive = _FileLock(home / FOLDER / "server.lock")
-    try:
-        free = alive.take()
-    finally:
-        alive.close()
-    if state.get("host") == socket.gethostname():
-        return None if free else state
-    # Not every network file system carries flock to other machines: ask the heartbeat too.
-    if free and time.time() - touched > FORGOTTEN:
-        return None
-    raise StoreBusy(
-        str(home / STORE),
-        f"process {state.get('pid')} on {state.get('host')}",
-        "the embedded store is open on another machine, and works on one at a time; close the "
-        f"notebooks there, or use a Milvus server (MILVUS_URI). If that machine is gone, "
-        f"remove {path}",
-    )
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:  # a frozen server whose queue is full
+        return True
+    return True
 
 
 def _start(home: Path, grace: float) -> dict:

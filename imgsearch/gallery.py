@@ -116,7 +116,7 @@ class Hits(Sequence):
 
 
 class Gallery:
-    """A collection, opened. Use :meth:`open`; it is a context manager.
+    """A collection, opened by :meth:`open`; a context manager.
 
     Attributes
     ----------

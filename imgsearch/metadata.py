@@ -259,7 +259,7 @@ class Counts(NamedTuple):
 
 
 class MetadataStore:
-    """Collections, images and ingest runs. Make one with :meth:`open`.
+    """Collections, images and ingest runs. Made by :meth:`open`.
 
     One store may be used by several threads. A forked child connects for itself.
 
@@ -365,6 +365,11 @@ class MetadataStore:
     def create_collection(self, row: CollectionRow) -> None:
         """Add a collection.
 
+        Parameters
+        ----------
+        row : CollectionRow
+            Its name, encoder, identity, dimension and index.
+
         Raises
         ------
         StoreError
@@ -392,6 +397,15 @@ class MetadataStore:
     def collection(self, name: str) -> CollectionRow:
         """One collection.
 
+        Parameters
+        ----------
+        name : str
+            Its name.
+
+        Returns
+        -------
+        CollectionRow
+
         Raises
         ------
         CollectionNotFound
@@ -408,6 +422,11 @@ class MetadataStore:
 
     def drop_collection(self, name: str) -> None:
         """Remove a collection and its images' rows. Its ingest runs stay as history.
+
+        Parameters
+        ----------
+        name : str
+            Its name.
 
         Raises
         ------
@@ -543,7 +562,20 @@ class MetadataStore:
             self._write(lambda link: link.execute(self._upserting(), ordered))
 
     def confirm(self, collection: str, paths: Iterable[str]) -> None:
-        """Say that the vectors of pending images are stored: they become ``ready``."""
+        """Say that the vectors of pending images are stored: they become ``ready``.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str
+            Which ones; those that are not there are passed over.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         number = self._id(collection)
 
         def confirm(link: sa.Connection) -> None:
@@ -674,7 +706,25 @@ class MetadataStore:
         return {_text(row[0]): Known(*row[1:]) for row in self._read(query)}
 
     def by_path(self, collection: str, paths: Iterable[str]) -> dict[str, ImageRow]:
-        """Rows by path, in any state; what is not there is left out."""
+        """Rows by path, in any state.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str
+            Which ones; those that are not there are passed over.
+
+        Returns
+        -------
+        dict of str to ImageRow
+            What is not there is left out.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         rows = self._images(_chosen(self._id(collection), paths=paths))
         return {row.path: row for row in rows}
 
@@ -744,7 +794,22 @@ class MetadataStore:
         return np.unique(np.asarray([row[0] for row in self._read(query)], np.int64))
 
     def count(self, collection: str) -> Counts:
-        """How much a collection holds."""
+        """How much a collection holds.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        Counts
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         query = (
             sa.select(
                 _images.c.state, sa.func.count(), sa.func.count(sa.distinct(_images.c.image_id))
@@ -769,6 +834,15 @@ class MetadataStore:
             Which page.
         like : str, optional
             Only paths that contain this, upper and lower case being different.
+
+        Returns
+        -------
+        list of ImageRow
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
         """
         query = sa.select(_images).where(
             _images.c.collection_id == self._id(collection), _images.c.state == "ready"
@@ -782,6 +856,15 @@ class MetadataStore:
 
     def start_run(self, collection: str, folder: str | Path, total: int = 0) -> int:
         """Write down that an ingest by this process begins.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        folder : str or Path
+            Where the images come from.
+        total : int
+            Files found there.
 
         Returns
         -------
@@ -853,6 +936,10 @@ class MetadataStore:
             Only those of one collection.
         limit : int
             How many.
+
+        Returns
+        -------
+        list of RunRow
         """
         query = sa.select(_runs).order_by(_runs.c.run_id.desc()).limit(max(0, limit))
         if collection is not None:

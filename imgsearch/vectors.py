@@ -753,17 +753,20 @@ class VectorStore:
         Everything that is asked of Milvus is either read-only or the same when
         it is done twice.
         """
-        for last in (False, True):
+        gone = absent = 0
+        while True:
             try:
                 return self._patiently(call, end, limit)
             except _Silent as silent:
                 raise self._unavailable(f"is silent for {silent}") from None
             except _Gone:
                 late = end is not None and time.monotonic() >= end
-                if self._home is None or last or late:
+                gone += 1
+                if self._home is None or gone > 1 or late:
                     raise self._unavailable("cannot be reached") from None
             except _NotLoaded:
-                if last or collection is None:
+                absent += 1
+                if absent > 2 or collection is None:
                     raise StoreError(
                         self.where, f"collection {collection!r} does not stay in memory: another "
                         "program releases it, or memory is short"
@@ -774,7 +777,6 @@ class VectorStore:
                 if collection is None:
                     raise
                 raise CollectionNotFound(collection, self.collections()) from None
-        raise AssertionError("unreachable")
 
     def _patiently(self, call: Callable[[Any, float], T], end: float | None, limit: float) -> T:
         """Wait for an answer while the server gives signs of life.

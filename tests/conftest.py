@@ -193,8 +193,6 @@ config = milvus.MilvusServerConfig(data_dir=base, **ports)
 for part in ("rootCoord", "proxy", "queryCoord", "queryNode", "indexNode", "dataCoord", "dataNode"):
     config.set(part + ".ip", "127.0.0.1")
 config.set("log.level", "error")
-for rhythm in ("queryCoord.checkInterval", "queryCoord.distPullInterval", "proxy.timeTickInterval"):
-    config.set(rhythm, "50")  # milliseconds; half a second and more make every load take three
 config.resolve()
 print(os.path.join(shared, "bin", "milvus"))
 """
@@ -247,6 +245,20 @@ class Milvus:
                 "LD_LIBRARY_PATH": libraries,
                 "DEPLOY_MODE": "STANDALONE",
                 "METRICS_PORT": str(self.health),
+                # Milliseconds and seconds of its inner rhythms, which make a load take three.
+                **{
+                    f"QUERYCOORD_{rhythm}INTERVAL": "50"
+                    for rhythm in (
+                        "CHECK",
+                        "CHECKCHANNEL",
+                        "CHECKSEGMENT",
+                        "CHECKINDEX",
+                        "DISTPULL",
+                    )
+                },
+                "QUERYCOORD_CHECKEXECUTEDFLAGINTERVAL": "50",
+                "PROXY_TIMETICKINTERVAL": "50",
+                "DATACOORD_SEGMENTFLUSHINTERVAL": "1",
                 "ETCD_CONFIG_PATH": str(self.folder / "etcd.yaml"),
                 "MILVUS_RUN_DIR": str(self.folder / "run"),
             },
