@@ -42,11 +42,12 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
+from imgsearch import lite
 from imgsearch.errors import StoreBusy, StoreDamaged, StoreError, StoreUnavailable
 
 STORE = "vectors.db"
@@ -504,10 +505,11 @@ _WRITES = {"Insert", "Upsert", "Delete", "Flush", "LoadCollection", "ReleaseColl
 }
 
 
-def _serve(home: Path, token: str):
+def _serve(home: Path, token: str, end: Callable[[], None]):
     """Open the store and serve it on a free port of 127.0.0.1.
 
-    Returns the gRPC server, the store, its port and the gates.
+    Returns the gRPC server, the store, its port and the gates. `end` is called once
+    the store could not be written: nothing is acknowledged from then on.
     """
     from concurrent import futures
 
@@ -548,6 +550,16 @@ def _serve(home: Path, token: str):
                     index.indexed_rows = max(0, index.total_rows - pending)
             return response
 
+    broken = threading.Event()
+
+    def failed(error: BaseException) -> None:
+        if not broken.is_set():
+            broken.set()
+            logging.getLogger(__name__).critical("leaving, a write failed: %s", error)
+            end()
+
+    lite.harden(failed)
+    lite.remove_drafts(home / STORE)
     gates: defaultdict[str, _Gate] = defaultdict(_Gate)
     expected = base64.b64encode(token.encode()).decode()
 
@@ -573,6 +585,8 @@ def _serve(home: Path, token: str):
                 with contextlib.ExitStack() as stack:
                     for gate in (gates[n] for n in names):
                         stack.enter_context(gate.writing() if name in _WRITES else gate.reading())
+                    if broken.is_set():
+                        context.abort(grpc.StatusCode.UNAVAILABLE, "leaving, a write failed")
                     return handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(
@@ -676,8 +690,16 @@ def main(home: Path, grace: float = GRACE) -> None:
         tell(kind="error", reason="the server before this one is still writing")
         return
     token = secrets.token_hex(16)
+    path = folder / "server.json"
+
+    def end() -> None:
+        # Who asks now finds no server and starts the next one, which waits for this one's
+        # lock. The moment is for the answer that says what went wrong.
+        path.unlink(missing_ok=True)
+        threading.Timer(0.2, os._exit, (1,)).start()
+
     try:
-        server, store, port, gates = _serve(home, token)
+        server, store, port, gates = _serve(home, token, end)
     except Exception as error:
         log.exception("cannot open %s", home / STORE)
         busy = type(error).__name__ == "DataDirLockedError"
@@ -694,7 +716,6 @@ def main(home: Path, grace: float = GRACE) -> None:
         "token": token,
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path = folder / "server.json"
     draft = path.with_suffix(".new")
     draft.touch(mode=0o600)
     draft.write_text(json.dumps(state))

@@ -471,23 +471,10 @@ class MetadataStore:
         # The server's own advisory lock: it goes with the connection, so with the process.
         key = f"{self._url.database} {collection}".encode()
         name = f"imgsearch {hashlib.sha256(key).hexdigest()[:40]}"  # 64 characters at most
-        held = vars(self._turns).setdefault("depth", {})
-        if held.get(name):
-            held[name] += 1
-            try:
-                yield
-            finally:
-                held[name] -= 1
+        held = vars(self._turns).setdefault("links", {})
+        if name in held:
+            yield
             return
-        with self._locked(name, timeout):
-            held[name] = 1
-            try:
-                yield
-            finally:
-                held[name] = 0
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, timeout: float) -> Iterator[None]:
         with self._translating():
             link = self._connected().connect()
         try:
@@ -495,22 +482,56 @@ class MetadataStore:
             with self._translating():
                 while not link.scalar(sa.select(sa.func.get_lock(name, 1))):
                     if time.monotonic() > end:
+                        number = link.scalar(sa.select(sa.func.is_used_lock(name)))
                         raise StoreBusy(
                             self.where,
-                            f"connection {link.scalar(sa.select(sa.func.is_used_lock(name)))}",
+                            self._writers(collection) or f"connection {number}",
                             f"another ingest or deletion is writing, and still was after "
                             f"{timeout:g} s; wait for it, or stop it",
                         )
+                link.commit()
+            held[name] = link
             yield
         finally:
+            held.pop(name, None)
             # Closing for good gives the lock back, whatever state the connection is in.
             link.invalidate()
             link.close()
+
+    def _writers(self, collection: str) -> str:
+        me = socket.gethostname()[:255], os.getpid()
+        others = [r for r in self.runs(collection) if r.state == "running" and r[10:12] != me]
+        return ", ".join(f"process {r.pid} of {r.who} on {r.host}" for r in others)
+
+    @contextlib.contextmanager
+    def _link(self) -> Iterator[sa.Connection]:
+        """Lend a connection: the one that holds the collection for this thread, if one does.
+
+        A lock that is lost, since its server restarted or cut the connection, then takes
+        with it every statement that relied on it: none comes after another writer's.
+        """
+        held = list(vars(self._turns).get("links", {}).values())
+        if not held:
+            with self._connected().connect() as link:
+                yield link
+            return
+        link = held[-1]
+        if link.invalidated:
+            raise StoreUnavailable(
+                self.where, "ended the connection that held the collection, so that others may "
+                "write to it now: check that the server runs, and begin again"
+            )  # fmt: skip
+        try:
+            yield link
+        finally:
+            link.rollback()  # of a transaction that was committed or undone already: nothing
 
     # ------------------------------------------------------------ images
 
     def announce(self, collection: str, rows: Sequence[ImageRow]) -> None:
         """Say that images are about to be stored: their rows become ``pending``.
+
+        A row that is ready, of the same content and with the same vector, stays ready.
 
         Parameters
         ----------
@@ -943,26 +964,33 @@ class MetadataStore:
         return mysql.insert(table).prefix_with("IGNORE")
 
     def _upserting(self) -> Any:
-        kept = {"collection_id", "path_key", "added_at"}
-        changed = [c.name for c in _images.c if c.name not in kept]
+        query = sqlite.insert(_images) if self._sqlite else mysql.insert(_images)
+        new = query.excluded if self._sqlite else query.inserted
+        ready = sa.literal_column("'ready'")  # PyMySQL joins rows only where no value follows
+        same = sa.and_(
+            _images.c.state == ready,
+            _images.c.image_id == new.image_id,
+            _images.c.vector_crc == new.vector_crc,
+        )
+        # The state comes first, because MySQL would compare with what it has just assigned.
+        kept = {"collection_id", "path_key", "added_at", "state"}
+        changed = [("state", sa.case((same, ready), else_=new.state))]
+        changed += [(c.name, new[c.name]) for c in _images.c if c.name not in kept]
         if self._sqlite:
-            query = sqlite.insert(_images)
             return query.on_conflict_do_update(
-                index_elements=["collection_id", "path_key"],
-                set_={name: query.excluded[name] for name in changed},
+                index_elements=["collection_id", "path_key"], set_=dict(changed)
             )
-        query = mysql.insert(_images)
-        return query.on_duplicate_key_update({name: query.inserted[name] for name in changed})
+        return query.on_duplicate_key_update(changed)
 
     def _read(self, query: sa.Select) -> Sequence[sa.Row]:
-        with self._translating(), self._connected().connect() as link:
+        with self._translating(), self._link() as link:
             return link.execute(query).all()
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
         """Do all of it in one transaction, or nothing."""
         for left in reversed(range(_ATTEMPTS)):
             try:
-                with self._translating(), self._connected().connect() as link:
+                with self._translating(), self._link() as link:
                     link = link.execution_options(imgsearch_writes=True)
                     with link.begin():
                         return work(link)
