@@ -79,6 +79,7 @@ class AdminPanel(parts.Panel):
         self.image_dirs = ipw.Text(
             placeholder="folders to look in, with ; between", description="Files in"
         )
+        self.image_dirs.layout.width = "420px"
         self.repair = self.button("Repair", self._repair, "Make it whole from what is left")
         self.account = ipw.HTML()
 
@@ -357,7 +358,7 @@ def _in_columns(one: Overview) -> dict[str, object]:
         "Vectors": "?" if one.vectors is None else one.vectors,
         "Files": one.paths,
         "Encoder": f"{one.encoder} ({one.dim})" if one.encoder else "",
-        "Index": one.index,
+        "Index": one.index.partition(":")[0],
         "On disk": "on the server" if one.size is None else parts.bytes_in_words(one.size),
         "Last ingest": f"{_ago(run.updated_at)}, {run.state}" if run else "never",
         "To note": one.problem,
@@ -373,7 +374,7 @@ def _run_in_columns(run: RunRow) -> dict[str, object]:
         "Collection": run.collection,
         "Folder": run.folder,
         "Files": f"{run.done:,} of {run.total:,}",
-        "Failed": run.failed,
+        "Failed": run.failed or "",
         "Speed": speed if rate else "",
         "By": f"{run.who}, {run.host}, process {run.pid}",
         "Begun": f"{run.started_at:%Y-%m-%d %H:%M} UTC",

@@ -27,6 +27,9 @@ WHAT_IS_READ = (
     f"JPEG and PNG files up to {images.MAX_BYTES >> 20} MiB and "
     f"{images.MAX_PIXELS >> 20} Mi pixels can be used; choose another, or save it anew."
 )
+LONG = 30
+"""Characters from which on a cell of a table may be broken into lines."""
+
 THUMBNAILS = 2_000
 """Thumbnails that a panel remembers, some 20 kB each."""
 
@@ -735,7 +738,7 @@ def table(caption: str, rows: Sequence[Mapping[str, object]], most: int = 200) -
     caption : str
         Stands above it.
     rows : sequence of mapping
-        Column to value; numbers are set to the right.
+        Column to value; numbers are set to the right, empty columns left out.
     most : int
         How many rows at most; the caption says how many there are.
 
@@ -746,6 +749,8 @@ def table(caption: str, rows: Sequence[Mapping[str, object]], most: int = 200) -
     """
     if not rows:
         return ""
+    used = [name for name in rows[0] if any(row[name] != "" for row in rows)]
+    rows = [{name: row[name] for name in used} for row in rows]
     if len(rows) > most:
         caption = f"{caption} (the first {most} of {len(rows):,})"
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
@@ -761,7 +766,8 @@ def _cell(value: object) -> str:
     if isinstance(value, int | float):
         text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
         return f'<td class="imgsearch-number">{text}</td>'
-    return f"<td>{escape(printable(value))}</td>"
+    text = printable(value)
+    return f"<td{' class=imgsearch-long' if len(text) > LONG else ''}>{escape(text)}</td>"
 
 
 def bytes_in_words(n: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ipywidgets as ipw
+import numpy as np
 from jupyter_bbox_widget import BBoxWidget
 
 from imgsearch import batch, config, images, plots, reports
@@ -127,6 +128,7 @@ class SearchPanel(parts.Panel):
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
         self.uploader = parts.Uploader(lambda *file: self.guarded(self._arrived, *file))
         self.uploads = parts.Grid(small=True, opening=False, label="Uploaded images")
+        self._strip = parts.column("imgsearch-strip", self.uploads)
         self.uploads.on("pick", lambda key: self.guarded(self._pick_upload, key))
         self.path = ipw.Text(
             placeholder="/folder/photo.jpg", description="Path", layout=ipw.Layout(width="100%")
@@ -135,8 +137,13 @@ class SearchPanel(parts.Panel):
             "Search", self._search_path, "Search with the file at this path", "primary"
         )
         self.cropper = _Cropper(classes=["part"], colors=[plots.QUERY_COLOUR], hide_buttons=True)
-        self.cropper.add_class("imgsearch-query")
+        # Hidden by a box around them: these widgets do not follow changes of their classes.
+        self._crop = parts.column("imgsearch-query", self.cropper)
         self.about_query = ipw.HTML()
+        self.hint = ipw.HTML(
+            '<div class="imgsearch-facts">Draw a box to search with a part, or type its edges in '
+            "pixels. Esc leaves the picture.</div>"
+        )
         self.box = ipw.Text(
             placeholder="left, upper, right, lower",
             description="Part",
@@ -168,10 +175,11 @@ class SearchPanel(parts.Panel):
         side = parts.column(
             "imgsearch-side",
             self.uploader,
-            self.uploads,
+            self._strip,
             *by_path,
             self.about_query,
-            self.cropper,
+            self._crop,
+            self.hint,
             self.box,
             parts.row(self.whole),
         )
@@ -191,8 +199,8 @@ class SearchPanel(parts.Panel):
             self.status,
             columns,
         ]
-        self._query_tools = (self.cropper, self.box, self.whole, self.about_query)
-        for widget in (*self._query_tools, self.uploads, self._paging):
+        self._query_tools = (self.about_query, self._crop, self.hint, self.box, self.whole)
+        for widget in (*self._query_tools, self._strip, self._paging):
             parts.shown(widget, False)
         self._offer()
 
@@ -234,7 +242,7 @@ class SearchPanel(parts.Panel):
             )
             for key, (name, data) in self._uploads.items()
         ]
-        parts.shown(self.uploads, len(self._uploads) > 1)
+        parts.shown(self._strip, len(self._uploads) > 1)
 
     def _pick_upload(self, key: str) -> None:
         if key in self._uploads:
@@ -242,6 +250,8 @@ class SearchPanel(parts.Panel):
             self._search(lambda: _query_of(data, name))
 
     def _search_path(self) -> None:
+        if self.confined:  # not shown, but a browser can press what it does not see
+            raise ConfigError("Path", "cannot be used here: upload the image")
         text = self.path.value.strip().strip("'\"")
         if not text:
             raise ConfigError("Path", "is empty: paste the path of an image, or upload one")
@@ -362,11 +372,12 @@ class SearchPanel(parts.Panel):
         if self.hits is None:
             self._show_stored(self._turn)
         if self.confined:
-            self._gallery().pipeline  # noqa: B018 - so that the first visitor need not wait
+            # Everything is loaded now, so that no visitor waits for it.
+            self._gallery().search(np.zeros((64, 64, 3), np.uint8), 1)
 
     def _show_stored(self, turn: int) -> None:
         gallery = self._gallery()
-        like = self.find.value.strip() or None
+        like = None if self.confined else self.find.value.strip() or None
         rows = gallery.metadata.browse(
             gallery.name, offset=self._page * PAGE, limit=PAGE + 1, like=like
         )
@@ -450,7 +461,7 @@ class SearchPanel(parts.Panel):
                 self.cropper.image_bytes = parts.jpeg(query.picture, PREVIEW)
             except ImageError as error:  # a stored image can be searched with without its file
                 self.cropper.image_bytes = b""
-                parts.shown(self.cropper, False)
+                parts.shown(self._crop, False)
                 self.about_query.value += f'<div class="imgsearch-facts">{error.reason}</div>'
         drawn = _full_size(self.cropper.bboxes[-1], query) if self.cropper.bboxes else None
         if drawn != query.box:
