@@ -822,7 +822,13 @@ class MetadataStore:
         return Counts(ready[1], ready[0], pending[0], deleting[0])
 
     def browse(
-        self, collection: str, *, offset: int = 0, limit: int = 100, like: str | None = None
+        self,
+        collection: str,
+        *,
+        offset: int = 0,
+        limit: int = 100,
+        like: str | None = None,
+        since: datetime | None = None,
     ) -> list[ImageRow]:
         """List a page of the ready images, sorted by path.
 
@@ -834,6 +840,7 @@ class MetadataStore:
             Which page.
         like : str, optional
             Only paths that contain this, upper and lower case being different.
+<<<<<<< HEAD
 
         Returns
         -------
@@ -843,12 +850,18 @@ class MetadataStore:
         ------
         CollectionNotFound
             There is no such collection.
+=======
+        since : datetime, optional
+            Only images that were added then or later.
+>>>>>>> panels
         """
         query = sa.select(_images).where(
             _images.c.collection_id == self._id(collection), _images.c.state == "ready"
         )
         if like:
             query = query.where(sa.func.instr(_images.c.path, _stored(like)) > 0)
+        if since is not None:
+            query = query.where(_images.c.added_at >= _naive(since))
         query = query.order_by(_images.c.path).limit(max(0, limit)).offset(max(0, offset))
         return [_image(row) for row in self._read(query)]
 
