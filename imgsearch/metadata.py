@@ -840,7 +840,8 @@ class MetadataStore:
             Which page.
         like : str, optional
             Only paths that contain this, upper and lower case being different.
-<<<<<<< HEAD
+        since : datetime, optional
+            Only images that were added then or later.
 
         Returns
         -------
@@ -850,10 +851,6 @@ class MetadataStore:
         ------
         CollectionNotFound
             There is no such collection.
-=======
-        since : datetime, optional
-            Only images that were added then or later.
->>>>>>> panels
         """
         query = sa.select(_images).where(
             _images.c.collection_id == self._id(collection), _images.c.state == "ready"
