@@ -173,7 +173,9 @@ tell(report=repair("kept", image_dirs=[order["folder"]]).to_dict())
 """
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(2, id="quick"), pytest.param(30, id="soak", marks=[soak])])
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(2, id="quick"), pytest.param(30, id="soak", marks=[soak])]
+)
 def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, rounds):
     """A repair must not forget an image because it died while it made its vector anew."""
     settings, folder = read_settings(imgsearch_home=tmp_path / "home"), tmp_path / "photos"
@@ -199,7 +201,9 @@ def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder
 
 
 @pytest.mark.parametrize("step", ["announced", "stored", "marked", "vectors gone"])
-def test_a_drop_or_an_addition_stops_between_any_two_steps(stores, encoder, collection, tmp_path, step, monkeypatch):
+def test_a_drop_or_an_addition_stops_between_any_two_steps(
+    stores, encoder, collection, tmp_path, step, monkeypatch
+):
     """The moments that random kills seldom meet, met on purpose."""
     folder = tmp_path / "photos"
     for i in range(6):
@@ -239,7 +243,9 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(stores, encoder, coll
         agree(gallery, {str(path) for path in folder.iterdir()})
 
 
-def test_a_touched_file_stays_searchable_while_its_row_is_written(stores, encoder, collection, tmp_path, monkeypatch):
+def test_a_touched_file_stays_searchable_while_its_row_is_written(
+    stores, encoder, collection, tmp_path, monkeypatch
+):
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
     with opened(collection, stores) as gallery:
@@ -257,7 +263,9 @@ def test_a_touched_file_stays_searchable_while_its_row_is_written(stores, encode
         assert gallery.get(path).mtime_ns == 5
 
 
-def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(stores, encoder, collection, tmp_path):
+def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
+    stores, encoder, collection, tmp_path
+):
     """The other one may die before the vector is there, and nobody would look again."""
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
@@ -279,7 +287,9 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(stores, enc
         agree(gallery, {str(path)})
 
 
-def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(stores, encoder, collection, tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(
+    stores, encoder, collection, tmp_path, monkeypatch
+):
     from imgsearch.metadata import MetadataStore
 
     paint(tmp_path / "photos" / "a.png", seed=1)

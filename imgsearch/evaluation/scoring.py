@@ -26,10 +26,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from imgsearch import metrics, ranking, relevance, statistics
+from imgsearch import metrics
 from imgsearch.errors import ConfigError
-from imgsearch.ranking import Block
-from imgsearch.relevance import Labels
+from imgsearch.evaluation import ranking, relevance, statistics
+from imgsearch.evaluation.ranking import Block
+from imgsearch.evaluation.relevance import Labels
 from imgsearch.voc import CLASSES
 
 KS = (1, 5, 10, 100)
@@ -52,7 +53,7 @@ class Task:
     """Images with vectors and labels, and which of them are queries and gallery.
 
     Make one with :func:`task`, which checks and sorts, or with
-    :func:`imgsearch.evaluation.prepare` from a collection and a dataset.
+    :func:`imgsearch.evaluation.protocols.prepare` from a collection and a dataset.
 
     Attributes
     ----------
@@ -102,12 +103,12 @@ class Task:
         Parameters
         ----------
         block_bytes : int
-            As in :func:`imgsearch.ranking.exact`.
+            As in :func:`imgsearch.evaluation.ranking.exact`.
 
         Returns
         -------
         iterator of callable
-            As :func:`imgsearch.ranking.exact` yields them.
+            As :func:`imgsearch.evaluation.ranking.exact` yields them.
         """
         return ranking.exact(
             self.vectors[self.queries],
