@@ -91,7 +91,7 @@ def members(queries: Labels, mask: int) -> np.ndarray:
 
     Returns
     -------
-    ndarray of int64
+    ndarray of int64, shape (v,)
         Ascending.
     """
     return np.flatnonzero(queries.present & np.uint32(mask))

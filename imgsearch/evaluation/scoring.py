@@ -160,9 +160,9 @@ def task(
     ----------
     ids : ndarray of int, shape (n,)
         Equal ids are byte-identical files; ties rank by id, then by name.
-    vectors : ndarray, shape (n, d)
+    vectors : ndarray of float, shape (n, d)
         Of any length but zero.
-    present, difficult : ndarray of bool, shape (n, len(classes))
+    present, difficult : ndarray of bool, shape (n, c)
         As :meth:`imgsearch.voc.Voc.labels` returns them.
     names : sequence of str
         Unique; the ids if left out.
@@ -446,6 +446,11 @@ class Evaluation:
             the row's pairs of a query and one of its k neighbours in which the
             neighbour shows the column's class (not difficult). Images show several
             classes, so rows need not add up to 1. NaN in rows without a query.
+
+        Raises
+        ------
+        ConfigError
+            `k` is not from 1 to 20.
         """
         if not 1 <= k <= NEIGHBOURS:
             raise ConfigError("k", f"is {k}; from 1 to {NEIGHBOURS} neighbours are kept")
@@ -480,6 +485,11 @@ class Evaluation:
         Returns
         -------
         list of Case
+
+        Raises
+        ------
+        ConfigError
+            The view or the metric is unknown.
         """
         self._check(metric)
         mask = view_mask(self.task.classes, view)
