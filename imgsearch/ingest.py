@@ -354,7 +354,8 @@ class _Ingest:
         new = []
         for file in found:
             at = known.pop(str(file.path), None)
-            if at is not None and at[:2] == (file.size, file.mtime_ns):
+            # A row that is not ready is in the hands of another process, which may die.
+            if at is not None and at == (file.size, file.mtime_ns, at.image_id, "ready"):
                 report.unchanged += 1
             else:
                 new.append(file)

@@ -37,7 +37,7 @@ METRIC = "COSINE"
 MAX_TOP_K = 16_384  # Milvus' own limit, for rows of one answer too
 BATCH_BYTES = 8 * 1024 * 1024  # of one message; Milvus takes 64 MiB, readers wait meanwhile
 OLDEST = (2, 3)  # the first Milvus with upsert and cosine
-_UNEXPECTED, _CONNECT_FAILED = 1, 2  # error codes of Milvus
+_CONNECT_FAILED = 2  # error code of pymilvus
 SPARE_HITS = 16  # fetched beyond top_k, so that ties at the cut fall by id
 CALL_LIMIT = 60.0  # seconds for one request to a server that keeps answering
 WORK_LIMIT = 3600.0  # seconds for loading or writing out a whole collection
@@ -753,17 +753,20 @@ class VectorStore:
         Everything that is asked of Milvus is either read-only or the same when
         it is done twice.
         """
-        for last in (False, True):
+        gone = absent = 0
+        while True:
             try:
                 return self._patiently(call, end, limit)
             except _Silent as silent:
                 raise self._unavailable(f"is silent for {silent}") from None
             except _Gone:
                 late = end is not None and time.monotonic() >= end
-                if self._home is None or last or late:
+                gone += 1
+                if self._home is None or gone > 1 or late:
                     raise self._unavailable("cannot be reached") from None
             except _NotLoaded:
-                if last or collection is None:
+                absent += 1
+                if absent > 2 or collection is None:
                     raise StoreError(
                         self.where, f"collection {collection!r} does not stay in memory: another "
                         "program releases it, or memory is short"
@@ -774,7 +777,6 @@ class VectorStore:
                 if collection is None:
                     raise
                 raise CollectionNotFound(collection, self.collections()) from None
-        raise AssertionError("unreachable")
 
     def _patiently(self, call: Callable[[Any, float], T], end: float | None, limit: float) -> T:
         """Wait for an answer while the server gives signs of life.
@@ -902,10 +904,11 @@ class VectorStore:
             return _NotLoaded(text)
         if not isinstance(error, MilvusException | grpc.RpcError):
             return error
-        if self._home is None or code != _UNEXPECTED:
+        if self._home is None:
             return StoreError(self.where, text)
+        # What is asked of the embedded store was checked before: its files are at fault.
         log = self._home / embedded.FOLDER / "server.log"
-        if re.search(r"Errno|No space|Permission", text):
+        if re.search(r"No space|Disk quota|Permission|Read-only", text):
             return StoreError(
                 self.where, f"{text}: check free space and permissions; details in {log}"
             )

@@ -54,7 +54,7 @@ def test_reports_are_written_and_say_what_was_done(photos, tmp_path):
     assert report["encoder"]["name"] == "resnet18@random:0"
     batch.search_folder(str(photos / "3.png"), top_k=2, output_dir=str(made))
     found = json.loads((made / "search.json").read_text())
-    assert [hit["path"] for hit in found["hits"]][0] == str(photos / "3.png")
+    assert found["hits"][0]["path"] == str(photos / "3.png")
     assert isinstance(found["hits"][0]["image_id"], str)
     assert (made / "search.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
 
 from imgsearch import embedded
 from imgsearch.config import settings as read_settings
-from imgsearch.errors import CollectionNotFound
+from imgsearch.errors import CollectionNotFound, StoreDamaged
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.upkeep import repair, verify
@@ -125,9 +126,15 @@ def home(tmp_path, photos, encoder):
     return own
 
 
-def _until_gone(home) -> None:
-    import time
+def sound(gallery) -> bool:
+    """Whether `verify` is content; a store that cannot even be opened is no reason to be."""
+    try:
+        return verify(gallery).sound
+    except StoreDamaged:
+        return False
 
+
+def _until_gone(home) -> None:
     until = time.monotonic() + 60
     while (home / embedded.FOLDER / "server.json").exists():
         assert time.monotonic() < until, "the server did not leave"
@@ -149,10 +156,7 @@ def test_a_damaged_store_directory_is_rebuilt_from_the_files(home, photos, how):
                 data = file.read_bytes()
                 file.write_bytes(data[: len(data) // 2] if how == "truncated" else b"\xff" * 64)
     with Gallery.open("mine", settings=home) as gallery:
-        try:
-            assert not verify(gallery).sound
-        except Exception as error:  # the whole store cannot be opened
-            assert "repair" in str(error)
+        assert not sound(gallery)
     done = repair("mine", settings=home)
     assert done.lost == []
     with Gallery.open("mine", settings=home) as gallery:
