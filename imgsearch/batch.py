@@ -10,17 +10,20 @@ import ast
 import difflib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
-from imgsearch import config, plots, reports, upkeep
+from imgsearch import comparison, config, evaluation, figures, plots, reports, results, upkeep
+from imgsearch.comparison import Comparison
 from imgsearch.errors import ConfigError
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
 from imgsearch.metadata import MetadataStore
+from imgsearch.scoring import KS, Evaluation
+from imgsearch.voc import Voc
 
 PARAMETERS = "# Parameters"
 """How a cell that sets parameters begins, in our notebooks and in papermill's output."""
@@ -254,6 +257,199 @@ def survey(output_dir: str, collection: str | None = None, files: bool = False) 
         "runs": [upkeep.run_to_dict(run) for run in runs],
     }
     reports.write_json(Path(output_dir) / "admin.json", content)
+    return content
+
+
+@checked
+def evaluate_voc(
+    voc_root: str,
+    year: int | None = None,
+    protocol: str = "train -> val",
+    collections: str | list[str] | None = None,
+    ks: list[int] | None = None,
+    seed: int = 0,
+    distractors: bool = False,
+    allow_missing: bool = False,
+    output_dir: str = "output",
+) -> dict:
+    """Run ``evaluation.ipynb`` without a panel.
+
+    Parameters
+    ----------
+    voc_root : str
+        Folder of a VOC dataset, or one that holds ``VOCdevkit``.
+    year : int, optional
+        Needed where `voc_root` holds several.
+    protocol : str
+        ``train -> val`` (gallery, then queries), or ``leave-one-out trainval``.
+    collections : str or list of str, optional
+        One, or several to compare with the first; ``DEFAULT_TABLE`` if left out.
+        In one text, they stand with commas between.
+    ks : list of int, optional
+        Depths of P@k, R@k and nDCG@k; 1, 5, 10 and 100 if left out.
+    seed : int
+        Of the intervals and tests.
+    distractors : bool
+        Search images outside ``ImageSets/Main`` too.
+    allow_missing : bool
+        Go on without images that a collection does not hold.
+    output_dir : str
+        Receives tables and figures and, last, ``evaluation.json``.
+
+    Returns
+    -------
+    dict
+        As in ``evaluation.json``.
+
+    Raises
+    ------
+    ConfigError
+        A parameter has a value that cannot be used.
+    ImgSearchError
+        As :func:`imgsearch.evaluation.prepare`.
+    """
+    if isinstance(collections, str):
+        collections = [part.strip() for part in collections.split(",")]
+    found = evaluations(
+        voc_root,
+        [name for name in collections or [] if name],
+        year=year,
+        protocol=protocol,
+        ks=KS if ks is None else ks,
+        seed=seed,
+        distractors=distractors,
+        allow_missing=allow_missing,
+    )
+    return write_evaluations(found, output_dir, seed=seed)
+
+
+def evaluations(
+    voc_root: str | Path,
+    collections: Sequence[str] = (),
+    *,
+    year: int | None = None,
+    protocol: str = "train -> val",
+    ks: Sequence[int] = KS,
+    seed: int = 0,
+    distractors: bool = False,
+    allow_missing: bool = False,
+    settings: config.Settings | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate the exact rankings of some collections on one VOC dataset.
+
+    Parameters
+    ----------
+    voc_root, year, protocol, ks, seed, distractors, allow_missing
+        As for :func:`evaluate_voc`.
+    collections : sequence of str
+        ``DEFAULT_TABLE`` if empty.
+    settings : Settings, optional
+        Read from the environment if left out.
+    progress : callable, optional
+        Is handed a few words now and then. What it raises ends the work.
+
+    Returns
+    -------
+    dict of str to Evaluation
+        By collection.
+
+    Raises
+    ------
+    ConfigError
+        A parameter has a value that cannot be used.
+    ImgSearchError
+        As :func:`imgsearch.evaluation.prepare`.
+    """
+    settings = settings or config.settings()
+    tell = progress or (lambda _: None)
+    if not ks or min(ks) < 1:
+        raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
+    dataset = Voc(voc_root, year, cache=settings.imgsearch_home / "annotations")
+    how = evaluation.Protocol.parse(protocol, distractors=distractors)
+    found = {}
+    for name in dict.fromkeys(collections or [settings.default_table]):
+        tell(f"reading {name} and the annotations")
+        with Gallery.open(name, settings=settings) as gallery:
+            task = evaluation.prepare(gallery, dataset, how, allow_missing=allow_missing)
+        tell(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
+        found[name] = evaluation.exact(task, ks=sorted(set(ks)), seed=seed)
+    return found
+
+
+def comparisons(found: Mapping[str, Evaluation], *, seed: int = 0) -> dict[str, Comparison]:
+    """Compare each evaluation with the first.
+
+    Parameters
+    ----------
+    found : mapping of str to Evaluation
+        From :func:`evaluations`.
+    seed : int
+        Of the test.
+
+    Returns
+    -------
+    dict of str to Comparison
+        By the name of the second.
+
+    Raises
+    ------
+    ConfigError
+        They are not about the same images.
+    """
+    first, *others = found
+    return {name: comparison.compare(found[first], found[name], seed=seed) for name in others}
+
+
+def write_evaluations(
+    found: Mapping[str, Evaluation], output_dir: str | Path, *, seed: int = 0
+) -> dict:
+    """Write tables, figures and a report.
+
+    Parameters
+    ----------
+    found : mapping of str to Evaluation
+        From :func:`evaluations`.
+    output_dir : path
+        Made if need be.
+    seed : int
+        Of the comparisons.
+
+    Returns
+    -------
+    dict
+        As in ``evaluation.json``, which is written last.
+
+    Raises
+    ------
+    ConfigError
+        Evaluations that cannot be compared.
+    OSError
+        A file cannot be written.
+    """
+    folder = Path(output_dir)
+    compared = comparisons(found, seed=seed)
+    files = []
+    drawn = {
+        "evaluation-curves": figures.precision_recall(found),
+        "evaluation-classes": figures.per_class(found),
+    }
+    for name, one in found.items():
+        files += results.write(one, folder, f"evaluation-{name}")
+        drawn[f"evaluation-{name}-worst"] = figures.cases(one.cases(6, worst=True), title=name)
+        drawn[f"evaluation-{name}-best"] = figures.cases(one.cases(6), title=name)
+    files += [
+        reports.write_figure(folder / f"{stem}.png", figure) for stem, figure in drawn.items()
+    ]
+    content = {
+        "evaluations": {
+            name: {key: results.to_dict(one)[key] for key in ("about", "counts", "summary")}
+            for name, one in found.items()
+        },
+        "comparisons": {name: results.comparison_to_dict(c) for name, c in compared.items()},
+        "files": [path.name for path in files],
+    }
+    reports.write_json(folder / "evaluation.json", content)
     return content
 
 
