@@ -13,6 +13,7 @@ import getpass
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -43,6 +44,7 @@ from imgsearch.errors import (
 SCHEMA_VERSION = 1
 QUIET = timedelta(minutes=2)  # without a sign of life an ingest counts as stale
 _AT_ONCE = 500  # values in one IN (...)
+_LEAST_FREE = 64 * 1024  # bytes that SQLite asks of the disk at once, and some more
 _ATTEMPTS = 4  # of a transaction that the server ended because of another one
 
 T = TypeVar("T")
@@ -1134,7 +1136,9 @@ class MetadataStore:
             )  # fmt: skip
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreBusy(self.where, "another process", "it is being written")
-        if code == sqlite3.SQLITE_FULL:
+        # Without room for its shared memory, SQLite calls a full disk a failing one.
+        full = code == sqlite3.SQLITE_IOERR and _free(self._file.parent) < _LEAST_FREE
+        if code == sqlite3.SQLITE_FULL or full:
             return StoreError(self.where, "its disk is full: free some space")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return StoreError(
@@ -1269,6 +1273,13 @@ def _process_start(pid: int) -> str:
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return shown.stdout.strip()
+
+
+def _free(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _user() -> str:
