@@ -824,7 +824,13 @@ class MetadataStore:
         return Counts(ready[1], ready[0], pending[0], deleting[0])
 
     def browse(
-        self, collection: str, *, offset: int = 0, limit: int = 100, like: str | None = None
+        self,
+        collection: str,
+        *,
+        offset: int = 0,
+        limit: int = 100,
+        like: str | None = None,
+        since: datetime | None = None,
     ) -> list[ImageRow]:
         """List a page of the ready images, sorted by path.
 
@@ -836,6 +842,8 @@ class MetadataStore:
             Which page.
         like : str, optional
             Only paths that contain this, upper and lower case being different.
+        since : datetime, optional
+            Only images that were added then or later.
 
         Returns
         -------
@@ -851,6 +859,8 @@ class MetadataStore:
         )
         if like:
             query = query.where(sa.func.instr(_images.c.path, _stored(like)) > 0)
+        if since is not None:
+            query = query.where(_images.c.added_at >= _naive(since))
         query = query.order_by(_images.c.path).limit(max(0, limit)).offset(max(0, offset))
         return [_image(row) for row in self._read(query)]
 

@@ -6,6 +6,7 @@ mean the same; only speed differs.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,41 @@ def openvino_is_there() -> bool:
 def compiler_is_there() -> bool:
     """Whether there is the C++ compiler that torch.compile needs on a CPU."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
+
+
+def pictures(crop: int, count: int) -> np.ndarray:
+    """Pictures to try a network on: noise whose power falls with frequency, as in photographs.
+
+    Parameters
+    ----------
+    crop : int
+        Side in pixels.
+    count : int
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (count, crop, crop, 3), always the same.
+    """
+    rng = np.random.default_rng(0)
+    down, across = np.meshgrid(np.fft.fftfreq(crop), np.fft.fftfreq(crop), indexing="ij")
+    fall = 1 / np.maximum(np.hypot(down, across), 1 / crop)
+    noise = rng.standard_normal((count, crop, crop, 3))
+    waves = np.fft.fft2(noise, axes=(1, 2)) * fall[None, :, :, None]
+    values = np.fft.ifft2(waves, axes=(1, 2)).real
+    values /= values.std(axis=(1, 2, 3), keepdims=True) + 1e-9
+    return np.clip(128 + 64 * values, 0, 255).astype(np.uint8)
+
+
+def agreement(features: np.ndarray, expected: np.ndarray) -> float:
+    """Smallest cosine between rows of two arrays (n, dim); 0 where they cannot be compared."""
+    if features.shape != expected.shape:
+        return 0.0
+    a, b = features.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = np.einsum("nd,nd->n", a, b) / lengths
+    return float(np.nan_to_num(cosine, nan=0.0, posinf=0.0, neginf=0.0).min())
 
 
 class TorchRunner:
@@ -69,9 +105,10 @@ class TorchRunner:
         self.precision = precision
         self._device, self._type = torch.device(device), _TYPES[precision]
         self._autocast = precision != "fp32" and not cast
-        network = network.to(self._device, memory_format=torch.channels_last)
-        if cast:
-            network = network.to(self._type)
+        kind = self._type if cast else None
+        if kind not in (None, torch.float32) or self._device.type != "cpu":
+            network = copy.deepcopy(network)  # the caller's stays as it is
+        network = network.to(self._device, kind, memory_format=torch.channels_last)
         self._network = torch.compile(network, dynamic=True) if compiled else network
         scale = torch.tensor(std, dtype=torch.float64).mul(255).reciprocal()
         shift = torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)

@@ -10,56 +10,11 @@ import zipfile
 
 import pytest
 import torch
-from conftest import missing
+from conftest import CARD, missing
 from torch import nn
-from torch.export import Dim
 
 from imgsearch import backbones, weights
 from imgsearch.errors import EncoderError, WeightsError
-
-CARD = {
-    "name": "tiny",
-    "dim": 6,
-    "resize": 20,
-    "crop": 16,
-    "interpolation": "bilinear",
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-}
-
-
-class Tiny(nn.Module):
-    """Convolution, batch norm, attention and a reshape that depends on the batch's size."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
-        self.norm = nn.BatchNorm2d(4)
-        self.norm.running_mean.uniform_(-1, 1)
-        self.norm.running_var.uniform_(0.5, 2)
-        self.head = nn.Linear(4, 6)
-        self.register_buffer("shift", torch.randn(6), persistent=False)
-        self.scale = torch.tensor([2.0])
-
-    def forward(self, x):
-        x = self.norm(self.conv(x)).relu_()
-        x = x.reshape(x.shape[0], 4, -1).transpose(1, 2)
-        x = nn.functional.scaled_dot_product_attention(x, x, x)
-        return self.head(x).amax(1) * self.scale + self.shift
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Folder with tiny.pt2 (any batch), fixed.pt2 (three at a time) and their JSON files."""
-    folder, network = tmp_path_factory.mktemp("exported"), Tiny().eval()
-    example = (torch.randn(3, 3, 16, 16),)
-    shapes = {"x": {0: Dim("n", min=1, max=100)}}
-    for name, dynamic in (("tiny", shapes), ("fixed", None)):
-        program = torch.export.export(network, example, dynamic_shapes=dynamic)
-        torch.export.save(program, folder / f"{name}.pt2")
-        (folder / f"{name}.json").write_text(json.dumps(CARD))
-    return folder, network
 
 
 def rewritten(exported, tmp_path, change):

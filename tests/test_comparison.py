@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_scoring import CLASSES, random_task
 
 from imgsearch import scoring
 from imgsearch.comparison import compare
 from imgsearch.errors import ConfigError
+from tests.test_scoring import CLASSES, random_task
 
 
 def test_a_better_embedding_is_found_better_and_the_same_one_equal():

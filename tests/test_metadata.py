@@ -33,7 +33,7 @@ from imgsearch.metadata import CollectionRow, ImageRow, MetadataStore
 from .conftest import free_port
 
 ROOT = Path(metadata.__file__).resolve().parent.parent
-ROW = CollectionRow("c", "mini", {"dim": 8, "crop": [1, 2]}, "f00d", 8, "FLAT", None, "/w.pt")
+ROW = CollectionRow("c", "mini", {"dim": 8, "crop": [1, 2]}, "f00d", 8, "FLAT")
 ODD_PATHS = [
     "/photos/🦊 fox é.jpg",
     "/photos/e\u0301 beside é.jpg",

@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 import pytest
-from test_scoring import random_task
 
 from imgsearch import comparison, results, scoring
+from tests.test_scoring import random_task
 
 
 @pytest.fixture(scope="module")

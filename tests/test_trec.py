@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics import judged_runs
-from test_scoring import random_task
 
 from imgsearch import scoring, trec
 from imgsearch.errors import ConfigError, DatasetError
 from imgsearch.ranking import Block
+from tests.test_metrics import judged_runs
+from tests.test_scoring import random_task
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 

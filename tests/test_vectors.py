@@ -176,7 +176,7 @@ def test_every_index_is_built_searched_and_described(store, collection):
 def test_more_rows_than_milvus_answers_at_once(store, collection, monkeypatch):
     ids, points = cloud(16_500, dim=4)
     store.create(collection, 4, AUTO)
-    monkeypatch.setattr(vectors, "BATCH_BYTES", 200_000)  # so that every loop goes round
+    monkeypatch.setattr(vectors, "BATCH_BYTES", 600_000)  # so that every loop goes round
     store.upsert(collection, ids, points)
     store.delete(collection, ids[:100])
     assert store.count(collection) == 16_400
