@@ -276,7 +276,7 @@ class MetadataStore:
         self._sqlite = self._url.get_backend_name() == "sqlite"
         self._pid = os.getpid()
         self._turns = threading.local()
-        timeout = settings.imgsearch_timeout
+        self._timeout = timeout = settings.imgsearch_timeout
         if self._sqlite:
             name = self._url.database
             if not name or name == ":memory:" or name.startswith("file:"):
@@ -295,8 +295,8 @@ class MetadataStore:
             )
             arguments = {
                 "charset": "utf8mb4",
-                "connect_timeout": max(1, round(timeout)),
-                "read_timeout": timeout,
+                "connect_timeout": max(1, round(timeout / 2)),
+                "read_timeout": timeout / 2,  # of the greeting; see _new_engine
                 "write_timeout": timeout,
             }
         self._engine = self._new_engine(self._url, arguments)
@@ -313,6 +313,11 @@ class MetadataStore:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
         else:
+            # A server that is silent costs a ping of an old connection and the greeting of a
+            # new one: half of the time each. A statement has all of it.
+            timeout = self._timeout
+            sa.event.listen(engine, "checkin", lambda link, _: _wait_at_most(link, timeout / 2))
+            sa.event.listen(engine, "checkout", lambda link, *_: _wait_at_most(link, timeout))
             # The default would show a reader what was true when its transaction began, and
             # lock gaps between rows that other ingests write to.
             engine = engine.execution_options(isolation_level="READ COMMITTED")
@@ -1170,6 +1175,11 @@ class _NoDatabase(Exception):
 
 class _Deadlock(Exception):
     """Another transaction was in the way, and this one was undone."""
+
+
+def _wait_at_most(link: Any, seconds: float) -> None:
+    if link is not None:  # a connection that broke is handed back as None
+        link._read_timeout = seconds  # PyMySQL reads it before every answer
 
 
 def _prepare_sqlite(link: Any, _: object) -> None:
