@@ -16,13 +16,14 @@ from pathlib import Path
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
-from imgsearch import comparison, config, evaluation, figures, plots, reports, results, upkeep
-from imgsearch.comparison import Comparison
+from imgsearch import config, plots, reports, upkeep
 from imgsearch.errors import ConfigError
+from imgsearch.evaluation import comparison, figures, protocols, results
+from imgsearch.evaluation.comparison import Comparison
+from imgsearch.evaluation.scoring import KS, Evaluation
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
 from imgsearch.metadata import MetadataStore
-from imgsearch.scoring import KS, Evaluation
 from imgsearch.voc import Voc
 
 PARAMETERS = "# Parameters"
@@ -366,14 +367,14 @@ def evaluations(
     if not ks or min(ks) < 1:
         raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
     dataset = Voc(voc_root, year, cache=settings.imgsearch_home / "annotations")
-    how = evaluation.Protocol.parse(protocol, distractors=distractors)
+    how = protocols.Protocol.parse(protocol, distractors=distractors)
     found = {}
     for name in dict.fromkeys(collections or [settings.default_table]):
         tell(f"reading {name} and the annotations")
         with Gallery.open(name, settings=settings) as gallery:
-            task = evaluation.prepare(gallery, dataset, how, allow_missing=allow_missing)
+            task = protocols.prepare(gallery, dataset, how, allow_missing=allow_missing)
         tell(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
-        found[name] = evaluation.exact(task, ks=sorted(set(ks)), seed=seed)
+        found[name] = protocols.exact(task, ks=sorted(set(ks)), seed=seed)
     return found
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from imgsearch import evaluation, mini, scoring
+from imgsearch import mini
 from imgsearch.encoder import load_encoder
+from imgsearch.evaluation import protocols, scoring
 from imgsearch.voc import Voc
 
 FILE = Path(mini.__file__).parent / "assets" / mini.SPEC.file
@@ -140,7 +141,7 @@ def test_finds_animals_of_the_same_kind(encoder, shared):
     paths = [voc.image_path(name) for name in names]
     vectors = np.concatenate([encoder.encode(paths[i : i + 50]) for i in range(0, 200, 50)])
     task = scoring.task(np.arange(200), vectors, *voc.labels(names), names=names)
-    found = evaluation.exact(task, ks=(1,))
+    found = protocols.exact(task, ks=(1,))
     figures = {f.metric: f.value for f in found.summary() if f.average == "micro"}
     assert figures["mAP"] >= 0.44
     assert figures["P@1"] >= 0.60
