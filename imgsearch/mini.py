@@ -63,7 +63,7 @@ SPEC = Spec(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     file="mini.safetensors",
-    sha256="69066c345e1b4ad8417aa073b185db598f3f9fa50245cbdcd797d772111462f2",
+    sha256="6b494120c34934e3146e9c9e04ef7b67e5f78b60f755e8d01cffb609b5b7e7a4",
     bytes=5079568,
 )
 
