@@ -172,9 +172,9 @@ def test_a_damaged_index_is_built_again_before_it_answers(kept, how):
 
 @soak
 def test_any_damage_is_noticed_or_harmless_and_mended(kept):
-    """100 rounds: `verify` is never content with a store that answers wrongly."""
+    """`verify` is never content with a store that answers wrongly."""
     noticed, harmless = {}, {}
-    for seed in range(5):
+    for seed in range(int(os.environ.get("IMGSEARCH_SOAK_DAMAGE", 5))):
         for kind in KINDS:
             for how in HURTS:
                 kept.restore()
@@ -348,4 +348,3 @@ def test_an_ingest_onto_a_full_disk_goes_on_after_space_is_made(small_disk, enco
     assert (report.state, report.paths) == ("done", 12)
     with opened("kept", settings) as gallery:
         agree(gallery, {str(path) for path in (tmp_path / "photos").iterdir()})
-

@@ -53,7 +53,9 @@ def sql(tmp_path, mariadb, collection):
 @pytest.mark.parametrize(
     "limit", [pytest.param(2.0, id="quick"), pytest.param(LIMIT, id="soak", marks=[soak])]
 )
-def test_a_frozen_mariadb_is_an_error_in_time_and_its_waking_up_is_noticed(sql, mariadb, encoder, limit):
+def test_a_frozen_mariadb_is_an_error_in_time_and_its_waking_up_is_noticed(
+    sql, mariadb, encoder, limit
+):
     patient = sql.model_copy(update={"imgsearch_timeout": limit})
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with Gallery.open("kept", encoder=encoder, create=True, settings=patient) as gallery:
@@ -84,7 +86,9 @@ def test_mariadb_that_ends_under_an_ingest_is_an_error_in_time(sql, mariadb, enc
             mariadb.stop()
 
     with in_time(LIMIT, f"127.0.0.1:{mariadb.port}"):
-        ingest(tmp_path / "photos", "kept", encoder=encoder, settings=sql, batch_size=4, progress=end)
+        ingest(
+            tmp_path / "photos", "kept", encoder=encoder, settings=sql, batch_size=4, progress=end
+        )
     mariadb.start()
     with opened("kept", sql) as gallery:
         assert gallery.count().paths == 4
@@ -110,7 +114,9 @@ def test_a_notebook_that_was_left_overnight_goes_on(sql, mariadb, encoder):
 
 
 @pytest.mark.parametrize("step", ["before the vectors", "before the confirmation"])
-def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(sql, mariadb, encoder, step, monkeypatch):
+def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(
+    sql, mariadb, encoder, step, monkeypatch
+):
     """The server cuts the connection that holds the collection; another writer comes in between."""
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with (
@@ -262,7 +268,9 @@ def test_a_frozen_milvus_is_an_error_in_time_and_its_waking_up_is_noticed(
 
 
 @soak
-def test_a_notebook_survives_a_restart_of_milvus(tmp_path, milvus_server, mariadb, encoder, collection):
+def test_a_notebook_survives_a_restart_of_milvus(
+    tmp_path, milvus_server, mariadb, encoder, collection
+):
     config = read_settings(
         imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, **mariadb.settings(collection)
     )
