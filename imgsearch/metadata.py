@@ -507,7 +507,9 @@ class MetadataStore:
 
     def _writers(self, collection: str) -> str:
         me = socket.gethostname()[:255], os.getpid()
-        others = [r for r in self.runs(collection) if r.state == "running" and r[10:12] != me]
+        others = [
+            r for r in self.runs(collection) if r.state == "running" and (r.host, r.pid) != me
+        ]
         return ", ".join(f"process {r.pid} of {r.who} on {r.host}" for r in others)
 
     @contextlib.contextmanager

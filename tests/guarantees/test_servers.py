@@ -16,7 +16,7 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.upkeep import verify
 from imgsearch.vectors import VectorStore
-from tests.guarantees.common import agree, opened
+from tests.guarantees.common import agree, environment, opened, server_pid
 from tests.helpers import paint, rows_and_vectors
 
 soak = pytest.mark.soak
@@ -53,7 +53,9 @@ def sql(tmp_path, mariadb, collection):
 @pytest.mark.parametrize(
     "limit", [pytest.param(2.0, id="quick"), pytest.param(LIMIT, id="soak", marks=[soak])]
 )
-def test_a_frozen_mariadb_is_an_error_in_time_and_its_waking_up_is_noticed(sql, mariadb, encoder, limit):
+def test_a_frozen_mariadb_is_an_error_in_time_and_its_waking_up_is_noticed(
+    sql, mariadb, encoder, limit
+):
     patient = sql.model_copy(update={"imgsearch_timeout": limit})
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with Gallery.open("kept", encoder=encoder, create=True, settings=patient) as gallery:
@@ -84,7 +86,9 @@ def test_mariadb_that_ends_under_an_ingest_is_an_error_in_time(sql, mariadb, enc
             mariadb.stop()
 
     with in_time(LIMIT, f"127.0.0.1:{mariadb.port}"):
-        ingest(tmp_path / "photos", "kept", encoder=encoder, settings=sql, batch_size=4, progress=end)
+        ingest(
+            tmp_path / "photos", "kept", encoder=encoder, settings=sql, batch_size=4, progress=end
+        )
     mariadb.start()
     with opened("kept", sql) as gallery:
         assert gallery.count().paths == 4
@@ -99,6 +103,7 @@ def test_a_notebook_that_was_left_overnight_goes_on(sql, mariadb, encoder):
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with Gallery.open("kept", encoder=encoder, create=True, settings=sql) as gallery:
         gallery.add(rows[:2], vectors)
+        gallery.count()
         links = mariadb.sql("SELECT id FROM information_schema.processlist WHERE user = 'tester'")
         assert links
         mariadb.sql(*(f"KILL {number}" for (number,) in links))
@@ -109,7 +114,9 @@ def test_a_notebook_that_was_left_overnight_goes_on(sql, mariadb, encoder):
 
 
 @pytest.mark.parametrize("step", ["before the vectors", "before the confirmation"])
-def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(sql, mariadb, encoder, step, monkeypatch):
+def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(
+    sql, mariadb, encoder, step, monkeypatch
+):
     """The server cuts the connection that holds the collection; another writer comes in between."""
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with (
@@ -165,9 +172,29 @@ def test_who_holds_a_collection_on_a_server_is_named(sql, encoder):
         thread.join(30)
         assert refused
         assert refused[0].holder.startswith("connection ")
-        run = gallery.metadata.start_run("kept", "/photos")
-        assert gallery.metadata._writers("kept") == ""  # our own process is no stranger
-        gallery.metadata.finish_run(run, "done")
+
+
+def test_an_ingest_that_holds_a_collection_is_named_with_its_process(sql, encoder, nursery):
+    code = """
+from imgsearch.gallery import Gallery
+import time
+with Gallery.open("kept") as gallery:
+    gallery.metadata.start_run("kept", "/photos")
+    with gallery.exclusive():
+        tell(begins=True)
+        time.sleep(60)
+"""
+    with Gallery.open("kept", encoder=encoder, create=True, settings=sql) as gallery:
+        holder = nursery.child(code, environment(sql))
+        holder.wait_for("begins")
+        with (
+            pytest.raises(StoreBusy, match=f"process {holder.pid} of "),
+            gallery.metadata.exclusive("kept", timeout=0.1),
+        ):
+            pass
+        holder.kill()
+        with gallery.exclusive():  # the lock went with its holder
+            assert [run.state for run in gallery.metadata.runs("kept")] == ["stale"]
 
 
 def test_a_server_that_speaks_another_language_is_named():
@@ -212,8 +239,6 @@ def test_a_frozen_milvus_is_an_error_in_time_and_its_waking_up_is_noticed(
     stores, encoder, collection, request, limit
 ):
     if stores.embedded_vectors:
-        from tests.guarantees.common import server_pid
-
         pid, where = server_pid(stores.imgsearch_home), str(stores.imgsearch_home)
     else:
         pid = request.getfixturevalue("milvus_server").process.pid
@@ -243,7 +268,9 @@ def test_a_frozen_milvus_is_an_error_in_time_and_its_waking_up_is_noticed(
 
 
 @soak
-def test_a_notebook_survives_a_restart_of_milvus(tmp_path, milvus_server, mariadb, encoder, collection):
+def test_a_notebook_survives_a_restart_of_milvus(
+    tmp_path, milvus_server, mariadb, encoder, collection
+):
     config = read_settings(
         imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, **mariadb.settings(collection)
     )
