@@ -6,6 +6,7 @@ import base64
 import io
 import threading
 from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
@@ -15,7 +16,7 @@ from imgsearch.errors import ConfigError
 from imgsearch.evaluation import figures
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.scoring import ALL, KS, Evaluation
-from imgsearch.widgets import parts
+from imgsearch.widgets import parts, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ class EvaluationPanel(parts.Panel):
             self.run(lambda: self._list(wanted))
 
     def _build(self, voc_root: str) -> None:
-        wide = ipw.Layout(width="100%")
+        wide = ipw.Layout(width="auto")
         self.voc_root = ipw.Text(
             voc_root, description="VOC folder", placeholder="…/VOCdevkit/VOC2012", layout=wide
         )
@@ -92,7 +93,7 @@ class EvaluationPanel(parts.Panel):
         self.summary, self.compared, self.curves, self.classes, self.confusion, self.cases = (
             ipw.HTML() for _ in range(6)
         )
-        titles = ["Summary", "Precision and recall", "By class", "Confusion", "Failures, successes"]
+        titles = ["Summary", "Curves", "Classes", "Confusion", "Best and worst"]
         pages = (
             (self.summary, self.compared),
             (parts.row(self.view), self.curves),
@@ -111,7 +112,7 @@ class EvaluationPanel(parts.Panel):
         self.watch(self.view, self._draw_curves)
         self.watch(self.metric, self._draw_classes)
         self.watch(self.shown, self._draw_one)
-        self.children = [
+        self.fill(
             self.voc_root,
             parts.row(self.collections, self.refresh),
             parts.row(self.protocol, self.year, self.ks, self.seed),
@@ -119,7 +120,7 @@ class EvaluationPanel(parts.Panel):
             parts.row(self.start, self.stop),
             self.status,
             self._found,
-        ]
+        )
 
     def _list(self, wanted: list[str]) -> None:
         names = [row.name for row in self._galleries.rows(self.settings)]
@@ -186,12 +187,15 @@ class EvaluationPanel(parts.Panel):
         self._go_on("drawing")
         self.evaluations, self.comparisons = found, compared
         first = next(iter(found.values()))
-        with self.hold_trait_notifications():
-            self.view.options = list(first.views)
-            self.metric.options = list(first.metrics)
-            self.shown.options = list(found)
+        for chooser, names in (
+            (self.view, first.views),
+            (self.metric, first.metrics),
+            (self.shown, found),
+        ):
+            chooser.options = list(names)
+            chooser.value = chooser.options[0]
         self.summary.value = _summary(found)
-        self.compared.value = _compared(names[0], compared)
+        self.compared.value = _compared(next(iter(found)), compared)
         self._draw_curves()
         self._draw_classes()
         self._draw_one()
@@ -262,13 +266,13 @@ def _summary(found: dict[str, Evaluation]) -> str:
     for key in next(iter(tables.values())):
         row: dict[str, object] = {"Mean": key[0], "Metric": key[1]}
         for name, table in tables.items():
-            if key in table:
-                f = table[key]
+            f = table.get(key)
+            row[name] = ""
+            if f is not None:
                 row[name] = f"{f.value:.3f} ({f.low:.3f} to {f.high:.3f})"
-                row["Random"] = f"{f.baseline:.3f}"
-                row["Queries"] = f.queries
-        rows.append(row)
-    return parts.table("Figures, with 95 % intervals over queries", rows)
+        f = next(table[key] for table in tables.values() if key in table)
+        rows.append(row | {"Random": f"{f.baseline:.3f}", "Queries": f.queries})
+    return words.table("Figures, with 95 % intervals over queries", rows)
 
 
 def _compared(first: str, compared: dict[str, Comparison]) -> str:
@@ -286,7 +290,7 @@ def _compared(first: str, compared: dict[str, Comparison]) -> str:
             for d in (one.overall, *one.classes)
         ]
         caption = f"{name} less {first}, {one.overall.metric}, paired randomisation test"
-        tables.append(parts.table(caption + " (classes adjusted by Holm)", rows))
+        tables.append(words.table(caption + " (classes adjusted by Holm)", rows))
     return "".join(tables)
 
 
@@ -294,11 +298,8 @@ def _image(draw: Callable[[], Figure], alt: str) -> str:
     try:
         figure = draw()
     except ConfigError as error:
-        return f'<div class="imgsearch-facts">{parts.escape(str(error))}</div>'
+        return f'<div class="imgsearch-facts">{escape(str(error))}</div>'
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<img class="imgsearch-figure" alt="{parts.escape(alt)}" '
-        f'src="data:image/png;base64,{data}">'
-    )
+    return f'<img class="imgsearch-figure" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
