@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _STEP = 64  # images in one go: more gain nothing and take memory
+# Images from which on another backend has earned back what it takes to start:
+_LOADING = 64  # OpenVINO's model is kept from before: half a second
+_CONVERTING = 500  # it must be made: some 8 s for a ResNet-50
+_COMPILING = 5_000  # torch.compile: half a minute
 _LONGEST = 16  # a resized picture may be this many times longer than wide
 
 
@@ -114,7 +119,7 @@ class Encoder:
         precision, with every backend.
     device, precision, backend : str
         What really runs: ``"cpu"`` or ``"cuda:0"``; ``"fp32"``, ``"bf16"`` or ``"fp16"``;
-        ``"eager"``, ``"compile"`` or ``"openvino"``.
+        ``"eager"``, ``"compile"`` or ``"openvino"``. See :meth:`expect`.
     """
 
     def __init__(
@@ -129,14 +134,14 @@ class Encoder:
         precision: str,
         backend: str,
         batch: tuple[int, int] = (1, _STEP),
+        quicker: Callable[[int], tuple[str, Runner] | None] | None = None,
     ):
         self.name, self.dim, self.preprocessing = name, dim, preprocessing
         self.identity = identity
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.fingerprint = _fingerprint(identity)
         self.device, self.precision, self.backend = device, precision, backend
-        self._run, self._batch = run, batch
-        self._lock = threading.Lock()
+        self._run, self._batch, self._quicker = run, batch, quicker
+        self._lock, self._choosing = threading.Lock(), threading.Lock()
 
     def __repr__(self) -> str:
         return (
@@ -148,6 +153,26 @@ class Encoder:
         """Name, dim, fingerprint, device, precision, backend: for reports and panels."""
         keys = ("name", "dim", "fingerprint", "device", "precision", "backend")
         return {key: getattr(self, key) for key in keys}
+
+    def expect(self, images: int) -> None:
+        """Say that so many pictures are about to be encoded.
+
+        An encoder whose backend was left to choose begins with the one that starts at
+        once, which is best for a few queries. For a long job the quickest one is made
+        here, which takes up to half a minute where it was never made before. Its vectors
+        mean the same.
+
+        Parameters
+        ----------
+        images : int
+        """
+        with self._choosing:
+            found = self._quicker(images) if self._quicker else None
+            if found is not None:
+                backend, run = found
+                with self._lock:
+                    self.backend, self.precision, self._run = backend, run.precision, run
+                self._quicker = None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Resize and crop one picture, in any thread.
@@ -287,7 +312,9 @@ def load_encoder(
     precision : {"auto", "fp32", "bf16", "fp16"}
         ``auto`` takes what the hardware has units for.
     backend : {"auto", "eager", "compile", "openvino"}
-        ``auto`` takes OpenVINO on a CPU where it is installed, else ``eager``.
+        ``auto`` begins with ``eager``. On a CPU, :meth:`Encoder.expect` then changes to
+        OpenVINO for a job of some length, or where that is not installed to ``compile``
+        for a very long one.
     settings : Settings, optional
         Instead of the environment's. Parameters that are not ``auto`` win over it.
 
@@ -330,6 +357,11 @@ def load_encoder(
             "change or unset it",
         )
     return encoder
+
+
+def _fingerprint(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _names(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:
@@ -409,10 +441,7 @@ def _backend(wish: str, device: str) -> str:
         raise ConfigError("backend", "openvino is not installed: pip install 'imgsearch[openvino]'")
     if wish == "compile" and device == "cpu" and not runners.compiler_is_there():
         raise ConfigError("backend", "compile needs a C++ compiler: install g++, or use eager")
-    if wish == "auto":
-        # compile takes half a minute at first: only for those who ask for it
-        return "openvino" if device == "cpu" and runners.openvino_is_there() else "eager"
-    return wish
+    return "eager" if wish == "auto" and device != "cpu" else wish
 
 
 @dataclass
@@ -434,14 +463,7 @@ def _load(
 ) -> Encoder:
     from imgsearch import runners
 
-    if name.endswith(".pt2"):
-        parts = _program(name, weights)
-    elif name == "mini":
-        parts = _mini(weights)
-    elif name.startswith("timm:"):
-        parts = _timm(name, weights)
-    else:
-        parts = _resnet(name, weights, settings)
+    parts = _parts(name, weights, settings)
     preprocessing = parts.preprocessing
     identity = {
         "backbone": parts.backbone,
@@ -452,22 +474,54 @@ def _load(
         "normalisation": "l2",
     }  # fmt: skip
     least, most = parts.batch
-    mean, std = preprocessing.mean, preprocessing.std
-    if backend == "openvino":
-        run = runners.OpenVinoRunner(
-            parts.network, mean, std, crop=preprocessing.crop, precision=precision,
-            batch=most if least == most else 0,
-        )  # fmt: skip
-    else:
-        run = runners.TorchRunner(
-            parts.network, mean, std, device=device, precision=precision, cast=parts.cast,
+    kept = runners.openvino_cache(settings.imgsearch_home, _fingerprint(identity))
+    networks = [parts.network]  # a runner changes the one that it is given
+
+    def network() -> torch.nn.Module:
+        return networks.pop() if networks else _parts(name, weights, settings).network
+
+    def runner(backend: str) -> Runner:
+        mean, std = preprocessing.mean, preprocessing.std
+        if backend == "openvino":
+            model = runners.openvino_model(
+                network, mean, std, crop=preprocessing.crop,
+                batch=most if least == most else 0, cache=kept,
+            )  # fmt: skip
+            return runners.OpenVinoRunner(model, precision=precision, split=least == 1)
+        return runners.TorchRunner(
+            network(), mean, std, device=device, precision=precision, cast=parts.cast,
             compiled=backend == "compile",
         )  # fmt: skip
+
+    def quicker(images: int) -> tuple[str, Runner] | None:
+        if runners.openvino_is_there():
+            worth = _LOADING if kept.exists() else _CONVERTING
+            choice = "openvino" if images >= worth else None
+        else:
+            long = images >= _COMPILING and runners.compiler_is_there()
+            choice = "compile" if long else None
+        try:
+            return (choice, runner(choice)) if choice else None
+        except EncoderError as error:
+            logging.getLogger(__name__).warning("stays with eager: %s", error)
+            return None
+
+    run = runner("eager" if backend == "auto" else backend)
     return Encoder(
         parts.name, parts.dim, preprocessing, identity, run,
-        device=device, precision=run.precision, backend=backend,
-        batch=(least, max(least, min(most, _STEP))),
+        device=device, precision=run.precision, backend="eager" if backend == "auto" else backend,
+        batch=(least, max(least, min(most, _STEP))), quicker=quicker if backend == "auto" else None,
     )  # fmt: skip
+
+
+def _parts(name: str, weights: str | None, settings: Settings) -> _Parts:
+    if name.endswith(".pt2"):
+        return _program(name, weights)
+    if name == "mini":
+        return _mini(weights)
+    if name.startswith("timm:"):
+        return _timm(name, weights)
+    return _resnet(name, weights, settings)
 
 
 def _resnet(name: str, weights: str | None, settings: Settings) -> _Parts:
