@@ -69,7 +69,12 @@ class _Row(BaseModel):
         return ImageRow(**values, state="pending", vector_crc=0)
 
 
-def export_collection(gallery: Gallery, path: str | Path) -> Path:
+def export_collection(
+    gallery: Gallery,
+    path: str | Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Write a collection into one file, whole or not at all.
 
     Parameters
@@ -78,6 +83,9 @@ def export_collection(gallery: Gallery, path: str | Path) -> Path:
         The collection. Ready images only go into the file.
     path : path
         The file; one that is there is replaced at the end.
+    progress : callable, optional
+        Is called with the number of vectors written and of all of them. What it
+        raises ends the work, and no file is left.
 
     Returns
     -------
@@ -105,7 +113,9 @@ def export_collection(gallery: Gallery, path: str | Path) -> Path:
                     member.write(line)
                     paths += 1
             with archive.open("vectors.f32", "w", force_zip64=True) as member:
-                for block in _blocks(gallery, ids):
+                for n, block in enumerate(_blocks(gallery, ids)):
+                    if progress is not None:
+                        progress(n * BATCH, len(ids))
                     digests["vectors.f32"].update(block)
                     member.write(block)
             row = gallery.row

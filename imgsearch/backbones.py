@@ -129,7 +129,18 @@ class ResNet(nn.Module):
 
 
 def resnet(name: str) -> ResNet:
-    """Build a ResNet that has no weights yet (on the meta device: see ``weights.fit``)."""
+    """Build a ResNet that has no weights yet (on the meta device: see ``weights.fit``).
+
+    Parameters
+    ----------
+    name : str
+        ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``resnet152``.
+
+    Returns
+    -------
+    ResNet
+        In eval mode.
+    """
     with torch.device("meta"):
         return ResNet(name).eval()
 
@@ -170,7 +181,17 @@ def folded(network: nn.Module) -> nn.Module:
     """Merge each batch norm of a network in eval mode into the convolution before it.
 
     Works on pairs that follow one another: ``convN`` and ``bnN`` of one module, and
-    neighbours in a ``Sequential``. Changes the network in place and returns it.
+    neighbours in a ``Sequential``.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In eval mode; is changed in place.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same network.
     """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -213,7 +234,7 @@ class Card(BaseModel):
 
 
 class Program(nn.Module):
-    """An exported program, interpreted.
+    """An exported program, interpreted. Made by :func:`load_program`.
 
     Attributes
     ----------
@@ -238,7 +259,18 @@ class Program(nn.Module):
             self.register_buffer(attribute, tensors[name], persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the program on normalised images (n, 3, crop, crop)."""
+        """Run the program.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            float32, shape ``(n, 3, crop, crop)``: normalised images.
+
+        Returns
+        -------
+        torch.Tensor
+            float32, shape ``(n, dim)``.
+        """
         values: dict[str, Any] = {
             name: getattr(self, attribute) for name, attribute in self._names.items()
         }

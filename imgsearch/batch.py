@@ -16,10 +16,11 @@ from pathlib import Path
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
-from imgsearch import plots, reports
+from imgsearch import config, plots, reports, upkeep
 from imgsearch.errors import ConfigError
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
+from imgsearch.metadata import MetadataStore
 
 PARAMETERS = "# Parameters"
 """How a cell that sets parameters begins, in our notebooks and in papermill's output."""
@@ -206,6 +207,54 @@ def search_folder(
     content = {"query": str(query), "box": box, "grid": str(grid)} | hits.to_dict()
     reports.write_json(Path(output_dir) / "search.json", content)
     return hits
+
+
+@checked
+def survey(output_dir: str, collection: str | None = None, files: bool = False) -> dict:
+    """Run ``admin.ipynb`` without a panel: look at everything, change nothing.
+
+    Parameters
+    ----------
+    output_dir : str
+        Receives ``admin.json``.
+    collection : str, optional
+        The only one to verify; all of them if left out.
+    files : bool
+        Also look at every image file.
+
+    Returns
+    -------
+    dict
+        As in ``admin.json``: ``collections`` with counts in both stores,
+        ``verifications``, and the latest ``runs``.
+
+    Raises
+    ------
+    ConfigError
+        A parameter has a value that cannot be used.
+    CollectionNotFound
+        There is no `collection`.
+    StoreError
+        A store cannot be reached.
+    """
+    settings = config.settings()
+    collections = upkeep.overview(settings)
+    with MetadataStore.open(settings) as metadata:
+        if collection:
+            metadata.collection(collection)
+        known = [row.name for row in metadata.collections()]
+        runs = metadata.runs(collection or None)
+    verifications = []
+    for name in [collection] if collection else known:
+        with Gallery.open(name, settings=settings) as gallery:
+            verifications.append(upkeep.verify(gallery, files=files))
+    content = {
+        "collections": [one.to_dict() for one in collections],
+        "verifications": [one.to_dict() for one in verifications],
+        "runs": [upkeep.run_to_dict(run) for run in runs],
+    }
+    reports.write_json(Path(output_dir) / "admin.json", content)
+    return content
 
 
 def heading(hits: Hits) -> str:

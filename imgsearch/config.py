@@ -42,10 +42,11 @@ class Settings(BaseSettings):
     )
     imgsearch_device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     imgsearch_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the encoder; auto takes what the hardware is built for"
+        "auto",
+        description="arithmetic of the encoder: auto (what suits the hardware), fp32, bf16, fp16",
     )
     imgsearch_backend: Literal["auto", "eager", "compile", "openvino"] = Field(
-        "auto", description="what runs the encoder"
+        "auto", description="what runs the encoder: auto, eager, compile, openvino"
     )
     imgsearch_index: str = Field(
         "auto",

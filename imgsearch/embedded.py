@@ -42,11 +42,12 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
+from imgsearch import lite
 from imgsearch.errors import StoreBusy, StoreDamaged, StoreError, StoreUnavailable
 
 STORE = "vectors.db"
@@ -355,28 +356,52 @@ def _find_or_start(home: Path, grace: float) -> dict:
 def _running(home: Path) -> dict | None:
     """Read server.json, if the server it names is alive."""
     path = home / FOLDER / "server.json"
+    end = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            state = json.loads(path.read_text())
+            touched = path.stat().st_mtime
+        except (OSError, ValueError):
+            return None
+        alive = _FileLock(home / FOLDER / "server.lock")
+        try:
+            free = alive.take()
+        finally:
+            alive.close()
+        if state.get("host") == socket.gethostname():
+            if free:
+                return None
+            if _listens(state["port"]):
+                return state
+            # A killed process lets go of its ports before it lets go of its locks.
+            if time.monotonic() < end:
+                time.sleep(0.02)
+                continue
+            raise StoreUnavailable(
+                str(home / STORE),
+                f"its server, process {state.get('pid')}, hangs: end it, and see "
+                f"{home / FOLDER / 'server.log'}",
+            )
+        # Not every network file system carries flock to other machines: ask the heartbeat too.
+        if free and time.time() - touched > FORGOTTEN:
+            return None
+        raise StoreBusy(
+            str(home / STORE),
+            f"process {state.get('pid')} on {state.get('host')}",
+            "the embedded store is open on another machine, and works on one at a time; close "
+            "the notebooks there, or use a Milvus server (MILVUS_URI). If that machine is gone, "
+            f"remove {path}",
+        )
+
+
+def _listens(port: int) -> bool:
     try:
-        state = json.loads(path.read_text())
-        touched = path.stat().st_mtime
-    except (OSError, ValueError):
-        return None
-    alive = _FileLock(home / FOLDER / "server.lock")
-    try:
-        free = alive.take()
-    finally:
-        alive.close()
-    if state.get("host") == socket.gethostname():
-        return None if free else state
-    # Not every network file system carries flock to other machines: ask the heartbeat too.
-    if free and time.time() - touched > FORGOTTEN:
-        return None
-    raise StoreBusy(
-        str(home / STORE),
-        f"process {state.get('pid')} on {state.get('host')}",
-        "the embedded store is open on another machine, and works on one at a time; close the "
-        f"notebooks there, or use a Milvus server (MILVUS_URI). If that machine is gone, "
-        f"remove {path}",
-    )
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:  # a frozen server whose queue is full
+        return True
+    return True
 
 
 def _start(home: Path, grace: float) -> dict:
@@ -480,10 +505,11 @@ _WRITES = {"Insert", "Upsert", "Delete", "Flush", "LoadCollection", "ReleaseColl
 }
 
 
-def _serve(home: Path, token: str):
+def _serve(home: Path, token: str, end: Callable[[], None]):
     """Open the store and serve it on a free port of 127.0.0.1.
 
-    Returns the gRPC server, the store, its port and the gates.
+    Returns the gRPC server, the store, its port and the gates. `end` is called once
+    the store could not be written: nothing is acknowledged from then on.
     """
     from concurrent import futures
 
@@ -537,6 +563,16 @@ def _serve(home: Path, token: str):
                     index.indexed_rows = max(0, index.total_rows - pending)
             return response
 
+    broken = threading.Event()
+
+    def failed(error: BaseException) -> None:
+        if not broken.is_set():
+            broken.set()
+            logging.getLogger(__name__).critical("leaving, a write failed: %s", error)
+            end()
+
+    lite.harden(failed)
+    lite.remove_drafts(home / STORE)
     gates: defaultdict[str, _Gate] = defaultdict(_Gate)
     expected = base64.b64encode(token.encode()).decode()
 
@@ -562,6 +598,8 @@ def _serve(home: Path, token: str):
                 with contextlib.ExitStack() as stack:
                     for gate in (gates[n] for n in names):
                         stack.enter_context(gate.writing() if name in _WRITES else gate.reading())
+                    if broken.is_set():
+                        context.abort(grpc.StatusCode.UNAVAILABLE, "leaving, a write failed")
                     if name in _WRITES:  # while still the only one: no search comes between
                         stack.callback(searches.forget)
                     return handler.unary_unary(request, context)
@@ -667,8 +705,16 @@ def main(home: Path, grace: float = GRACE) -> None:
         tell(kind="error", reason="the server before this one is still writing")
         return
     token = secrets.token_hex(16)
+    path = folder / "server.json"
+
+    def end() -> None:
+        # Who asks now finds no server and starts the next one, which waits for this one's
+        # lock. The moment is for the answer that says what went wrong.
+        path.unlink(missing_ok=True)
+        threading.Timer(0.2, os._exit, (1,)).start()
+
     try:
-        server, store, port, gates = _serve(home, token)
+        server, store, port, gates = _serve(home, token, end)
     except Exception as error:
         log.exception("cannot open %s", home / STORE)
         busy = type(error).__name__ == "DataDirLockedError"
@@ -685,7 +731,6 @@ def main(home: Path, grace: float = GRACE) -> None:
         "token": token,
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path = folder / "server.json"
     draft = path.with_suffix(".new")
     draft.touch(mode=0o600)
     draft.write_text(json.dumps(state))

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -40,7 +40,7 @@ _STEP = 64  # images in one go: more gain nothing and take memory
 _LOADING = 64  # OpenVINO's model is kept from before: half a second
 _CONVERTING = 500  # it must be made: some 8 s for a ResNet-50
 _COMPILING = 5_000  # torch.compile: half a minute
-_LONGEST = 16  # a resized picture may be this many times longer than wide
+_AGREEMENT = 0.9995  # cosine with torch in fp32 that `auto` asks for
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,13 @@ class Preprocessing:
             size = int(short * width / height), short
         left, upper = (round((side - crop) / 2.0) for side in size)
         how = _RESAMPLING[self.interpolation]
-        if max(size) > _LONGEST * short:
-            # a line of pixels would become gigabytes: compute no more than is kept
-            across, down = width / size[0], height / size[1]
-            part = left * across, upper * down, (left + crop) * across, (upper + crop) * down
-            return np.asarray(picture.resize((crop, crop), how, box=part))
-        if size != picture.size:
-            picture = picture.resize(size, how)
-        return np.asarray(picture.crop((left, upper, left + crop, upper + crop)))
+        if size == picture.size:
+            return np.asarray(picture.crop((left, upper, left + crop, upper + crop)))
+        # Only what is kept is computed: a third less work, and a line of pixels that is
+        # resized whole would become gigabytes.
+        across, down = width / size[0], height / size[1]
+        part = left * across, upper * down, (left + crop) * across, (upper + crop) * down
+        return np.asarray(picture.resize((crop, crop), how, box=part))
 
 
 class Encoder:
@@ -310,7 +309,8 @@ def load_encoder(
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     precision : {"auto", "fp32", "bf16", "fp16"}
-        ``auto`` takes what the hardware has units for.
+        ``auto`` takes what the hardware has units for, if the vectors stay the same: it
+        asks for a cosine of 0.9995 with fp32 on a few pictures made for it.
     backend : {"auto", "eager", "compile", "openvino"}
         ``auto`` begins with ``eager``. On a CPU, :meth:`Encoder.expect` then changes to
         OpenVINO for a job of some length, or where that is not installed to ``compile``
@@ -415,7 +415,7 @@ def _device(wish: str) -> str:
     return wish
 
 
-def _precision(wish: str, device: str) -> str:
+def _precision(wish: str, device: str) -> _Choice:
     import torch
 
     from imgsearch import runners
@@ -423,14 +423,16 @@ def _precision(wish: str, device: str) -> str:
     if wish not in ("auto", "fp32", "bf16", "fp16"):
         raise ConfigError("precision", f"{wish!r} is none of auto, fp32, bf16, fp16")
     if wish != "auto":
-        return wish
-    if device.startswith("cuda"):
-        major, _ = torch.cuda.get_device_capability(device)
-        return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
-    return "bf16" if device == "cpu" and runners.cpu_has_bf16() else "fp32"
+        return _Choice(wish, auto=False)
+    lower = "fp32"
+    if device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 7:
+        lower = "fp16"  # as quick as bf16 there, and eight times as exact
+    elif device == "cpu" and runners.cpu_has_bf16():
+        lower = "bf16"
+    return _Choice(lower, auto=True)
 
 
-def _backend(wish: str, device: str) -> str:
+def _backend(wish: str, device: str) -> _Choice:
     from imgsearch import runners
 
     if wish not in ("auto", "eager", "compile", "openvino"):
@@ -441,7 +443,16 @@ def _backend(wish: str, device: str) -> str:
         raise ConfigError("backend", "openvino is not installed: pip install 'imgsearch[openvino]'")
     if wish == "compile" and device == "cpu" and not runners.compiler_is_there():
         raise ConfigError("backend", "compile needs a C++ compiler: install g++, or use eager")
-    return "eager" if wish == "auto" and device != "cpu" else wish
+    if wish == "auto":
+        return _Choice("eager", auto=True)
+    return _Choice(wish, auto=False)
+
+
+class _Choice(NamedTuple):
+    """A value, and whether it was chosen here (``auto``) or by the user."""
+
+    value: str
+    auto: bool
 
 
 @dataclass
@@ -456,14 +467,27 @@ class _Parts:
     sha256: str
     batch: tuple[int, int] = (1, 2**16)
     cast: bool = True
+    kept: Path | None = None
 
 
 def _load(
-    name: str, weights: str | None, device: str, precision: str, backend: str, settings: Settings
+    name: str,
+    weights: str | None,
+    device: str,
+    precision: _Choice,
+    backend: _Choice,
+    settings: Settings,
 ) -> Encoder:
     from imgsearch import runners
 
-    parts = _parts(name, weights, settings)
+    if name.endswith(".pt2"):
+        parts = _program(name, weights)
+    elif name == "mini":
+        parts = _mini(weights)
+    elif name.startswith("timm:"):
+        parts = _timm(name, weights)
+    else:
+        parts = _resnet(name, weights, settings)
     preprocessing = parts.preprocessing
     identity = {
         "backbone": parts.backbone,
@@ -473,55 +497,99 @@ def _load(
         "dim": parts.dim,
         "normalisation": "l2",
     }  # fmt: skip
+    parts.kept = runners.openvino_cache(settings.imgsearch_home, _fingerprint(identity))
+    run, _, kind = _runner(parts, device, precision, backend)
     least, most = parts.batch
-    kept = runners.openvino_cache(settings.imgsearch_home, _fingerprint(identity))
-    networks = [parts.network]  # a runner changes the one that it is given
-
-    def network() -> torch.nn.Module:
-        return networks.pop() if networks else _parts(name, weights, settings).network
-
-    def runner(backend: str) -> Runner:
-        mean, std = preprocessing.mean, preprocessing.std
-        if backend == "openvino":
-            model = runners.openvino_model(
-                network, mean, std, crop=preprocessing.crop,
-                batch=most if least == most else 0, cache=kept,
-            )  # fmt: skip
-            return runners.OpenVinoRunner(model, precision=precision, split=least == 1)
-        return runners.TorchRunner(
-            network(), mean, std, device=device, precision=precision, cast=parts.cast,
-            compiled=backend == "compile",
-        )  # fmt: skip
 
     def quicker(images: int) -> tuple[str, Runner] | None:
-        if runners.openvino_is_there():
-            worth = _LOADING if kept.exists() else _CONVERTING
-            choice = "openvino" if images >= worth else None
-        else:
-            long = images >= _COMPILING and runners.compiler_is_there()
-            choice = "compile" if long else None
-        try:
-            return (choice, runner(choice)) if choice else None
-        except EncoderError as error:
-            logging.getLogger(__name__).warning("stays with eager: %s", error)
+        choice = _quicker(images, parts.kept.exists())
+        if choice is None:
             return None
+        run, _, got = _runner(parts, device, precision, _Choice(choice, auto=True))
+        if got != choice:
+            log = logging.getLogger(__name__)
+            log.warning("%s cannot run with %s and stays with eager", parts.name, choice)
+        return got, run
 
-    run = runner("eager" if backend == "auto" else backend)
     return Encoder(
         parts.name, parts.dim, preprocessing, identity, run,
-        device=device, precision=run.precision, backend="eager" if backend == "auto" else backend,
-        batch=(least, max(least, min(most, _STEP))), quicker=quicker if backend == "auto" else None,
+        device=device, precision=run.precision, backend=kind,
+        batch=(least, max(least, min(most, _STEP))),
+        quicker=quicker if backend.auto and device == "cpu" else None,
     )  # fmt: skip
 
 
-def _parts(name: str, weights: str | None, settings: Settings) -> _Parts:
-    if name.endswith(".pt2"):
-        return _program(name, weights)
-    if name == "mini":
-        return _mini(weights)
-    if name.startswith("timm:"):
-        return _timm(name, weights)
-    return _resnet(name, weights, settings)
+def _quicker(images: int, kept: bool) -> str | None:
+    """Pick the backend that so many pictures are worth, None for ``eager``."""
+    from imgsearch import runners
+
+    if runners.openvino_is_there():
+        return "openvino" if images >= (_LOADING if kept else _CONVERTING) else None
+    return "compile" if images >= _COMPILING and runners.compiler_is_there() else None
+
+
+def _runner(
+    parts: _Parts, device: str, precision: _Choice, backend: _Choice
+) -> tuple[Runner, str, str]:
+    """Make what runs the network, and see that what was chosen here keeps the vectors.
+
+    Lower precision costs some networks more than others (a MobileNetV2 falls to a cosine
+    of 0.995 in bf16), and a conversion can go wrong: both are tried on a few pictures.
+    """
+    from imgsearch import runners
+
+    crop, (least, most) = parts.preprocessing.crop, parts.batch
+    plain = (precision.value, backend.value) == ("fp32", "eager")
+    pictures = runners.pictures(crop, max(least, min(3, most)))
+    expected = None if plain else _make(parts, "cpu", "fp32", "eager")(pictures)
+
+    def agreement(run: Runner) -> float:
+        if plain:
+            return 1.0
+        try:
+            return runners.agreement(run(pictures), expected)
+        except RuntimeError:  # a conversion that only fails when it runs
+            return 0.0
+
+    try:
+        run = _make(parts, device, precision.value, backend.value)
+        found = agreement(run)
+    except EncoderError:
+        if not backend.auto:
+            raise
+        run, found = None, 0.0
+    if found < _AGREEMENT and precision.auto and precision.value != "fp32" and run is not None:
+        precision = _Choice("fp32", auto=True)
+        run = _make(parts, device, "fp32", backend.value)
+        found = agreement(run)
+    if found < _AGREEMENT and backend.auto and backend.value != "eager":
+        backend = _Choice("eager", auto=True)
+        run = _make(parts, device, "fp32" if precision.auto else precision.value, "eager")
+        found = agreement(run)
+    if found < _AGREEMENT and (precision.auto or precision.value == "fp32"):
+        raise EncoderError(
+            parts.name,
+            f"gives other vectors on {device} with backend={backend.value!r} "
+            f"(cosine {found:.4f} with torch on the CPU); use backend='eager', device='cpu'",
+        )
+    return run, run.precision, backend.value
+
+
+def _make(parts: _Parts, device: str, precision: str, backend: str) -> Runner:
+    from imgsearch import runners
+
+    mean, std = parts.preprocessing.mean, parts.preprocessing.std
+    if backend == "openvino":
+        least, most = parts.batch
+        model = runners.openvino_model(
+            parts.network, mean, std, crop=parts.preprocessing.crop,
+            batch=most if least == most else 0, cache=parts.kept,
+        )  # fmt: skip
+        return runners.OpenVinoRunner(model, precision=precision, split=least == 1)
+    return runners.TorchRunner(
+        parts.network, mean, std, device=device, precision=precision, cast=parts.cast,
+        compiled=backend == "compile",
+    )  # fmt: skip
 
 
 def _resnet(name: str, weights: str | None, settings: Settings) -> _Parts:

@@ -30,6 +30,7 @@ from imgsearch.errors import (
     ImageError,
     ImageNotFound,
     StoreDamaged,
+    StoreError,
 )
 from imgsearch.images import Box, Found, ImageFacts, Source
 from imgsearch.metadata import CollectionRow, Counts, ImageRow, MetadataStore
@@ -115,7 +116,7 @@ class Hits(Sequence):
 
 
 class Gallery:
-    """A collection, opened. Use :meth:`open`; it is a context manager.
+    """A collection, opened by :meth:`open`; a context manager.
 
     Attributes
     ----------
@@ -137,6 +138,7 @@ class Gallery:
     ):
         self.row, self.metadata, self.settings = row, metadata, settings
         self._how = dict(how or {})
+        self._ensured = False
         if encoder is not None:
             self.encoder = encoder
 
@@ -297,6 +299,7 @@ class Gallery:
         self.vectors.create(
             self.name, self.row.dim, IndexSpec.parse(self.row.index), description=json.dumps(about)
         )
+        self._ensured = True
 
     def add(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> list[ImageRow]:
         """Store images, so that a crash at any moment loses and doubles nothing.
@@ -334,16 +337,22 @@ class Gallery:
             self._delete(
                 [r.path for r in rows if r.path in old and old[r.path].image_id != r.image_id]
             )
-            self._write(rows, {i: vectors[i] for i in ids & vectors.keys() - stored.keys()}, stored)
+            new = {i: vectors[i] for i in (ids & vectors.keys()) - stored.keys()}
+            self._announce(rows, new, stored)
+            self._upsert(new)
+            self.metadata.confirm(self.name, [row.path for row in rows])
         return left
 
     def replace(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> None:
         """Write the vectors of stored images anew.
 
+        The rows stay as they are until the vectors are there, so that a crash leaves
+        images that :func:`imgsearch.upkeep.verify` still names, and loses none.
+
         Parameters
         ----------
         rows : sequence of ImageRow
-            All rows of the images.
+            All rows of the images; those that were deleted meanwhile are passed over.
         vectors : mapping of int to numpy.ndarray
             By image_id: float32, shape ``(dim,)``, L2-normalised.
 
@@ -354,27 +363,41 @@ class Gallery:
         """
         with self.exclusive():
             self._still_mine()
-            self._write(rows, vectors, {})
+            now = self.metadata.by_path(self.name, [row.path for row in rows])
+            rows = [r for r in rows if r.path in now and now[r.path].image_id == r.image_id]
+            self._upsert({row.image_id: vectors[row.image_id] for row in rows})
+            self._announce(rows, vectors, {})
+            self.metadata.confirm(self.name, [row.path for row in rows])
 
-    def _write(
+    def _announce(
         self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray], crcs: Mapping[int, int]
     ) -> None:
-        """Announce, upsert, confirm. `crcs` are of vectors that are stored already."""
+        """Announce rows with their checksums. `crcs` are of vectors that are stored already."""
         crcs = {i: checksum(vector) for i, vector in vectors.items()} | crcs
         self.metadata.announce(
             self.name, [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
         )
+
+    def _upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
         if vectors:
-            self._ensure_vectors()
             ids = sorted(vectors)
-            self.vectors.upsert(
-                self.name, np.array(ids, np.int64), np.stack([vectors[i] for i in ids])
-            )
-        self.metadata.confirm(self.name, [row.path for row in rows])
+            stacked = np.stack([vectors[i] for i in ids])
+            if not self._ensured:  # once: it costs more than the writing does
+                self._ensure_vectors()
+            try:
+                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
+            except CollectionNotFound:  # dropped by another process meanwhile
+                self._ensure_vectors()
+                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
 
     def _still_mine(self) -> None:
         """Refuse to write into a collection that was dropped or made anew meanwhile."""
         now = self.metadata.collection(self.name)
+        if now.created_at != self.row.created_at and now.fingerprint == self.row.fingerprint:
+            raise StoreError(
+                self.metadata.where,
+                f"collection {self.name!r} was dropped and made anew meanwhile: open it again",
+            )
         if now.fingerprint != self.row.fingerprint:
             raise EncoderMismatch(
                 self.name,

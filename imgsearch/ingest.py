@@ -230,7 +230,6 @@ def ingest(
         report = IngestReport(
             collection=gallery.name,
             folder=str(folder),
-            encoder=gallery.encoder.describe(),
             index=gallery.row.index,
             shard=shard,
             total=len(found) + len(unreadable),
@@ -323,6 +322,8 @@ class _Ingest:
         try:
             report.settled = gallery.settle()
             new = self._pass_over_known(found, prune)
+            gallery.encoder.expect(len(new))
+            report.encoder = gallery.encoder.describe()
             self._tell()
             for chunk in self._chunks(new):
                 self._store(chunk)
@@ -354,7 +355,8 @@ class _Ingest:
         new = []
         for file in found:
             at = known.pop(str(file.path), None)
-            if at is not None and at[:2] == (file.size, file.mtime_ns):
+            # A row that is not ready is in the hands of another process, which may die.
+            if at is not None and at == (file.size, file.mtime_ns, at.image_id, "ready"):
                 report.unchanged += 1
             else:
                 new.append(file)

@@ -259,7 +259,7 @@ class Counts(NamedTuple):
 
 
 class MetadataStore:
-    """Collections, images and ingest runs. Make one with :meth:`open`.
+    """Collections, images and ingest runs. Made by :meth:`open`.
 
     One store may be used by several threads. A forked child connects for itself.
 
@@ -365,6 +365,11 @@ class MetadataStore:
     def create_collection(self, row: CollectionRow) -> None:
         """Add a collection.
 
+        Parameters
+        ----------
+        row : CollectionRow
+            Its name, encoder, identity, dimension and index.
+
         Raises
         ------
         StoreError
@@ -392,6 +397,15 @@ class MetadataStore:
     def collection(self, name: str) -> CollectionRow:
         """One collection.
 
+        Parameters
+        ----------
+        name : str
+            Its name.
+
+        Returns
+        -------
+        CollectionRow
+
         Raises
         ------
         CollectionNotFound
@@ -408,6 +422,11 @@ class MetadataStore:
 
     def drop_collection(self, name: str) -> None:
         """Remove a collection and its images' rows. Its ingest runs stay as history.
+
+        Parameters
+        ----------
+        name : str
+            Its name.
 
         Raises
         ------
@@ -452,23 +471,10 @@ class MetadataStore:
         # The server's own advisory lock: it goes with the connection, so with the process.
         key = f"{self._url.database} {collection}".encode()
         name = f"imgsearch {hashlib.sha256(key).hexdigest()[:40]}"  # 64 characters at most
-        held = vars(self._turns).setdefault("depth", {})
-        if held.get(name):
-            held[name] += 1
-            try:
-                yield
-            finally:
-                held[name] -= 1
+        held = vars(self._turns).setdefault("links", {})
+        if name in held:
+            yield
             return
-        with self._locked(name, timeout):
-            held[name] = 1
-            try:
-                yield
-            finally:
-                held[name] = 0
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, timeout: float) -> Iterator[None]:
         with self._translating():
             link = self._connected().connect()
         try:
@@ -476,22 +482,56 @@ class MetadataStore:
             with self._translating():
                 while not link.scalar(sa.select(sa.func.get_lock(name, 1))):
                     if time.monotonic() > end:
+                        number = link.scalar(sa.select(sa.func.is_used_lock(name)))
                         raise StoreBusy(
                             self.where,
-                            f"connection {link.scalar(sa.select(sa.func.is_used_lock(name)))}",
+                            self._writers(collection) or f"connection {number}",
                             f"another ingest or deletion is writing, and still was after "
                             f"{timeout:g} s; wait for it, or stop it",
                         )
+                link.commit()
+            held[name] = link
             yield
         finally:
+            held.pop(name, None)
             # Closing for good gives the lock back, whatever state the connection is in.
             link.invalidate()
             link.close()
+
+    def _writers(self, collection: str) -> str:
+        me = socket.gethostname()[:255], os.getpid()
+        others = [r for r in self.runs(collection) if r.state == "running" and r[10:12] != me]
+        return ", ".join(f"process {r.pid} of {r.who} on {r.host}" for r in others)
+
+    @contextlib.contextmanager
+    def _link(self) -> Iterator[sa.Connection]:
+        """Lend a connection: the one that holds the collection for this thread, if one does.
+
+        A lock that is lost, since its server restarted or cut the connection, then takes
+        with it every statement that relied on it: none comes after another writer's.
+        """
+        held = list(vars(self._turns).get("links", {}).values())
+        if not held:
+            with self._connected().connect() as link:
+                yield link
+            return
+        link = held[-1]
+        if link.invalidated:
+            raise StoreUnavailable(
+                self.where, "ended the connection that held the collection, so that others may "
+                "write to it now: check that the server runs, and begin again"
+            )  # fmt: skip
+        try:
+            yield link
+        finally:
+            link.rollback()  # of a transaction that was committed or undone already: nothing
 
     # ------------------------------------------------------------ images
 
     def announce(self, collection: str, rows: Sequence[ImageRow]) -> None:
         """Say that images are about to be stored: their rows become ``pending``.
+
+        A row that is ready, of the same content and with the same vector, stays ready.
 
         Parameters
         ----------
@@ -522,7 +562,20 @@ class MetadataStore:
             self._write(lambda link: link.execute(self._upserting(), ordered))
 
     def confirm(self, collection: str, paths: Iterable[str]) -> None:
-        """Say that the vectors of pending images are stored: they become ``ready``."""
+        """Say that the vectors of pending images are stored: they become ``ready``.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str
+            Which ones; those that are not there are passed over.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         number = self._id(collection)
 
         def confirm(link: sa.Connection) -> None:
@@ -653,7 +706,25 @@ class MetadataStore:
         return {_text(row[0]): Known(*row[1:]) for row in self._read(query)}
 
     def by_path(self, collection: str, paths: Iterable[str]) -> dict[str, ImageRow]:
-        """Rows by path, in any state; what is not there is left out."""
+        """Rows by path, in any state.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        paths : iterable of str
+            Which ones; those that are not there are passed over.
+
+        Returns
+        -------
+        dict of str to ImageRow
+            What is not there is left out.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         rows = self._images(_chosen(self._id(collection), paths=paths))
         return {row.path: row for row in rows}
 
@@ -723,7 +794,22 @@ class MetadataStore:
         return np.unique(np.asarray([row[0] for row in self._read(query)], np.int64))
 
     def count(self, collection: str) -> Counts:
-        """How much a collection holds."""
+        """How much a collection holds.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        Counts
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
+        """
         query = (
             sa.select(
                 _images.c.state, sa.func.count(), sa.func.count(sa.distinct(_images.c.image_id))
@@ -736,7 +822,13 @@ class MetadataStore:
         return Counts(ready[1], ready[0], pending[0], deleting[0])
 
     def browse(
-        self, collection: str, *, offset: int = 0, limit: int = 100, like: str | None = None
+        self,
+        collection: str,
+        *,
+        offset: int = 0,
+        limit: int = 100,
+        like: str | None = None,
+        since: datetime | None = None,
     ) -> list[ImageRow]:
         """List a page of the ready images, sorted by path.
 
@@ -748,12 +840,25 @@ class MetadataStore:
             Which page.
         like : str, optional
             Only paths that contain this, upper and lower case being different.
+        since : datetime, optional
+            Only images that were added then or later.
+
+        Returns
+        -------
+        list of ImageRow
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection.
         """
         query = sa.select(_images).where(
             _images.c.collection_id == self._id(collection), _images.c.state == "ready"
         )
         if like:
             query = query.where(sa.func.instr(_images.c.path, _stored(like)) > 0)
+        if since is not None:
+            query = query.where(_images.c.added_at >= _naive(since))
         query = query.order_by(_images.c.path).limit(max(0, limit)).offset(max(0, offset))
         return [_image(row) for row in self._read(query)]
 
@@ -761,6 +866,15 @@ class MetadataStore:
 
     def start_run(self, collection: str, folder: str | Path, total: int = 0) -> int:
         """Write down that an ingest by this process begins.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+        folder : str or Path
+            Where the images come from.
+        total : int
+            Files found there.
 
         Returns
         -------
@@ -832,6 +946,10 @@ class MetadataStore:
             Only those of one collection.
         limit : int
             How many.
+
+        Returns
+        -------
+        list of RunRow
         """
         query = sa.select(_runs).order_by(_runs.c.run_id.desc()).limit(max(0, limit))
         if collection is not None:
@@ -856,26 +974,33 @@ class MetadataStore:
         return mysql.insert(table).prefix_with("IGNORE")
 
     def _upserting(self) -> Any:
-        kept = {"collection_id", "path_key", "added_at"}
-        changed = [c.name for c in _images.c if c.name not in kept]
+        query = sqlite.insert(_images) if self._sqlite else mysql.insert(_images)
+        new = query.excluded if self._sqlite else query.inserted
+        ready = sa.literal_column("'ready'")  # PyMySQL joins rows only where no value follows
+        same = sa.and_(
+            _images.c.state == ready,
+            _images.c.image_id == new.image_id,
+            _images.c.vector_crc == new.vector_crc,
+        )
+        # The state comes first, because MySQL would compare with what it has just assigned.
+        kept = {"collection_id", "path_key", "added_at", "state"}
+        changed = [("state", sa.case((same, ready), else_=new.state))]
+        changed += [(c.name, new[c.name]) for c in _images.c if c.name not in kept]
         if self._sqlite:
-            query = sqlite.insert(_images)
             return query.on_conflict_do_update(
-                index_elements=["collection_id", "path_key"],
-                set_={name: query.excluded[name] for name in changed},
+                index_elements=["collection_id", "path_key"], set_=dict(changed)
             )
-        query = mysql.insert(_images)
-        return query.on_duplicate_key_update({name: query.inserted[name] for name in changed})
+        return query.on_duplicate_key_update(changed)
 
     def _read(self, query: sa.Select) -> Sequence[sa.Row]:
-        with self._translating(), self._connected().connect() as link:
+        with self._translating(), self._link() as link:
             return link.execute(query).all()
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
         """Do all of it in one transaction, or nothing."""
         for left in reversed(range(_ATTEMPTS)):
             try:
-                with self._translating(), self._connected().connect() as link:
+                with self._translating(), self._link() as link:
                     link = link.execution_options(imgsearch_writes=True)
                     with link.begin():
                         return work(link)

@@ -71,7 +71,10 @@ class Pipeline:
 
         register()
         self.encoder, self.formats = encoder, tuple(formats)
-        self.workers = workers or len(os.sched_getaffinity(0))
+        if workers is None:  # macOS does not tell which processors are ours
+            ours = getattr(os, "sched_getaffinity", None)
+            workers = len(ours(0)) if ours else os.cpu_count() or 1
+        self.workers = workers
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         # Towhee copies what an operator is made with: hand it a name, never the encoder
         name = uuid.uuid4().hex
@@ -145,13 +148,30 @@ _pipelines: weakref.WeakValueDictionary[str, Pipeline] = weakref.WeakValueDictio
 
 
 class ImageDecode:
-    """Operator ``imgsearch/image_decode``: a chunk to prepared pictures and errors."""
+    """Operator ``imgsearch/image_decode``: a chunk to prepared pictures and errors.
+
+    Parameters
+    ----------
+    pipeline : str
+        Name of a :class:`Pipeline` of this process.
+    """
 
     def __init__(self, pipeline: str):
         self._pipeline = pipeline
 
     def __call__(self, chunk: tuple[list[Source], Box | None]) -> list[Any] | _Failure:
-        """Decode a chunk, in order; see :meth:`Pipeline.__call__`."""
+        """Decode a chunk, in order; see :meth:`Pipeline.__call__`.
+
+        Parameters
+        ----------
+        chunk : tuple
+            Sources, and the box or None.
+
+        Returns
+        -------
+        list
+            For each source, pixels (uint8, shape ``(crop, crop, 3)``) with facts, or an error.
+        """
         try:
             pipeline = _pipelines[self._pipeline]
             sources, box = chunk
@@ -162,13 +182,30 @@ class ImageDecode:
 
 
 class ImageEmbedding:
-    """Operator ``imgsearch/image_embedding``: prepared pictures to vectors; errors go through."""
+    """Operator ``imgsearch/image_embedding``: prepared pictures to vectors; errors go through.
+
+    Parameters
+    ----------
+    pipeline : str
+        Name of a :class:`Pipeline` of this process.
+    """
 
     def __init__(self, pipeline: str):
         self._pipeline = pipeline
 
     def __call__(self, prepared: list[Any] | _Failure) -> list[Embedded | ImageError] | _Failure:
-        """Encode a chunk in one go; see :meth:`Pipeline.__call__`."""
+        """Encode a chunk in one go; see :meth:`Pipeline.__call__`.
+
+        Parameters
+        ----------
+        prepared : list
+            From :class:`ImageDecode`.
+
+        Returns
+        -------
+        list of Embedded or ImageError
+            One for each source.
+        """
         if isinstance(prepared, _Failure):
             return prepared
         try:
@@ -205,7 +242,23 @@ class DecodeCv2:
             raise ValueError(f"mode {mode!r}: RGB or BGR")
 
     def __call__(self, source: Source) -> np.ndarray:
-        """Decode one image to uint8 (height, width, 3)."""
+        """Decode one image.
+
+        Parameters
+        ----------
+        source : path, bytes, PIL.Image.Image or numpy.ndarray
+            The image.
+
+        Returns
+        -------
+        towhee.types.Image
+            uint8, shape ``(height, width, 3)``.
+
+        Raises
+        ------
+        ImageError
+            It cannot be read.
+        """
         from towhee.types import Image
 
         pixels = np.asarray(images.decode(source))
@@ -231,6 +284,11 @@ class EmbedTimm:
     num_classes, skip_preprocess
         Taken for the sake of old pipelines; the features do not depend on the number of
         classes, and preprocessing cannot be skipped.
+
+    Raises
+    ------
+    EncoderError
+        `skip_preprocess` is asked for.
     """
 
     def __init__(
@@ -245,7 +303,18 @@ class EmbedTimm:
         self._name, self._device = model_name, device or "auto"
 
     def __call__(self, picture: Any) -> Any:
-        """Features float32 (dim,) of one array, or a list of them for a list."""
+        """Embed one array, or each of a list.
+
+        Parameters
+        ----------
+        picture : numpy.ndarray or list of numpy.ndarray
+            uint8, shape ``(height, width, 3)``.
+
+        Returns
+        -------
+        numpy.ndarray or list of numpy.ndarray
+            float32, shape ``(dim,)``, not normalised.
+        """
         encoder = self._encoder()
         many = picture if isinstance(picture, list) else [picture]
         batch = np.stack([encoder.prepare(self._decoded(each)) for each in many])
@@ -280,7 +349,18 @@ class NpNormalize:
         self._axis = axis
 
     def __call__(self, vector: np.ndarray) -> np.ndarray:
-        """Divide by the Euclidean length."""
+        """Divide by the Euclidean length.
+
+        Parameters
+        ----------
+        vector : numpy.ndarray
+            float32, shape ``(dim,)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(dim,)``.
+        """
         return vector / np.linalg.norm(vector, axis=self._axis, keepdims=self._axis is not None)
 
 

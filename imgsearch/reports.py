@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -10,8 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgsearch.errors import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from imgsearch.gallery import Hits
 
 
 def write(path: str | Path, data: bytes) -> Path:
@@ -101,6 +106,30 @@ def write_figure(path: str | Path, figure: Figure, *, dpi: int = 150) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=Path(path).suffix[1:], dpi=dpi, bbox_inches="tight")
     return write(path, buffer.getvalue())
+
+
+def hits_csv(hits: Hits, *, names_only: bool = False) -> bytes:
+    """Write the results of a search as a table.
+
+    Parameters
+    ----------
+    hits : Hits
+        Results of a search.
+    names_only : bool
+        Leave the folders out of the paths.
+
+    Returns
+    -------
+    bytes
+        CSV in UTF-8 with a header: rank, score, image_id, path, width, height.
+    """
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["rank", "score", "image_id", "path", "width", "height"])
+    for hit in hits:
+        path = printable(Path(hit.path).name if names_only else hit.path)
+        table.writerow([hit.rank, f"{hit.score:.6f}", hit.image_id, path, hit.width, hit.height])
+    return text.getvalue().encode()
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ mean the same; only speed differs.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.metadata
 import importlib.util
 import shutil
@@ -44,6 +45,41 @@ def compiler_is_there() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
 
 
+def pictures(crop: int, count: int) -> np.ndarray:
+    """Pictures to try a network on: noise whose power falls with frequency, as in photographs.
+
+    Parameters
+    ----------
+    crop : int
+        Side in pixels.
+    count : int
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (count, crop, crop, 3), always the same.
+    """
+    rng = np.random.default_rng(0)
+    down, across = np.meshgrid(np.fft.fftfreq(crop), np.fft.fftfreq(crop), indexing="ij")
+    fall = 1 / np.maximum(np.hypot(down, across), 1 / crop)
+    noise = rng.standard_normal((count, crop, crop, 3))
+    waves = np.fft.fft2(noise, axes=(1, 2)) * fall[None, :, :, None]
+    values = np.fft.ifft2(waves, axes=(1, 2)).real
+    values /= values.std(axis=(1, 2, 3), keepdims=True) + 1e-9
+    return np.clip(128 + 64 * values, 0, 255).astype(np.uint8)
+
+
+def agreement(features: np.ndarray, expected: np.ndarray) -> float:
+    """Smallest cosine between rows of two arrays (n, dim); 0 where they cannot be compared."""
+    if features.shape != expected.shape:
+        return 0.0
+    a, b = features.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = np.einsum("nd,nd->n", a, b) / lengths
+    return float(np.nan_to_num(cosine, nan=0.0, posinf=0.0, neginf=0.0).min())
+
+
 class TorchRunner:
     """Runs a network with torch, channels last.
 
@@ -75,9 +111,10 @@ class TorchRunner:
         self.precision = precision
         self._device, self._type = torch.device(device), _TYPES[precision]
         self._autocast = precision != "fp32" and not cast
-        network = network.to(self._device, memory_format=torch.channels_last)
-        if cast:
-            network = network.to(self._type)
+        kind = self._type if cast else None
+        if kind not in (None, torch.float32) or self._device.type != "cpu":
+            network = copy.deepcopy(network)  # the caller's stays as it is
+        network = network.to(self._device, kind, memory_format=torch.channels_last)
         self._network = torch.compile(network, dynamic=True) if compiled else network
         scale = torch.tensor(std, dtype=torch.float64).mul(255).reciprocal()
         shift = torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
@@ -147,7 +184,7 @@ class OpenVinoRunner:
 
 
 def openvino_model(
-    network: Callable[[], nn.Module],
+    network: nn.Module,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,
@@ -161,9 +198,8 @@ def openvino_model(
 
     Parameters
     ----------
-    network : callable
-        Makes the network; called only if nothing is kept.
-        It takes normalised float (n, 3, crop, crop) and gives (n, dim).
+    network : torch.nn.Module
+        Takes normalised float (n, 3, crop, crop), gives (n, dim).
     mean, std : tuple of float
         Of the three channels, for pictures in [0, 1].
     crop : int
@@ -189,7 +225,7 @@ def openvino_model(
     kept = _kept(cache)
     if kept is not None:
         return kept
-    model = _converted(network(), torch.zeros(batch or 2, 3, crop, crop))
+    model = _converted(network, torch.zeros(batch or 2, 3, crop, crop))
     model.reshape([batch or -1, 3, crop, crop])
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))

@@ -6,8 +6,10 @@ image files. :func:`repair` rebuilds either store from the other and the files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -16,10 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from imgsearch import config, embedded, images
-from imgsearch.errors import CollectionNotFound, ImageError, StoreDamaged, printable
+from imgsearch.errors import (
+    CollectionNotFound,
+    ImageError,
+    StoreDamaged,
+    StoreError,
+    printable,
+)
 from imgsearch.gallery import Gallery, checksum, new_row
 from imgsearch.images import Found
-from imgsearch.metadata import CollectionRow, ImageRow, MetadataStore
+from imgsearch.metadata import CollectionRow, ImageRow, MetadataStore, RunRow
 from imgsearch.vectors import VectorStore
 
 BATCH = 1_000
@@ -27,6 +35,192 @@ BATCH = 1_000
 
 ENCODE_BATCH = 32
 """Images encoded at a time."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One collection at a glance, as both stores see it.
+
+    Attributes
+    ----------
+    name, encoder, fingerprint, index : str
+        What it is called, what made its vectors, and how they are indexed.
+    dim : int
+        Length of its vectors.
+    images, paths, unfinished : int
+        What the metadata store counts: contents, files, and rows half done.
+    vectors : int or None
+        What the vector store counts; None where it cannot say.
+    problem : str
+        Why it cannot, or what does not agree; empty where all is well.
+    size : int or None
+        Bytes of its vectors on disk; None where a server holds them.
+    created_at : datetime or None
+        UTC; None where the metadata do not know it.
+    last_run : RunRow or None
+        The latest ingest.
+    """
+
+    name: str
+    encoder: str = ""
+    fingerprint: str = ""
+    index: str = ""
+    dim: int = 0
+    images: int = 0
+    paths: int = 0
+    unfinished: int = 0
+    vectors: int | None = None
+    problem: str = ""
+    size: int | None = None
+    created_at: datetime | None = None
+    last_run: RunRow | None = None
+
+    def to_dict(self) -> dict:
+        """Everything as plain values for JSON.
+
+        Returns
+        -------
+        dict
+            Times are in ISO 8601, UTC.
+        """
+        run = self.last_run
+        return asdict(self) | {
+            "created_at": self.created_at and self.created_at.isoformat(),
+            "last_run": None if run is None else run_to_dict(run),
+        }
+
+
+def run_to_dict(run: RunRow) -> dict:
+    """Describe an ingest in plain values for JSON.
+
+    Parameters
+    ----------
+    run : RunRow
+        The ingest.
+
+    Returns
+    -------
+    dict
+        Times are in ISO 8601, UTC.
+    """
+    times = ("started_at", "updated_at", "finished_at")
+    return run._asdict() | {
+        "folder": printable(run.folder),
+        **{name: value and value.isoformat() for name in times for value in [getattr(run, name)]},
+    }
+
+
+def rate(run: RunRow) -> float:
+    """How quick an ingest of any process is.
+
+    Parameters
+    ----------
+    run : RunRow
+        The ingest.
+
+    Returns
+    -------
+    float
+        Files a second from its beginning to its last sign of life.
+    """
+    seconds = (run.updated_at - run.started_at).total_seconds()
+    return run.done / seconds if seconds > 0 else 0.0
+
+
+def overview(settings: config.Settings | None = None) -> list[Overview]:
+    """Look at every collection in both stores. Nothing is changed.
+
+    Parameters
+    ----------
+    settings : Settings, optional
+        Read from the environment if left out.
+
+    Returns
+    -------
+    list of Overview
+        By name. Collections that only the vector store knows are among them,
+        with no encoder: :func:`repair` brings them back.
+
+    Raises
+    ------
+    StoreError
+        The metadata store cannot be read. Of the vector store this is told, not raised.
+    """
+    settings = settings or config.settings()
+    with MetadataStore.open(settings) as metadata:
+        rows = metadata.collections()
+        counted, trouble = _vector_counts(settings)
+        found = [_overview_of(row, metadata, counted, trouble, settings) for row in rows]
+        for name in counted.keys() - {row.name for row in rows}:
+            vectors = counted[name] if isinstance(counted[name], int) else None
+            problem = "the metadata do not know it: repair brings it back"
+            found.append(
+                Overview(name, vectors=vectors, problem=problem, size=_size(name, settings))
+            )
+    return sorted(found, key=lambda one: one.name)
+
+
+def _vector_counts(settings: config.Settings) -> tuple[dict[str, int | str], str]:
+    """Vectors by collection, or why they cannot be counted; and why none can."""
+    try:
+        with VectorStore.open(settings) as store:
+            counted: dict[str, int | str] = {}
+            for name in store.collections():
+                try:
+                    counted[name] = store.count(name)
+                except StoreError as error:
+                    counted[name] = str(error)
+            return counted, ""
+    except StoreError as error:
+        return {}, str(error)
+
+
+def _overview_of(
+    row: CollectionRow,
+    metadata: MetadataStore,
+    counted: dict[str, int | str],
+    trouble: str,
+    settings: config.Settings,
+) -> Overview:
+    counts = metadata.count(row.name)
+    vectors = None if trouble else counted.get(row.name, 0)
+    unfinished = counts.pending + counts.deleting
+    problem = trouble
+    if isinstance(vectors, str):
+        problem, vectors = vectors, None
+    elif not trouble and vectors != counts.images and not unfinished:
+        problem = f"{counts.images} images and {vectors} vectors: verify it"
+    elif unfinished:
+        problem = f"{unfinished} images half done: an ingest runs, or was cut off; ingest again"
+    runs = metadata.runs(row.name, limit=1)
+    return Overview(
+        name=row.name,
+        encoder=row.encoder,
+        fingerprint=row.fingerprint,
+        index=row.index,
+        dim=row.dim,
+        images=counts.images,
+        paths=counts.paths,
+        unfinished=unfinished,
+        vectors=vectors,
+        problem=problem,
+        size=_size(row.name, settings),
+        created_at=row.created_at,
+        last_run=runs[0] if runs else None,
+    )
+
+
+def _size(name: str, settings: config.Settings) -> int | None:
+    if not settings.embedded_vectors:
+        return None
+    total = 0
+    for folder, _, files in os.walk(
+        settings.imgsearch_home / embedded.STORE / "collections" / name
+    ):
+        for file in files:
+            with contextlib.suppress(OSError):  # compaction removes files at any moment
+                total += (Path(folder) / file).stat().st_size
+    return total
 
 
 @dataclass(frozen=True)
@@ -77,6 +271,25 @@ class Verification:
         )
         found = [f"{n} {what}" for n, what in counts if n]
         return ([f"vectors cannot be read: {self.damage}"] if self.damage else []) + found
+
+    def to_dict(self) -> dict:
+        """Everything as plain values for JSON.
+
+        Returns
+        -------
+        dict
+            Ids are strings, since JavaScript loses 63-bit integers.
+        """
+        ids = ("missing_vectors", "wrong_vectors", "orphan_vectors")
+        return asdict(self) | {
+            "sound": self.sound,
+            "summary": str(self),
+            **{name: [str(i) for i in getattr(self, name)] for name in ids},
+            **{
+                name: [printable(path) for path in getattr(self, name)]
+                for name in ("lost_files", "changed_files")
+            },
+        }
 
     @property
     def sound(self) -> bool:
@@ -150,7 +363,12 @@ class Repair:
         return f"{self.collection}: " + ("; ".join(filter(None, done)) or "nothing to repair")
 
 
-def verify(gallery: Gallery, *, files: bool = False) -> Verification:
+def verify(
+    gallery: Gallery,
+    *,
+    files: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
     """Compare the two stores with each other, and the files with both.
 
     Every vector is read and held against the checksum that was kept when it was
@@ -163,6 +381,9 @@ def verify(gallery: Gallery, *, files: bool = False) -> Verification:
     files : bool
         Also look at every image file: whether it is there, and whether one that
         was touched since still has the content that was ingested.
+    progress : callable, optional
+        Is called now and then with the number of files or vectors looked at, and of
+        all of them. What it raises ends the work, which changes nothing.
 
     Returns
     -------
@@ -175,7 +396,8 @@ def verify(gallery: Gallery, *, files: bool = False) -> Verification:
     """
     metadata, name = gallery.metadata, gallery.name
     counts = metadata.count(name)
-    lost, changed = _file_findings(gallery) if files else ((), ())
+    tell = progress or (lambda _, __: None)
+    lost, changed = _file_findings(gallery, tell) if files else ((), ())
     found = {
         "collection": name,
         "images": counts.images,
@@ -188,7 +410,7 @@ def verify(gallery: Gallery, *, files: bool = False) -> Verification:
     try:
         there = _vector_ids(gallery)
         missing = np.setdiff1d(np.fromiter(crcs, np.int64, len(crcs)), there)
-        wrong = [i for i, crc in _stored_checksums(gallery, there) if crcs.get(i, crc) != crc]
+        wrong = [i for i, crc in _stored_checksums(gallery, there, tell) if crcs.get(i, crc) != crc]
     except StoreDamaged as error:
         return Verification(**found, damage=error.reason)
     orphans = np.setdiff1d(there, metadata.ids(name, state=None))
@@ -206,15 +428,23 @@ def _vector_ids(gallery: Gallery) -> np.ndarray:
     return gallery.vectors.ids(gallery.name)
 
 
-def _stored_checksums(gallery: Gallery, ids: np.ndarray) -> Iterator[tuple[int, int]]:
+def _stored_checksums(
+    gallery: Gallery, ids: np.ndarray, tell: Callable[[int, int], None]
+) -> Iterator[tuple[int, int]]:
     for start in range(0, len(ids), BATCH):
+        tell(start, len(ids))
         found, vectors = gallery.vectors.get(gallery.name, ids[start : start + BATCH])
         yield from ((int(i), checksum(v)) for i, v in zip(found, vectors, strict=True))
 
 
-def _file_findings(gallery: Gallery) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _file_findings(
+    gallery: Gallery, tell: Callable[[int, int], None]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     lost, changed = [], []
-    for path, (size, mtime_ns, image_id, state) in gallery.metadata.known(gallery.name).items():
+    known = gallery.metadata.known(gallery.name)
+    for n, (path, (size, mtime_ns, image_id, state)) in enumerate(known.items()):
+        if n % BATCH == 0:
+            tell(n, len(known))
         if state != "ready":
             continue
         try:

@@ -412,7 +412,10 @@ class VectorStore:
         ids = np.asarray(ids)
         if ids.ndim != 1 or not (ids.dtype.kind in "iu" or ids.size == 0):
             raise ConfigError("ids", f"must be whole numbers in one dimension, not {ids.dtype}")
-        dim = self._dim(collection)
+        facts = self._facts.get(collection)
+        if facts is None or np.shape(vectors)[1:] != facts[:1]:
+            facts = self._fresh_facts(collection)
+        dim = facts[0]
         vectors = _checked(vectors, dim)
         if len(ids) != len(vectors):
             raise ConfigError("ids", f"{len(ids)} ids for {len(vectors)} vectors")
@@ -428,7 +431,12 @@ class VectorStore:
                     {"id": i, "vector": v}
                     for i, v in zip(numbers[part], vectors[part], strict=True)
                 ]
-                self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                try:
+                    self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                except StoreError:
+                    # Another process may have dropped it and made it anew, in another form.
+                    _checked(vectors, self._fresh_facts(collection)[0])
+                    raise
 
     def delete(self, collection: str, ids: Sequence[int] | np.ndarray) -> None:
         """Remove vectors; ids that are not there are passed over.
@@ -753,17 +761,20 @@ class VectorStore:
         Everything that is asked of Milvus is either read-only or the same when
         it is done twice.
         """
-        for last in (False, True):
+        gone = absent = 0
+        while True:
             try:
                 return self._patiently(call, end, limit)
             except _Silent as silent:
                 raise self._unavailable(f"is silent for {silent}") from None
             except _Gone:
                 late = end is not None and time.monotonic() >= end
-                if self._home is None or last or late:
+                gone += 1
+                if self._home is None or gone > 1 or late:
                     raise self._unavailable("cannot be reached") from None
             except _NotLoaded:
-                if last or collection is None:
+                absent += 1
+                if absent > 2 or collection is None:
                     raise StoreError(
                         self.where, f"collection {collection!r} does not stay in memory: another "
                         "program releases it, or memory is short"
@@ -774,7 +785,6 @@ class VectorStore:
                 if collection is None:
                     raise
                 raise CollectionNotFound(collection, self.collections()) from None
-        raise AssertionError("unreachable")
 
     def _patiently(self, call: Callable[[Any, float], T], end: float | None, limit: float) -> T:
         """Wait for an answer while the server gives signs of life.

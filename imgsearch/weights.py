@@ -129,7 +129,8 @@ def fetch(url: str, target: Path, *, progress: bool = True) -> Path:
                 f"{url} gave a file with SHA-256 {found[:16]}…, not {prefix}…; {_ways_out(target)}",
             )
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = error if isinstance(error, urllib.error.HTTPError) else None
+        reason = reason or getattr(error, "reason", None) or error or type(error).__name__
         raise WeightsError(
             target.name, f"cannot be downloaded from {url} ({reason}); {_ways_out(target)}"
         ) from None
@@ -249,8 +250,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zipfile and safetensors each have their own
         text = str(error)
-        if "weights_only" in text.lower() or "Unsupported" in text:
-            reason = "holds more than tensors, and reading it could run code: refused"
+        if "Weights only load failed" in text:
+            reason = "is damaged or holds more than tensors; reading it could run code: refused"
         else:
             reason = f"cannot be read: {' '.join(text.split())[:120] or type(error).__name__}"
         raise WeightsError(str(path), reason) from None

@@ -26,9 +26,10 @@ def summary(ingest: dict, search: dict, folder: Path) -> str:
     """
     lines = [
         "",
-        f"Ingested {ingest['total']} images with the encoder {ingest['encoder']['name']}: "
-        f"{ingest['encoded']} encoded, {ingest['unchanged']} unchanged, {ingest['failed']} failed; "
-        f"{ingest['seconds']:.1f} s, {ingest['images_per_second']:.0f} images a second.",
+        f"Ingested {ingest['total']} images with the encoder {ingest['encoder']['name']} in "
+        f"{ingest['seconds']:.1f} s: {ingest['encoded']} encoded, {ingest['unchanged']} unchanged, "
+        f"{ingest['failed']} failed.",
+        *(["Nothing had to be encoded again."] if not ingest["encoded"] else []),
         f"Most like {Path(search['query']).name}:",
         *(f"  {hit['score']:.3f}  {Path(hit['path']).name}" for hit in search["hits"][:5]),
         f"The notebooks as they ran, and their reports, are in {folder}/.",

@@ -130,8 +130,7 @@ def sound(gallery) -> bool:
     """Whether `verify` is content; a store that cannot even be opened is no reason to be."""
     try:
         return verify(gallery).sound
-    except StoreDamaged as error:
-        assert "repair" in str(error)
+    except StoreDamaged:
         return False
 
 

@@ -62,11 +62,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--from-scratch", action="store_true", help="random weights instead of inherited ones")
     add("--side", type=int, default=mini.SPEC.crop, help="side of the student's input")
     add("--dim", type=int, default=mini.SPEC.dim)
-    add("--epochs", type=int, default=12)
+    add("--epochs", type=int, default=4)
     add("--rounds", type=int, default=4,
         help="different crops of each photograph; epochs go through them in turn")  # fmt: skip
     add("--batch", type=int, default=64)
-    add("--rate", type=float, default=3e-4, help="highest learning rate")
+    add("--rate", type=float, default=2e-4, help="highest learning rate")
     add("--likeness", type=float, default=10.0, help="weight of the similarity-matrix loss")
     add("--frozen", type=int, default=5,
         help="layers of an inherited network, from the input on, that stay")  # fmt: skip

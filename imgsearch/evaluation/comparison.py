@@ -1,0 +1,134 @@
+"""Whether one of two evaluations is better, by how much, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from imgsearch.errors import ConfigError
+from imgsearch.evaluation import statistics
+from imgsearch.evaluation.scoring import ALL, Evaluation
+
+
+class Difference(NamedTuple):
+    """Second evaluation less first, on the queries of one view.
+
+    Attributes
+    ----------
+    view, metric : str
+    first, second : float
+        Means over the view's queries.
+    difference, low, high : float
+        Second less first, with its 95 % bootstrap interval over queries.
+    p : float
+        Of the two-sided paired randomisation test; for classes adjusted by Holm's
+        method for the number of classes.
+    effect_size : float
+        Cohen's d of pairs, see :func:`imgsearch.evaluation.statistics.effect_size`.
+    wins, losses, ties : int
+        Queries on which the second is better, worse, equal (to 1e-9).
+    """
+
+    view: str
+    metric: str
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    effect_size: float
+    wins: int
+    losses: int
+    ties: int
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two evaluations of the same queries.
+
+    Attributes
+    ----------
+    first, second : Evaluation
+    overall : Difference
+    classes : tuple of Difference
+        One for each class.
+    """
+
+    first: Evaluation
+    second: Evaluation
+    overall: Difference
+    classes: tuple[Difference, ...]
+
+
+def compare(
+    first: Evaluation,
+    second: Evaluation,
+    *,
+    metric: str = "mAP",
+    view: str = ALL,
+    draws: int = 10_000,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Comparison:
+    """Compare two evaluations query by query.
+
+    Parameters
+    ----------
+    first, second : Evaluation
+        Of the same images, labels, queries and gallery.
+    metric : str
+        One of their metrics.
+    view : str
+        ``all``, ``without person`` or a class.
+    draws : int
+        Of the randomisation test.
+    seed : int
+        Of the test and of the bootstrap.
+    resamples : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ConfigError
+        They are not about the same queries and gallery, or lack the metric or the view.
+    """
+    if first.task.fingerprint != second.task.fingerprint:
+        raise ConfigError(
+            "comparison",
+            "the two evaluations are of different queries, labels or galleries "
+            f"({first.task.fingerprint} and {second.task.fingerprint}): use one protocol on "
+            "collections that hold the same images",
+        )
+    for evaluation in (first, second):
+        if metric not in evaluation.metrics or view not in evaluation.views:
+            raise ConfigError("comparison", f"no {metric!r} in view {view!r} to compare")
+
+    def difference(name: str) -> Difference:
+        a, b = (e.views[name].values[metric] for e in (first, second))
+        moved = np.where(np.abs(b - a) > 1e-9, b - a, 0.0)
+        weights = statistics.bootstrap_weights(len(moved), resamples, seed)
+        low, high = statistics.interval(statistics.weighted_means(weights, b - a))
+        return Difference(
+            name, metric, float(a.mean()), float(b.mean()), float((b - a).mean()), float(low),
+            float(high), statistics.paired_randomisation(moved, draws, seed),
+            statistics.effect_size(moved), int((moved > 0).sum()), int((moved < 0).sum()),
+            int((moved == 0).sum()),
+        )  # fmt: skip
+
+    if not len(first.views[view].rows):
+        raise ConfigError("comparison", f"view {view!r} has no query with anything relevant")
+    classes = [difference(name) for name in first.classes]
+    adjusted = statistics.holm(np.array([d.p for d in classes]))
+    return Comparison(
+        first,
+        second,
+        difference(view),
+        tuple(d._replace(p=float(p)) for d, p in zip(classes, adjusted, strict=True)),
+    )

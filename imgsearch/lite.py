@@ -1,0 +1,145 @@
+"""What Milvus Lite is made to keep to in the server of an embedded home.
+
+Milvus Lite goes on after a write that failed half way, and so loses rows that it
+acknowledges afterwards: its log is replayed up to the first torn record only, and
+the next flush that succeeds deletes the log of one that failed. It writes an index
+in place and reads it back unchecked: what a kill or a full disk leaves of one
+cannot be opened any more, and a flipped bit spoils searches while every vector
+that is read back looks sound.
+
+So the server ends at the first write that fails, and what it acknowledged is
+replayed by the next one. Indexes appear whole or not at all, carry a checksum of
+themselves and of the vectors they were made of, and are built again where it does
+not match.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_MARK = b"imgsearch"  # before the four bytes of the checksum, at the end of an index file
+_TAIL = len(_MARK) + 4
+_BLOCK = 1 << 20
+_DRAFT = ".draft"  # of an index that is being written
+
+_log = logging.getLogger(__name__)
+
+
+def harden(failed: Callable[[BaseException], None]) -> None:
+    """Change the Milvus Lite of this process, which must serve nothing but one home.
+
+    Parameters
+    ----------
+    failed : callable
+        Is called, in the thread that writes, when the log, a segment or the
+        manifest could not be written; nothing may be acknowledged after that.
+    """
+    from milvus_lite.engine.collection import Collection
+    from milvus_lite.engine.compaction import CompactionManager
+    from milvus_lite.storage.segment import Segment
+
+    for owner, name in (
+        (Collection, "_apply"),
+        (Collection, "_trigger_flush"),
+        (CompactionManager, "maybe_compact"),
+    ):
+        setattr(owner, name, _telling(getattr(owner, name), failed))
+    Segment.build_or_load_index = _build_or_load_index
+
+
+def remove_drafts(store: Path) -> None:
+    """Remove what a process that died left of indexes it was writing.
+
+    Parameters
+    ----------
+    store : Path
+        Folder of the store, which no server has open.
+    """
+    for draft in store.rglob(f"*{_DRAFT}"):
+        draft.unlink(missing_ok=True)
+
+
+def _telling(work: Callable[..., Any], failed: Callable[[BaseException], None]) -> Any:
+    @functools.wraps(work)
+    def told(*args: object, **kwargs: object) -> Any:
+        try:
+            return work(*args, **kwargs)
+        except BaseException as error:
+            failed(error)
+            raise
+
+    return told
+
+
+def _build_or_load_index(segment: Any, spec: Any, index_dir: str) -> None:
+    """Attach the index of a segment: the one on disk if it is sound, else a new one."""
+    from milvus_lite.index.factory import build_index_from_spec, load_index_from_spec
+
+    name = spec.field_name
+    if name in segment.indexes or segment.num_rows == 0:
+        return
+    path = Path(segment.index_file_path(index_dir, spec.index_type, name))
+    vectors, _ = segment.vector_data(name)
+    index = None
+    if _sound(path, vectors):
+        try:
+            index = load_index_from_spec(spec, str(path), vectors.shape[1])
+        except Exception:  # FAISS raises bare RuntimeErrors
+            _log.exception("cannot read %s", path)
+    if index is None:
+        if path.exists():
+            _log.warning("%s is damaged: building it again", path)
+        index = build_index_from_spec(spec, vectors)
+        try:
+            _save(index, path, vectors)
+        except Exception:  # it serves from memory as well; the next server builds it again
+            _log.exception("cannot write %s", path)
+    segment.attach_index(index, field_name=name)
+
+
+def _save(index: Any, path: Path, vectors: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.urandom(4).hex()}{_DRAFT}")
+    try:
+        index.save(str(draft))
+        check = _checksum(draft, draft.stat().st_size, vectors)
+        with draft.open("ab") as file:
+            file.write(_MARK + check.to_bytes(4))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def _sound(path: Path, vectors: np.ndarray) -> bool:
+    try:
+        size = path.stat().st_size - _TAIL
+        if size < 0:
+            return False
+        with path.open("rb") as file:
+            file.seek(size)
+            tail = file.read()
+        return tail == _MARK + _checksum(path, size, vectors).to_bytes(4)
+    except OSError:
+        return False
+
+
+def _checksum(path: Path, size: int, vectors: np.ndarray) -> int:
+    """CRC-32 of the vectors and the first `size` bytes of a file."""
+    check = zlib.crc32(np.ascontiguousarray(vectors))
+    with path.open("rb") as file:
+        while size and (block := file.read(min(size, _BLOCK))):
+            check = zlib.crc32(block, check)
+            size -= len(block)
+    return check

@@ -1,0 +1,184 @@
+"""JupyterLab and Voilà as users start them, on a copy of the notebooks, and a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from imgsearch.config import Settings, settings
+from tests.conftest import ROOT, free_port, missing
+
+PATIENCE = 120_000
+"""Milliseconds to wait for anything; other things run on the machine too."""
+
+TOKEN = "a-token-of-the-tests"
+PHOTOS = sorted((ROOT / "data" / "VOCsample" / "JPEGImages").iterdir())
+
+
+class Server:
+    """A Jupyter server on loopback, ended with its kernels."""
+
+    def __init__(self, folder: Path, home: Path, arguments: list[str], ready: str):
+        self.folder, self.home, self.port = folder, home, free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self.log = folder / "log"
+        names = {name.upper() for name in Settings.model_fields}
+        environment = {key: value for key, value in os.environ.items() if key not in names}
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "IMGSEARCH_HOME": str(home),
+            "IMGSEARCH_BACKEND": "eager",
+            "IMGSEARCH_ENCODER": "mini",
+            "DEFAULT_TABLE": "photos",
+            "JUPYTER_CONFIG_PATH": str(ROOT / "jupyter"),
+            "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "JUPYTER_DATA_DIR": str(folder / "data"),
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *arguments, "--no-browser"]
+                + [argument.format(port=self.port) for argument in ("--port={port}",)],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + PATIENCE / 1000
+        while not (self._answers() and re.search(ready, self.log.read_text())):
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.stop()
+                pytest.fail(self.log.read_text()[-3000:], pytrace=False)
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        try:
+            urlopen(f"{self.url}?token={TOKEN}", timeout=10).close()
+        except (URLError, OSError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """A home whose collection ``photos`` holds forty pictures of the sample."""
+    from imgsearch.ingest import ingest
+
+    folder = tmp_path_factory.mktemp("photos")
+    for photo in PHOTOS[:40]:
+        shutil.copy(photo, folder)
+    home = tmp_path_factory.mktemp("home")
+    stores = settings(imgsearch_home=home, imgsearch_backend="eager")
+    ingest(folder, "photos", encoder="mini", settings=stores)
+    return home
+
+
+@pytest.fixture(scope="session")
+def stores(home) -> Settings:
+    return settings(imgsearch_home=home, imgsearch_backend="eager", imgsearch_encoder="mini")
+
+
+@pytest.fixture(scope="session")
+def lab(home, tmp_path_factory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    server = Server(
+        folder,
+        home,
+        [
+            "jupyterlab",
+            "--ServerApp.allow_root=True",
+            f"--IdentityProvider.token={TOKEN}",
+            f"--LabApp.workspaces_dir={folder / 'workspaces'}",
+            f"--LabApp.user_settings_dir={folder / 'settings'}",
+        ],
+        "is running at",
+    )
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def app(home, tmp_path_factory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("app")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    shutil.copy(PHOTOS[0], folder / "notebooks" / "private.jpg")
+    server = Server(
+        folder, home, ["voila", "notebooks/search.ipynb", f"--token={TOKEN}"], "is filled with"
+    )
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not program:
+        missing("chromium", "apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(chromium):
+    """Make pages, whose errors in JavaScript fail the test."""
+    made, errors = [], []
+
+    def make():
+        page = chromium.new_page(viewport={"width": 1000, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        made.append(page)
+        return page
+
+    yield make
+    for page in made:
+        page.close()
+    assert [error for error in errors if "imgsearch" in error] == []
+
+
+@pytest.fixture
+def notebook(lab, new_page):
+    """Open a notebook in JupyterLab and run all of it."""
+
+    def run(name: str):
+        page = new_page()
+        # A workspace and a copy of its own: nothing is left open from the test before.
+        own = f"{name}-{uuid.uuid4().hex[:8]}"
+        source = lab.folder / "notebooks" / f"{name}.ipynb"
+        shutil.copy(source, source.with_name(f"{own}.ipynb"))
+        page.goto(f"{lab.url}lab/workspaces/{own}/tree/notebooks/{own}.ipynb?reset&token={TOKEN}")
+        page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.locator(".imgsearch").first.wait_for()
+        return page
+
+    return run
