@@ -21,7 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from imgsearch import images
-from imgsearch.errors import ConfigError, ImageError, ImgSearchError, printable
+from imgsearch.errors import (
+    ConfigError,
+    ImageError,
+    ImgSearchError,
+    StoreUnavailable,
+    printable,
+)
 from imgsearch.gallery import Gallery, new_row
 from imgsearch.images import Found, ImageFacts
 from imgsearch.metadata import ImageRow
@@ -338,6 +344,8 @@ class _Ingest:
             gallery.metadata.finish_run(report.run_id, report.state, **self._counts())
         except BaseException as error:
             report.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            if isinstance(error, StoreUnavailable) and error.where == gallery.metadata.where:
+                raise  # it would be as silent for the run's row, which shows as stale soon
             try:
                 gallery.metadata.finish_run(
                     report.run_id, report.state, error=_reason(error), **self._counts()

@@ -912,6 +912,11 @@ class VectorStore:
             return _NotLoaded(text)
         if not isinstance(error, MilvusException | grpc.RpcError):
             return error
+        if code == status.UNIMPLEMENTED:
+            return StoreError(
+                self.where, f"runs Milvus {self._version or 'of an unknown version'}, which does "
+                "not know a request of imgsearch: check its version, and update the older of both"
+            )  # fmt: skip
         if self._home is None:
             return StoreError(self.where, text)
         # What is asked of the embedded store was checked before: its files are at fault.

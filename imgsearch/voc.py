@@ -353,7 +353,7 @@ class Voc:
             There is no folder ``JPEGImages``.
         """
         there = {entry.name for entry in _entries(self.root / "JPEGImages")}
-        return [name for name in names if f"{name}.jpg" not in there]
+        return [name for name in names if not {f"{name}.jpg", f"{name}.png"} & there]
 
     def name_of(self, path: str | Path) -> str | None:
         """Name of the image with this path.
@@ -366,7 +366,7 @@ class Voc:
         Returns
         -------
         str or None
-            The file's name without ``.jpg`` where its folder is this dataset's
+            The file's name without ``.jpg`` or ``.png`` where its folder is this dataset's
             ``JPEGImages`` (links followed), None for any other file.
         """
         folder, _, file = str(path).rpartition("/")
@@ -374,7 +374,8 @@ class Voc:
             # Links are followed once for each folder: a collection has thousands of paths.
             mine = os.path.realpath(self.root / "JPEGImages")
             self._folders[folder] = bool(folder) and os.path.realpath(folder) == mine
-        return file[:-4] if self._folders[folder] and file.endswith(".jpg") else None
+        # The official images are JPEG; other datasets in this layout hold PNG as well.
+        return file[:-4] if self._folders[folder] and file.endswith((".jpg", ".png")) else None
 
     def _set_path(self, name: str) -> Path:
         folder = self.root / "ImageSets" / "Main"

@@ -6,7 +6,8 @@ the panel, in words.
 """
 
 from imgsearch.widgets.admin import AdminPanel
+from imgsearch.widgets.evaluation import EvaluationPanel
 from imgsearch.widgets.ingest import IngestPanel
 from imgsearch.widgets.search import SearchPanel
 
-__all__ = ["AdminPanel", "IngestPanel", "SearchPanel"]
+__all__ = ["AdminPanel", "EvaluationPanel", "IngestPanel", "SearchPanel"]

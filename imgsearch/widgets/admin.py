@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from html import escape
 
 import ipywidgets as ipw
 
@@ -12,7 +13,7 @@ from imgsearch import archive, config, upkeep
 from imgsearch.errors import ConfigError
 from imgsearch.metadata import ImageRow, RunRow
 from imgsearch.upkeep import Overview, Repair, Verification
-from imgsearch.widgets import parts
+from imgsearch.widgets import parts, pictures, words
 
 PAGE = 40
 """Images on a page."""
@@ -46,7 +47,7 @@ class AdminPanel(parts.Panel):
         self._wanted, self._listing, self._page = collection, False, 0
         self._rows: list[ImageRow] = []
         self._stop, self._closed = threading.Event(), threading.Event()
-        self._galleries, self._thumbnails = parts.Galleries(), parts.Thumbnails(160)
+        self._galleries, self._thumbnails = parts.Galleries(), pictures.Thumbnails(160)
         self._build()
         if self.settings is not None:
             self.run(self._look, "Looking at the collections …")
@@ -68,7 +69,7 @@ class AdminPanel(parts.Panel):
         self.delete = self.button("Delete chosen …", self._ask_to_delete)
         self.really = self.button("Delete", self._delete, "", "danger")
         self.keep = self.button("Keep", self._keep)
-        self.grid = parts.Grid(small=True, choosing=True, label="Images of the collection")
+        self.grid = pictures.Grid(small=True, choosing=True, label="Images of the collection")
         self.grid.on("pick", lambda key: self.guarded(self._choose, key))
 
         self.files = ipw.Checkbox(False, description="look at every image file too", indent=False)
@@ -112,13 +113,13 @@ class AdminPanel(parts.Panel):
         }
         self.tabs = ipw.Tab([parts.column("imgsearch-main", *made) for made in tabs.values()])
         self.tabs.titles = list(tabs)
-        self.children = [
+        self.fill(
             self.overview,
             self.runs,
             parts.row(self.collection, self.refresh, self.stop),
             self.status,
             self.tabs,
-        ]
+        )
         self.watch(self.collection, self._collection_changed)
         self.watch(self.find, self._browse)
         self._buttons = [
@@ -137,7 +138,7 @@ class AdminPanel(parts.Panel):
     def _look(self) -> None:
         found = upkeep.overview(self.settings)
         self.overview.value = (
-            parts.table("Collections", [_in_columns(one) for one in found])
+            words.table("Collections", [_in_columns(one) for one in found])
             or parts.heading("There is no collection yet: ingest a folder first").value
         )
         names = [one.name for one in found]
@@ -174,10 +175,10 @@ class AdminPanel(parts.Panel):
         """Show the ingests of all processes, as long as the panel lives."""
         while not self._closed.wait(LOOK):
             try:
-                runs = self._galleries.metadata(self.settings).runs(limit=8)
-                shown = parts.table("Latest ingests", [_run_in_columns(run) for run in runs])
+                runs = self._galleries.metadata(self.settings).runs(limit=5)
+                shown = words.table("Latest ingests", [_run_in_columns(run) for run in runs])
             except Exception as error:  # the store may be away for a while: look again
-                shown = f'<div class="imgsearch-facts">Ingests: {parts.escape(str(error))}</div>'
+                shown = f'<div class="imgsearch-facts">Ingests: {escape(str(error))}</div>'
             if shown != self.runs.value:
                 self.runs.value = shown
 
@@ -204,7 +205,7 @@ class AdminPanel(parts.Panel):
         rows = metadata.browse(name, offset=start, limit=PAGE + 1, like=like)
         self._rows = rows[:PAGE]
         self.grid.selected = []
-        self.grid.items = parts.tiles(self._rows, self._thumbnails, "Choose")
+        self.grid.items = pictures.tiles(self._rows, self._thumbnails, "Choose")
         self.page.value = (
             f"{start + 1} to {start + len(self._rows)}" if self._rows else "no image fits"
         )
@@ -307,7 +308,7 @@ class AdminPanel(parts.Panel):
                 path,
                 progress=lambda n, of: self._go_on(f"Exporting {name}: {n:,} of {of:,} …"),
             )
-            size = parts.bytes_in_words(written.stat().st_size)
+            size = words.bytes_in_words(written.stat().st_size)
             self.status.say(f"{name} was written to {written} ({size}).", "good")
 
         self._long(work, f"Exporting {name} …")
@@ -359,7 +360,7 @@ def _in_columns(one: Overview) -> dict[str, object]:
         "Files": one.paths,
         "Encoder": f"{one.encoder} ({one.dim})" if one.encoder else "",
         "Index": one.index.partition(":")[0],
-        "On disk": "on the server" if one.size is None else parts.bytes_in_words(one.size),
+        "On disk": "on the server" if one.size is None else words.bytes_in_words(one.size),
         "Last ingest": f"{_ago(run.updated_at)}, {run.state}" if run else "never",
         "To note": one.problem,
     }
@@ -368,7 +369,7 @@ def _in_columns(one: Overview) -> dict[str, object]:
 def _run_in_columns(run: RunRow) -> dict[str, object]:
     rate = upkeep.rate(run)
     left = (run.total - run.done) / rate if rate and run.state == "running" else None
-    speed = f"{rate:.1f}/s" + (f", {parts.time_in_words(left)} left" if left else "")
+    speed = f"{rate:.1f}/s" + (f", {words.time_in_words(left)} left" if left else "")
     return {
         "State": {"stale": "cut off"}.get(run.state, run.state),
         "Collection": run.collection,
@@ -376,8 +377,8 @@ def _run_in_columns(run: RunRow) -> dict[str, object]:
         "Files": f"{run.done:,} of {run.total:,}",
         "Failed": run.failed or "",
         "Speed": speed if rate else "",
-        "By": f"{run.who}, {run.host}, process {run.pid}",
-        "Begun": f"{run.started_at:%Y-%m-%d %H:%M} UTC",
+        "Begun": _ago(run.started_at),
+        "By": f"{run.who} on {run.host} ({run.pid})",
         "Error": run.error or "",
     }
 
@@ -415,13 +416,13 @@ def _found(found: Verification) -> str:
     ):  # fmt: skip
         if n:
             told.append({"Found": f"{n:,} {what}", "Repair": then})
-    shown = parts.table("What was found", told)
+    shown = words.table("What was found", told)
     files = [{"File": path, "What": "gone"} for path in found.lost_files]
     files += [{"File": path, "What": "changed"} for path in found.changed_files]
-    return shown + parts.table("Files", files)
+    return shown + words.table("Files", files)
 
 
 def _done(done: Repair) -> str:
     lost = [{"File": path, "Why": reason} for path, reason in done.lost]
-    text = parts.escape(str(done))
-    return f'<div class="imgsearch-facts">{text}</div>' + parts.table("Lost", lost)
+    text = escape(str(done))
+    return f'<div class="imgsearch-facts">{text}</div>' + words.table("Lost", lost)

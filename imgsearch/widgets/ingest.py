@@ -14,7 +14,7 @@ from imgsearch import config
 from imgsearch.encoder import RESNETS
 from imgsearch.errors import ConfigError, printable
 from imgsearch.ingest import IngestReport, ingest
-from imgsearch.widgets import parts
+from imgsearch.widgets import parts, pictures, words
 
 SHEET = 36
 """Pictures on the contact sheet."""
@@ -51,7 +51,7 @@ class IngestPanel(parts.Panel):
         super().__init__(settings)
         self.report: IngestReport | None = None
         self._stop, self._ended = threading.Event(), True
-        self._galleries, self._thumbnails = parts.Galleries(), parts.Thumbnails(160)
+        self._galleries, self._thumbnails = parts.Galleries(), pictures.Thumbnails(160)
         self._build(image_dir, collection or "", encoder or "")
         if self.settings is not None:
             self.run(self._list)
@@ -79,14 +79,14 @@ class IngestPanel(parts.Panel):
         self.start = self.button("Start", self._start, "Begin, or go on", "primary")
         self.stop = self.button("Stop", self._press_stop, "Stop after the images in hand")
         self.stop.disabled = True
-        self.bar = ipw.FloatProgress(0, min=0, max=1, layout=ipw.Layout(width="100%"))
+        self.bar = ipw.FloatProgress(0, min=0, max=1, layout=ipw.Layout(width="auto"))
         self.bar.add_class("imgsearch-bar")
         self.progress, self.failures = ipw.HTML(), ipw.HTML()
         self.save_failures = self.button(
             "Save failures as CSV", self._save_failures, "All of them, with reasons"
         )
         self.sheet_title = ipw.HTML()
-        self.sheet = parts.Grid(small=True, label="What came in")
+        self.sheet = pictures.Grid(small=True, label="What came in")
         self.sheet.on("pick", lambda key: self.guarded(self._open, key))
         self._rows: list = []
         side = parts.column("imgsearch-side", self.folder)
@@ -99,13 +99,13 @@ class IngestPanel(parts.Panel):
             self.bar,
             self.progress,
             self.failures,
-            self.save_failures,
+            parts.row(self.save_failures),
             self.sheet_title,
             self.sheet,
         )
         columns = ipw.HBox([side, main])
         columns.add_class("imgsearch-columns")
-        self.children = [columns]
+        self.fill(columns)
         for widget in (self.bar, self.save_failures):
             parts.shown(widget, False)
 
@@ -173,7 +173,7 @@ class IngestPanel(parts.Panel):
         shown = [
             f"{report.done:,} of {report.total:,} files",
             f"{report.rate:.1f} a second" if report.rate else "",
-            f"{parts.time_in_words(left)} left" if left else "",
+            f"{words.time_in_words(left)} left" if left else "",
             f"{report.encoded:,} encoded",
             f"{report.linked:,} known under another path" if report.linked else "",
             f"{report.unchanged:,} unchanged" if report.unchanged else "",
@@ -184,7 +184,7 @@ class IngestPanel(parts.Panel):
             f'<div class="imgsearch-facts">{" · ".join(filter(None, shown))}</div>'
         )
         if report.failures:
-            self.failures.value = parts.table(
+            self.failures.value = words.table(
                 f"{len(report.failures):,} failed",
                 [{"File": path, "Reason": reason} for path, reason in report.failures],
             )
@@ -195,7 +195,7 @@ class IngestPanel(parts.Panel):
     def _show_sheet(self, name: str, begun: datetime) -> None:
         gallery = self._galleries.get(name, self.settings)
         self._rows = gallery.metadata.browse(name, limit=SHEET, since=begun)
-        self.sheet.items = parts.tiles(self._rows, self._thumbnails, "Open the original of")
+        self.sheet.items = pictures.tiles(self._rows, self._thumbnails, "Open the original of")
         if self._rows:
             self.sheet_title.value = parts.heading(
                 f"What came in (the first {SHEET})" if len(self._rows) == SHEET else "What came in"

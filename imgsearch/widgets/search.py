@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 import ipywidgets as ipw
@@ -18,7 +19,7 @@ from imgsearch.errors import ConfigError, ImageError, printable
 from imgsearch.gallery import Hits
 from imgsearch.images import Box
 from imgsearch.metadata import ImageRow
-from imgsearch.widgets import parts
+from imgsearch.widgets import parts, pictures, words
 
 PREVIEW = 640
 """Longest side of the query as it is shown, pixels."""
@@ -111,7 +112,7 @@ class SearchPanel(parts.Panel):
         self._turn, self._keys, self._page, self._listing = 0, itertools.count(), 0, False
         self._shown: dict[str, int | ImageRow] = {}
         self._uploads: dict[str, tuple[str, bytes]] = {}
-        self._galleries, self._thumbnails = parts.Galleries(), parts.Thumbnails()
+        self._galleries, self._thumbnails = parts.Galleries(), pictures.Thumbnails()
         self._build(collection, top_k)
         if self.settings is not None:
             wanted = collection or self.settings.default_table
@@ -126,12 +127,12 @@ class SearchPanel(parts.Panel):
         )
         self.top_k.layout.width = "170px"
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
-        self.uploader = parts.Uploader(lambda *file: self.guarded(self._arrived, *file))
-        self.uploads = parts.Grid(small=True, opening=False, label="Uploaded images")
+        self.uploader = pictures.Uploader(lambda *file: self.guarded(self._arrived, *file))
+        self.uploads = pictures.Grid(small=True, opening=False, label="Uploaded images")
         self._strip = parts.column("imgsearch-strip", self.uploads)
         self.uploads.on("pick", lambda key: self.guarded(self._pick_upload, key))
         self.path = ipw.Text(
-            placeholder="/folder/photo.jpg", description="Path", layout=ipw.Layout(width="100%")
+            placeholder="/folder/photo.jpg", description="Path", layout=ipw.Layout(width="auto")
         )
         self.search_path = self.button(
             "Search", self._search_path, "Search with the file at this path", "primary"
@@ -148,7 +149,7 @@ class SearchPanel(parts.Panel):
             placeholder="left, upper, right, lower",
             description="Part",
             continuous_update=False,
-            layout=ipw.Layout(width="100%"),
+            layout=ipw.Layout(width="auto"),
         )
         self.whole = self.button(
             "Whole picture", self._whole, "Search with all of the picture again"
@@ -161,7 +162,7 @@ class SearchPanel(parts.Panel):
         self.save_grid = self.button("Save as PNG", self._save_grid, "The query and its results")
         self.save_hits = self.button("Save as CSV", self._save_hits, "The results as a table")
         self.title, self.facts = ipw.HTML(), ipw.HTML()
-        self.grid = parts.Grid()
+        self.grid = pictures.Grid()
         self.grid.on("pick", lambda key: self.guarded(self._pick, key))
         self.grid.on("open", lambda key: self.guarded(self._open, key))
 
@@ -194,11 +195,11 @@ class SearchPanel(parts.Panel):
         )
         columns = ipw.HBox([side, main])
         columns.add_class("imgsearch-columns")
-        self.children = [
+        self.fill(
             parts.row(self.collection, self.top_k, self.refresh),
             self.status,
             columns,
-        ]
+        )
         self._query_tools = (self.about_query, self._crop, self.hint, self.box, self.whole)
         for widget in (*self._query_tools, self._strip, self._paging):
             parts.shown(widget, False)
@@ -237,8 +238,12 @@ class SearchPanel(parts.Panel):
 
     def _show_uploads(self) -> None:
         self.uploads.items = [
-            parts.tile(
-                key, name, (parts.jpeg(data, 140), ""), image_id=0, action="Search with this upload"
+            pictures.tile(
+                key,
+                name,
+                (pictures.jpeg(data, 140), ""),
+                image_id=0,
+                action="Search with",
             )
             for key, (name, data) in self._uploads.items()
         ]
@@ -384,7 +389,7 @@ class SearchPanel(parts.Panel):
         if turn != self._turn:
             return
         keyed = {str(next(self._keys)): row for row in rows[:PAGE]}
-        items = parts.tiles(
+        items = pictures.tiles(
             keyed.values(), self._thumbnails, "Search with", where=not self.confined
         )
         self._shown = dict(keyed)
@@ -421,7 +426,7 @@ class SearchPanel(parts.Panel):
         keyed = {str(next(self._keys)): hit for hit in hits}
         self._shown = {key: hit.image_id for key, hit in keyed.items()}
         self.grid.items = [
-            parts.tile(
+            pictures.tile(
                 key,
                 hit.path,
                 self._thumbnails.of(hit.path, hit.image_id),
@@ -446,7 +451,7 @@ class SearchPanel(parts.Panel):
         parts.shown(self._paging, False)
         self._offer()
         self.status.say(
-            f"{len(hits)} results in {parts.time_in_words(hits.seconds['total'])}.", "good"
+            f"{len(hits)} results in {words.time_in_words(hits.seconds['total'])}.", "good"
         )
 
     def _show_query(self, query: Query, same: bool) -> None:
@@ -458,7 +463,7 @@ class SearchPanel(parts.Panel):
         if not same:
             try:
                 self.cropper.bboxes = []
-                self.cropper.image_bytes = parts.jpeg(query.picture, PREVIEW)
+                self.cropper.image_bytes = pictures.jpeg(query.picture, PREVIEW)
             except ImageError as error:  # a stored image can be searched with without its file
                 self.cropper.image_bytes = b""
                 parts.shown(self._crop, False)
@@ -524,13 +529,13 @@ def _facts(hits: Hits) -> str:
     encoder, seconds = hits.encoder, hits.seconds
     ran = [str(encoder[key]) for key in ("device", "precision", "backend") if key in encoder]
     encode = (
-        f"encode {parts.time_in_words(seconds['encode'])} on {' '.join(ran)}"
+        f"encode {words.time_in_words(seconds['encode'])} on {' '.join(ran)}"
         if ran
-        else f"stored vector {parts.time_in_words(seconds['encode'])}"
+        else f"stored vector {words.time_in_words(seconds['encode'])}"
     )
-    return parts.escape(
+    return escape(
         f"Encoder {printable(encoder['name'])} ({encoder['dim']} dimensions, "
         f"fingerprint {encoder['fingerprint']}) · index {hits.index_spec} · {encode} · "
-        f"vector search {parts.time_in_words(seconds['vectors'])} · "
-        f"metadata {parts.time_in_words(seconds['metadata'])}"
+        f"vector search {words.time_in_words(seconds['vectors'])} · "
+        f"metadata {words.time_in_words(seconds['metadata'])}"
     )

@@ -55,7 +55,7 @@ from imgsearch.encoder import load_encoder
 encoder = load_encoder("resnet18", weights="random:0", backend="eager")
 tell(begins=True)
 report = ingest(
-    order["folder"], "kept", encoder=encoder, batch_size=4, workers=1, prune=order.get("prune", False),
+    order["folder"], order.get("collection", "kept"), encoder=encoder, batch_size=4, workers=1, prune=order.get("prune", False),
     progress=lambda r: tell(run_id=r.run_id, stored=r.encoded + r.linked, unchanged=r.unchanged),
 )
 tell(report=report.to_dict())

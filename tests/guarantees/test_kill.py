@@ -44,23 +44,24 @@ def paths_of(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*.png")}
 
 
-def attack(nursery, folder, settings, rounds, victim, seed):
-    """Kill `victim` at a random moment of an ingest, check, ingest again, check; many times.
+def attack(nursery, folder, settings, kills, victim, seed):
+    """Kill `victim` at random moments of ingests, check, ingest again, check; so many times.
 
-    `victim` gets the child and kills what it likes.
+    `victim` gets the child and kills what it likes. An ingest that was over before it was
+    struck does not count. Returns how many ingests it took.
     """
-    rng, env, longest, struck = random.Random(seed), environment(settings), 1.0, 0
-    for turn in range(rounds):
+    rng, env, longest, struck, turn = random.Random(seed), environment(settings), 2.0, 0, 0
+    while struck < kills:
+        assert turn < 4 * kills + 8, f"only {struck} of {turn} ingests were struck under way"
         shuffle(folder, turn, rng)
         child = nursery.child(INGEST, env, folder=str(folder), prune=True)
         child.wait_for("begins")
-        before = time.monotonic()
-        if turn:  # the first one only tells how long it takes
-            time.sleep(rng.uniform(0, longest))
-            struck += child.alive
-            victim(child)
+        time.sleep(rng.uniform(0, longest))
+        in_time = child.alive
+        victim(child)
+        struck += in_time
+        longest *= 1.05 if in_time else 0.8
         last = child.wait()
-        longest = longest if turn else min(20.0, time.monotonic() - before)
         stored = max(child.facts("stored"), default=0)
         try:
             with opened("kept", settings) as gallery:
@@ -79,7 +80,14 @@ def attack(nursery, folder, settings, rounds, victim, seed):
         assert report.state == "done"
         with opened("kept", settings) as gallery:
             agree(gallery, paths_of(folder))
-    return struck
+        turn += 1
+    return turn
+
+
+def rounds(quick: int, name: str, long: int) -> list:
+    """How often: for `make test`, and for `make soak` unless IMGSEARCH_SOAK_<name> says so."""
+    long = int(os.environ.get(f"IMGSEARCH_SOAK_{name}", long))
+    return [pytest.param(quick, id="quick"), pytest.param(long, id="soak", marks=[soak])]
 
 
 @pytest.fixture(autouse=True)
@@ -87,19 +95,15 @@ def _encoder(encoder):
     attack.encoder = encoder
 
 
-ROUNDS = [pytest.param(3, id="quick"), pytest.param(51, id="soak", marks=[soak])]
-
-
-@pytest.mark.parametrize("rounds", ROUNDS)
-def test_an_ingest_is_killed(nursery, tmp_path, rounds):
+@pytest.mark.parametrize("kills", rounds(2, "KILLS", 50))
+def test_an_ingest_is_killed(nursery, tmp_path, kills):
     settings = read_settings(imgsearch_home=tmp_path / "home")
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, lambda c: c.kill(), 1)
-    assert rounds < 10 or struck > rounds / 2, "too few of the kills came in time"
-    print(f"{struck} of {rounds} ingests were killed under way, embedded stores")
+    turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 1)
+    print(f"{kills} of {turns} ingests were killed under way, embedded stores")
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(2, id="quick"), ROUNDS[1]])
-def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, rounds):
+@pytest.mark.parametrize("kills", rounds(1, "SERVER_KILLS", 50))
+def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, kills):
     settings = read_settings(imgsearch_home=tmp_path / "home")
 
     def victim(child):
@@ -108,23 +112,21 @@ def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, rounds
         except (OSError, ValueError):
             pass  # not up yet, or being replaced just now
 
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, victim, 2)
-    print(f"the server was killed under {struck} of {rounds} ingests")
+    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 2)
+    print(f"the embedded server was killed under {kills} of {turns} ingests")
 
 
-@soak
-@pytest.mark.timeout(0)
-def test_an_ingest_into_servers_is_killed(nursery, tmp_path, mariadb, milvus_server):
+@pytest.mark.parametrize("kills", rounds(0, "KILLS_INTO_SERVERS", 50)[1:])
+def test_an_ingest_into_servers_is_killed(nursery, tmp_path, mariadb, milvus_server, kills):
     settings = read_settings(
         imgsearch_home=tmp_path / "home",
         milvus_uri=milvus_server.uri,
         **mariadb.settings("killed_ingest"),
     )
-    rounds = int(os.environ.get("IMGSEARCH_SOAK_SERVER_ROUNDS", 51))
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, lambda c: c.kill(), 3)
+    turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 3)
     with opened("kept", settings) as gallery:
         gallery.drop()
-    print(f"{struck} of {rounds} ingests were killed under way, Milvus and MariaDB servers")
+    print(f"{kills} of {turns} ingests were killed under way, Milvus and MariaDB servers")
 
 
 def kill_hard(process: subprocess.Popen) -> None:
@@ -132,23 +134,22 @@ def kill_hard(process: subprocess.Popen) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(2, id="quick"), ROUNDS[1]])
-def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, rounds):
+@pytest.mark.parametrize("kills", rounds(1, "MARIADB_KILLS", 50))
+def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, kills):
     settings = read_settings(
-        imgsearch_home=tmp_path / "home", **mariadb.settings(f"killed_sql_{rounds}")
+        imgsearch_home=tmp_path / "home", **mariadb.settings(f"killed_sql_{kills}")
     )
 
     def victim(child):
         kill_hard(mariadb.process)
         mariadb.start()
 
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, victim, 4)
-    print(f"MariaDB was killed under {struck} of {rounds} ingests")
+    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 4)
+    print(f"MariaDB was killed under {kills} of {turns} ingests")
 
 
-@soak
-@pytest.mark.timeout(0)
-def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_server):
+@pytest.mark.parametrize("kills", rounds(0, "MILVUS_KILLS", 5)[1:])  # a restart takes a minute
+def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_server, kills):
     settings = read_settings(
         imgsearch_home=tmp_path / "home",
         milvus_uri=milvus_server.uri,
@@ -159,11 +160,10 @@ def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_ser
         kill_hard(milvus_server.process)
         milvus_server.start()
 
-    rounds = int(os.environ.get("IMGSEARCH_SOAK_MILVUS_ROUNDS", 4))  # each restart takes a minute
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, victim, 5)
+    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 5)
     with opened("kept", settings) as gallery:
         gallery.drop()
-    print(f"Milvus was killed under {struck} of {rounds} ingests")
+    print(f"Milvus was killed under {kills} of {turns} ingests")
 
 
 REPAIR = """
@@ -173,17 +173,15 @@ tell(report=repair("kept", image_dirs=[order["folder"]]).to_dict())
 """
 
 
-@pytest.mark.parametrize(
-    "rounds", [pytest.param(2, id="quick"), pytest.param(30, id="soak", marks=[soak])]
-)
-def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, rounds):
+@pytest.mark.parametrize("kills", rounds(1, "REPAIR_KILLS", 30))
+def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, kills):
     """A repair must not forget an image because it died while it made its vector anew."""
     settings, folder = read_settings(imgsearch_home=tmp_path / "home"), tmp_path / "photos"
     for i in range(60):
         paint(folder / f"{i}.png", seed=i, size=(32, 24))
     ingest(folder, "kept", encoder=encoder, settings=settings)
     rng = random.Random(6)
-    for _ in range(rounds):
+    for _ in range(kills):
         with opened("kept", settings) as gallery:
             gallery.vectors.delete("kept", gallery.metadata.ids("kept")[:50])
         child = nursery.child(REPAIR, environment(settings), folder=str(folder))

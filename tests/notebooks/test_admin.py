@@ -1,0 +1,192 @@
+"""The admin notebook, by hand and in batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from imgsearch.config import Settings
+from tests.conftest import ROOT
+from tests.helpers import paint
+from tests.notebooks.conftest import opened
+
+
+@pytest.fixture(scope="module")
+def admin(home, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    with opened("admin", work, IMGSEARCH_HOME=str(home), DEFAULT_TABLE="mine") as notebook:
+        notebook(
+            "import numpy as np\nfrom imgsearch.gallery import Gallery\n"
+            "from imgsearch.ingest import ingest\n"
+            "def click(i): panel.grid._handle_custom_msg({'type': 'pick', 'key': str(i)}, [])\n"
+        )
+        yield notebook
+
+
+@pytest.fixture
+def scratch(admin, tmp_path):
+    """A collection of six pictures for one test, chosen in the panel."""
+    for i in range(6):
+        paint(tmp_path / "six" / f"{i}.png", 50 + i)
+    admin(
+        f"ingest({str(tmp_path / 'six')!r}, 'scratch', encoder='mini')\n"
+        "panel.refresh.click(); panel.wait(100); panel.collection.value = 'scratch'",
+    )
+    yield tmp_path / "six"
+    admin(
+        "panel.wait(100)\n"
+        "if 'scratch' in panel.collection.options:\n"
+        "    with Gallery.open('scratch') as gallery: gallery.drop()\n"
+        "panel.refresh.click()"
+    )
+
+
+def test_collections_are_listed_with_counts_of_both_stores(admin):
+    overview = admin("panel.refresh.click()", "panel.overview.value")
+    for part in ("mine", ">12</td>", "mini (256)", "HNSW", "KiB", "just now, done"):
+        assert part in overview
+    assert "verify it" not in overview
+
+
+def test_ingests_of_all_processes_are_shown_as_they_go(admin):
+    admin(
+        "import time\nfrom imgsearch import config\nfrom imgsearch.metadata import MetadataStore\n"
+        "store = MetadataStore.open(config.settings())\n"
+        "run = store.start_run('elsewhere', '/photos/2026', 400)\n"
+        "store.update_run(run, done=100)\n"
+        "until = time.monotonic() + 100\n"
+        "while '100 of 400' not in panel.runs.value and time.monotonic() < until: time.sleep(0.1)"
+    )
+    shown = admin("", "panel.runs.value")
+    assert "/photos/2026" in shown
+    assert "running" in shown
+    admin(
+        "store.finish_run(run, 'done', done=400)\n"
+        "while '400 of 400' not in panel.runs.value and time.monotonic() < until: time.sleep(0.1)"
+    )
+    assert "400 of 400" in admin("", "panel.runs.value")
+
+
+def test_images_are_found_chosen_and_deleted_after_asking(admin, scratch):
+    names = "[item['name'] for item in panel.grid.items]"
+    assert admin("", names) == [f"{i}.png" for i in range(6)]
+    assert admin("panel.find.value = '/3.p'", names) == ["3.png"]
+    admin("panel.find.value = ''; panel.wait(100); click(1); click(2); click(4); click(2)")
+    assert admin("", "panel.grid.selected") == ["1", "4"]
+    hidden = "'imgsearch-hidden' in panel.really._dom_classes"
+    assert admin("", hidden) is True
+    assert admin("panel.delete.click()", hidden) is False
+    assert admin("panel.keep.click()", hidden) is True
+    assert len(admin("", names)) == 6
+    admin("panel.delete.click(); panel.really.click()")
+    assert admin("", names) == ["0.png", "2.png", "3.png", "5.png"]
+    assert "2 paths taken out" in admin("", "panel.status.text")
+    assert len(list(scratch.iterdir())) == 6
+
+
+def test_damage_is_found_explained_and_repaired(admin, scratch):
+    assert admin("panel.verify.click()", "panel.verification.sound") is True
+    admin(
+        "gallery = Gallery.open('scratch')\n"
+        "ids = gallery.metadata.ids('scratch')\n"
+        "gallery.vectors.delete('scratch', ids[:2])\n"
+        "wrong = np.roll(gallery.vectors.get('scratch', ids[2:3])[1], 1, axis=1)\n"
+        "gallery.vectors.upsert('scratch', ids[2:3], wrong)\n"
+        "orphan = np.eye(1, 256, dtype=np.float32)\n"
+        "gallery.vectors.upsert('scratch', np.array([7]), orphan)\n"
+        "panel.verify.click()"
+    )
+    kind, account = admin("", "[panel.status.kind, panel.account.value]")
+    assert kind == "bad"
+    for words in (
+        "2 images cannot be found by searches",
+        "1 images are found wrongly",
+        "1 vectors belong to no image",
+        "makes the vectors again from the files",
+    ):
+        assert words in account
+    admin("panel.remove_orphans.value = True; panel.repair.click()")
+    assert "3 vectors made again" in admin("", "panel.status.text")
+    assert "1 vectors without an image removed" in admin("", "panel.account.value")
+    assert admin("panel.verify.click()", "panel.verification.sound") is True
+    (scratch / "0.png").unlink()
+    paint(scratch / "1.png", 99)
+    account = admin("panel.files.value = True; panel.verify.click()", "panel.account.value")
+    assert "1 image files are gone" in account
+    assert "1 image files have changed" in account
+    assert str(scratch / "0.png") in account
+
+
+def test_a_verification_can_be_stopped(admin, scratch):
+    admin(
+        "go_on = panel._go_on\n"
+        "panel._go_on = lambda text: (panel.stop.click(), go_on(text))\n"
+        "panel.verification = None; panel.verify.click()"
+    )
+    assert admin("panel._go_on = go_on", "panel.status.text") == "Stopped."
+    assert admin("", "[panel.verification, panel.stop.disabled]") == [None, True]
+
+
+def test_a_collection_goes_into_a_file_and_comes_back(admin, scratch, tmp_path):
+    kept = tmp_path / "kept.imgsearch"
+    file = str(kept)
+    admin(f"panel.file.value = {file!r}; panel.export.click()")
+    assert file in admin("", "panel.status.text")
+    assert admin("panel.bring.click()", "panel.status.kind") == "bad"
+    assert "is in use; import under another name" in admin("", "panel.status.text")
+    admin("panel.new_name.value = 'again'; panel.bring.click()")
+    assert "6 images came in" in admin("", "panel.status.text")
+    admin("panel.collection.value = 'again'; panel.wait(100); panel.verify.click()")
+    assert admin("", "panel.status.text") == "again: sound, 6 images under 6 paths"
+    admin("panel.typed.value = 'again'; panel.drop.click()")
+    content = bytearray(kept.read_bytes())
+    content[-300:-294] = b"damage"
+    kept.write_bytes(content)
+    assert admin("panel.bring.click()", "panel.status.kind") == "bad"
+    assert "unexpected" not in admin("", "panel.status.text")
+    for wrong in ("", "/no/such/file"):
+        code = f"panel.file.value = {wrong!r}; panel.bring.click()"
+        assert admin(code, "panel.status.kind") == "bad"
+        assert "unexpected" not in admin("", "panel.status.text")
+
+
+def test_a_drop_needs_the_right_name(admin, scratch):
+    for wrong in ("", "Scratch", "mine"):
+        admin(f"panel.typed.value = {wrong!r}; panel.drop.click()")
+        assert "nothing was done" in admin("", "panel.status.text")
+        assert "scratch" in admin("panel.refresh.click()", "panel.collection.options")
+    admin("panel.typed.value = 'scratch'; panel.drop.click()")
+    assert "scratch was dropped" in admin("", "panel.status.text")
+    assert admin("", "list(panel.collection.options)") == ["mine"]
+    assert len(list(scratch.iterdir())) == 6
+
+
+def test_an_empty_home_is_no_error(tmp_path):
+    with opened("admin", tmp_path, IMGSEARCH_HOME=str(tmp_path / "home")) as admin:
+        assert "There is no collection yet" in admin("", "panel.overview.value")
+        assert "there is none" in admin("panel.verify.click()", "panel.status.text")
+        assert "Traceback" not in admin.outputs
+
+
+def test_in_batch_it_reads_and_reports(home, tmp_path):
+    names = [name.upper() for name in Settings.model_fields]
+    clean = {key: value for key, value in os.environ.items() if key not in names}
+    before = (home / "metadata.sqlite").read_bytes()
+    subprocess.run(
+        [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "admin.ipynb"), "out.ipynb",
+         "-p", "output_dir", "out", "-p", "collection", "mine", "-p", "files", "True"],
+        cwd=tmp_path,
+        env=clean | {"PYTHONPATH": str(ROOT), "IMGSEARCH_HOME": str(home)},
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out" / "admin.json").read_text())
+    (mine,) = (one for one in report["collections"] if one["name"] == "mine")
+    assert (mine["images"], mine["vectors"], mine["problem"]) == (12, 12, "")
+    assert report["verifications"][0]["sound"] is True
+    assert {run["collection"] for run in report["runs"]} == {"mine"}
+    assert (home / "metadata.sqlite").read_bytes() == before

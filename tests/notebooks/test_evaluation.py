@@ -1,0 +1,127 @@
+"""The evaluation notebook, by hand and in batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from imgsearch.config import Settings, settings
+from tests.conftest import ROOT
+from tests.notebooks.conftest import opened
+
+SAMPLE = ROOT / "data" / "VOCsample"
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A home with the sample, once by each of two encoders."""
+    from imgsearch.ingest import ingest
+
+    home = tmp_path_factory.mktemp("home")
+    stores = settings(imgsearch_home=home, imgsearch_backend="eager")
+    for name, encoder in (("mini", "mini"), ("chance", "resnet18@random:0")):
+        ingest(SAMPLE / "JPEGImages", name, encoder=encoder, settings=stores)
+    return home
+
+
+@pytest.fixture(scope="module")
+def evaluation(sampled, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    with opened("evaluation", work, IMGSEARCH_HOME=str(sampled), DEFAULT_TABLE="mini") as notebook:
+        yield notebook
+
+
+def test_collections_are_measured_and_compared(evaluation):
+    assert evaluation("", "panel.collections.value") == ["mini"]
+    evaluation(
+        f"panel.voc_root.value = {str(SAMPLE)!r}\n"
+        "panel.collections.value = ['mini', 'chance']; panel.start.click()"
+    )
+    text = evaluation("", "panel.status.text")
+    assert "train -> val: chance mAP 0." in text or "train -> val: mini mAP 0." in text
+    maps = evaluation(
+        "",
+        "{n: float(e.views['all'].values['mAP'].mean()) for n, e in panel.evaluations.items()}",
+    )
+    assert maps["mini"] > maps["chance"] > 0
+    summary, compared = evaluation("", "[panel.summary.value, panel.compared.value]")
+    assert f"{maps['mini']:.3f} (" in summary
+    assert "paired randomisation test" in compared
+    for figure in ("curves", "classes", "confusion", "cases"):
+        shown = evaluation("", f"panel.{figure}.value")
+        assert "data:image/png;base64," in shown
+        assert 'alt="' in shown
+    before = evaluation("", "panel.curves.value")
+    assert evaluation("panel.view.value = 'dog'", "panel.curves.value") != before
+    before = evaluation("", "panel.classes.value")
+    assert evaluation("panel.metric.value = 'P@5'", "panel.classes.value") != before
+    before = evaluation("", "panel.cases.value")
+    other = "[n for n in panel.shown.options if n != panel.shown.value][0]"
+    assert evaluation(f"panel.shown.value = {other}", "panel.cases.value") != before
+    evaluation("panel.output.value = 'found'; panel.save.click()")
+    assert "files were written into found" in evaluation("", "panel.status.text")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("panel.voc_root.value = ''", "VOC folder: is empty"),
+        ("panel.voc_root.value = '/no/such'", "/no/such"),
+        ("panel.collections.value = []", "Collections: none is chosen"),
+        ("panel.protocol.value = 'train, val'", "protocol: 'train, val'"),
+        ("panel.protocol.value = 'train -> test'", "test.txt"),
+        ("panel.ks.value = 'ten'", "take whole numbers"),
+        ("panel.ks.value = '0'", "ks: is [0]"),
+        ("panel.year.value = 'last'", "take whole numbers"),
+    ],
+)
+def test_what_cannot_be_done_is_told(evaluation, change, words):
+    evaluation(
+        f"panel.voc_root.value = {str(SAMPLE)!r}; panel.collections.value = ['mini']\n"
+        "panel.protocol.value = 'train -> val'; panel.ks.value = '1, 5'; panel.year.value = ''\n"
+        f"{change}\npanel.start.click()"
+    )
+    kind, text = evaluation("", "[panel.status.kind, panel.status.text]")
+    assert kind == "bad"
+    assert words in text
+    assert "unexpected" not in text
+    assert "Traceback" not in evaluation.outputs
+
+
+def test_an_evaluation_can_be_stopped(evaluation):
+    evaluation(
+        f"panel.voc_root.value = {str(SAMPLE)!r}; panel.collections.value = ['mini']\n"
+        "panel.protocol.value = 'train -> val'; panel.ks.value = '5'; panel.year.value = ''\n"
+        "go_on = panel._go_on\n"
+        "panel._go_on = lambda text: (panel.stop.click(), go_on(text))\n"
+        "panel.start.click()"
+    )
+    assert evaluation("panel._go_on = go_on", "panel.status.text") == "Stopped."
+    assert evaluation("", "[panel.start.disabled, panel.stop.disabled]") == [False, True]
+
+
+def test_in_batch_it_writes_tables_figures_and_a_report(sampled, tmp_path):
+    names = [name.upper() for name in Settings.model_fields]
+    clean = {key: value for key, value in os.environ.items() if key not in names}
+    shutil.copytree(SAMPLE, tmp_path / "VOC2012", ignore=shutil.ignore_patterns("JPEGImages"))
+    (tmp_path / "VOC2012" / "JPEGImages").symlink_to(SAMPLE / "JPEGImages")
+    subprocess.run(
+        [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "evaluation.ipynb"),
+         "out.ipynb", "-p", "voc_root", ".", "-p", "year", "2012", "-p", "collections",
+         "mini, chance", "-p", "output_dir", "out", "-y", "ks: [1, 5]"],
+        cwd=tmp_path,
+        env=clean | {"PYTHONPATH": str(ROOT), "IMGSEARCH_HOME": str(sampled)},
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(report["evaluations"]) == ["mini", "chance"]
+    assert report["comparisons"]["chance"]["overall"]["difference"] < 0
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert there == {*report["files"], "evaluation.json"}
+    assert {"evaluation-curves.png", "evaluation-mini.json", "evaluation-chance-worst.png"} <= there

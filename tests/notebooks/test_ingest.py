@@ -1,0 +1,122 @@
+"""The ingest notebook, by hand."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.helpers import paint
+from tests.notebooks.conftest import opened
+
+
+@pytest.fixture(scope="module")
+def ingest(home, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    with opened("ingest", work, IMGSEARCH_HOME=str(home), DEFAULT_TABLE="mine") as notebook:
+        yield notebook
+
+
+def _start(folder, collection: str, more: str = "") -> str:
+    return (
+        f"panel.folder.path.value = {str(folder)!r}; panel.collection.value = {collection!r}\n"
+        f"{more}\npanel.start.click()"
+    )
+
+
+def test_a_folder_comes_in_with_its_failures_and_a_contact_sheet(ingest, photos):
+    text = ingest(_start(photos, "fresh"), "panel.status.text")
+    assert text.startswith("fresh: done, 14 files in ")
+    assert "12 encoded" in text
+    failures, progress = ingest("", "[panel.failures.value, panel.progress.value]")
+    assert "broken.jpg" in failures
+    assert "truncated" in failures or "broken" in failures
+    assert "14 of 14 files" in progress
+    assert "1 failed" in progress
+    assert len(ingest("", "[i['name'] for i in panel.sheet.items]")) == 12
+    assert "fresh" in ingest("", "list(panel.collection.options)")
+    code = "sent = []\npanel.sheet.send = lambda c, b: sent.append(b)\npanel.save_failures.click()"
+    assert ingest(code, "sent[0][0].decode().splitlines()[0]") == "path,reason"
+    assert ingest("", "[panel.start.disabled, panel.stop.disabled]") == [False, True]
+
+
+def test_a_second_ingest_passes_over_what_is_there(ingest, photos):
+    ingest(_start(photos, "fresh"))
+    report = ingest("", "panel.report.to_dict()")
+    assert (report["unchanged"], report["encoded"]) == (12, 0)
+    assert ingest("", "panel.sheet.items") == []
+
+
+def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
+    folder = tmp_path / "many"
+    for i in range(30):
+        paint(folder / f"{i}.png", 100 + i)
+    ingest(
+        # Stop is pressed as soon as the first picture is stored.
+        "tell = panel._tell\n"
+        "panel._tell = lambda report: (tell(report), report.done and panel.stop.click())\n"
+        + _start(folder, "many", "panel.batch_size.value = 1")
+    )
+    state, encoded = ingest("panel._tell = tell", "[panel.report.state, panel.report.encoded]")
+    assert state == "stopped"
+    assert 0 < encoded < 30
+    assert "Start again to go on" in ingest("", "panel.status.text")
+    ingest("panel.batch_size.value = 32; panel.start.click()")
+    report = ingest("", "panel.report.to_dict()")
+    assert report["state"] == "done"
+    assert (report["unchanged"], report["encoded"]) == (encoded, 30 - encoded)
+
+
+@pytest.mark.parametrize(
+    ("folder", "collection", "encoder", "words"),
+    [
+        ("/no/such/folder", "mine", "", "/no/such/folder"),
+        ("", "mine", "", "Folder: is empty"),
+        ("photos", "no name", "", "is no name for a collection"),
+        ("photos", "mine", "resnet18@random:0", "was made with mini"),
+        ("photos", "another", "no-such-encoder", "encoder no-such-encoder"),
+        ("photos", "another", "/no/such.pt2", "/no/such.json"),
+        ("empty", "mine", "", "holds no files"),
+    ],
+)
+def test_what_cannot_be_done_is_told(ingest, photos, tmp_path, folder, collection, encoder, words):
+    (tmp_path / "empty").mkdir()
+    folder = {"photos": photos, "empty": tmp_path / "empty"}.get(folder, folder)
+    ingest(_start(folder, collection, f"panel.encoder.value = {encoder!r}"))
+    kind, text = ingest("panel.encoder.value = ''", "[panel.status.kind, panel.status.text]")
+    assert kind == "bad"
+    assert words in text
+    assert "unexpected" not in text
+    assert ingest("", "[panel.start.disabled, panel.stop.disabled]") == [False, True]
+    assert "Traceback" not in ingest.outputs
+
+
+def test_folders_are_walked_through(ingest, tmp_path):
+    for name in ("b", "a", ".hidden", "<i>"):
+        (tmp_path / "top" / name).mkdir(parents=True)
+    top = str(tmp_path / "top")
+    listed = ingest(f"panel.folder.path.value = {top!r}", "panel.folder.inside.options")
+    assert [name for _, name in listed] == ["<i>", "a", "b"]
+    assert ingest("panel.folder.inside.value = 'b'", "panel.folder.value") == f"{top}/b"
+    assert ingest("panel.folder.up.click()", "panel.folder.value") == top
+    shutil.rmtree(top)
+    assert "cannot be read" in ingest("panel.folder.path.value += '/a'", "panel.folder.note.value")
+
+
+def test_stores_that_cannot_be_reached_are_told(tmp_path, photos):
+    environment = {
+        "DATABASE_URL": "mysql+pymysql://me:s3cret@127.0.0.1:1/x",
+        "IMGSEARCH_HOME": str(tmp_path / "home"),
+    }
+    with opened("ingest", tmp_path, **environment) as ingest:
+        for code in ("", _start(photos, "mine")):
+            kind, text = ingest(code, "[panel.status.kind, panel.status.text]")
+            assert kind == "bad"
+            assert "127.0.0.1:1" in text
+            assert "s3cret" not in ingest.outputs + text
+
+
+def test_a_setting_that_cannot_be_used_is_told(tmp_path):
+    with opened("ingest", tmp_path, IMGSEARCH_BACKEND="quick") as ingest:
+        assert ingest("", "panel.status.text").startswith("IMGSEARCH_BACKEND: ")
+        assert ingest("panel.start.click()", "panel.status.kind") == "bad"
