@@ -236,7 +236,6 @@ def ingest(
         report = IngestReport(
             collection=gallery.name,
             folder=str(folder),
-            encoder=gallery.encoder.describe(),
             index=gallery.row.index,
             shard=shard,
             total=len(found) + len(unreadable),
@@ -329,6 +328,8 @@ class _Ingest:
         try:
             report.settled = gallery.settle()
             new = self._pass_over_known(found, prune)
+            gallery.encoder.expect(len(new))
+            report.encoder = gallery.encoder.describe()
             self._tell()
             for chunk in self._chunks(new):
                 self._store(chunk)

@@ -412,7 +412,10 @@ class VectorStore:
         ids = np.asarray(ids)
         if ids.ndim != 1 or not (ids.dtype.kind in "iu" or ids.size == 0):
             raise ConfigError("ids", f"must be whole numbers in one dimension, not {ids.dtype}")
-        dim = self._dim(collection)
+        facts = self._facts.get(collection)
+        if facts is None or np.shape(vectors)[1:] != facts[:1]:
+            facts = self._fresh_facts(collection)
+        dim = facts[0]
         vectors = _checked(vectors, dim)
         if len(ids) != len(vectors):
             raise ConfigError("ids", f"{len(ids)} ids for {len(vectors)} vectors")
@@ -428,7 +431,12 @@ class VectorStore:
                     {"id": i, "vector": v}
                     for i, v in zip(numbers[part], vectors[part], strict=True)
                 ]
-                self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                try:
+                    self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                except StoreError:
+                    # Another process may have dropped it and made it anew, in another form.
+                    _checked(vectors, self._fresh_facts(collection)[0])
+                    raise
 
     def delete(self, collection: str, ids: Sequence[int] | np.ndarray) -> None:
         """Remove vectors; ids that are not there are passed over.
