@@ -315,7 +315,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_dis
             gallery.flush()
             stuffing = fill(small_disk, left)
 
-            def go_on():
+            def go_on(stored=stored):
                 for step in range(3, len(steps)):
                     gallery.add(steps[step], vectors)
                     stored.extend(steps[step])
