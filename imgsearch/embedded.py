@@ -534,9 +534,14 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
             with self._opening:
                 return super().get_collection(*args, **kwargs)
 
-        def create_collection(self, *args: object, **kwargs: object):
+        def create_collection(self, name: str, *args: object, **kwargs: object):
             with self._opening:
-                return super().create_collection(*args, **kwargs)
+                # What a creation or a drop that was cut off left has no schema: Milvus Lite
+                # would neither open it nor make another in its place.
+                remains = home / STORE / "collections" / name
+                if remains.is_dir() and not (remains / "schema.json").exists():
+                    remains.rename(aside(home, name))
+                return super().create_collection(name, *args, **kwargs)
 
         def drop_collection(self, *args: object, **kwargs: object) -> None:
             with self._opening:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections import deque
@@ -290,6 +291,16 @@ def _listed(
     return list(islice(files, limit)), unreadable
 
 
+def _gone(path: str) -> bool:
+    """Whether no file is there any more; what cannot be looked at may well be."""
+    try:
+        return not stat.S_ISREG(Path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
 def _part(relative: Path, n: int) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(relative)).digest()[:8]) % n
 
@@ -369,10 +380,9 @@ class _Ingest:
             else:
                 new.append(file)
         if prune:
-            gone = [path for path in known if not Path(path).exists()]
-            report.pruned = gallery.delete(gone)
+            report.pruned = gallery.delete(filter(_gone, known))
             known = {}
-        report.missing = tuple(sorted(path for path in known if not os.path.lexists(path)))
+        report.missing = tuple(sorted(filter(_gone, known)))
         return new
 
     def _chunks(self, files: Sequence[Found]) -> Iterator[_Chunk]:

@@ -1290,7 +1290,9 @@ def _process_start(pid: int) -> str:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except OSError:
             return ""
-        return stat.rpartition(")")[2].split()[19]  # start time, clock ticks since boot
+        facts = stat.rpartition(")")[2].split()
+        # A zombie is dead, though nobody has asked for its end. Clock ticks since boot.
+        return "" if facts[0] in "ZX" else facts[19]
     shown = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

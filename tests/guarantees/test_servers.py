@@ -1,4 +1,4 @@
-"""Servers that refuse, vanish, freeze or forget: an error in time that says where and what to do."""
+"""Servers that refuse, vanish, freeze or forget: an error in time that says what to do."""
 
 from __future__ import annotations
 

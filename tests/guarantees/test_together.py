@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -176,10 +177,8 @@ def test_kernels_share_a_home_while_one_of_them_and_the_server_are_killed(
         time.sleep(rng.uniform(0, 1.5))
         kernels[0].kill()
         time.sleep(rng.uniform(0, 0.5))
-        try:
+        with contextlib.suppress(OSError, ValueError):
             os.kill(server_pid(settings.imgsearch_home), signal.SIGKILL)
-        except (OSError, ValueError):
-            pass
         for kernel in kernels[1:]:
             assert kernel.wait()["end"] == "done", kernel.said
         ingest(folders[0], "of_a", encoder=encoder, settings=settings)
