@@ -206,6 +206,8 @@ def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
 class Lease:
     """A share in the server of a home: while one is open, the server stays.
 
+    Given by :func:`lease`.
+
     Attributes
     ----------
     home : Path

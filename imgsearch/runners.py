@@ -70,7 +70,18 @@ def pictures(crop: int, count: int) -> np.ndarray:
 
 
 def agreement(features: np.ndarray, expected: np.ndarray) -> float:
-    """Smallest cosine between rows of two arrays (n, dim); 0 where they cannot be compared."""
+    """Compare what two runners make of the same pictures.
+
+    Parameters
+    ----------
+    features, expected : numpy.ndarray
+        float, shape ``(n, dim)``.
+
+    Returns
+    -------
+    float
+        Smallest cosine between rows; 0 where they cannot be compared.
+    """
     if features.shape != expected.shape:
         return 0.0
     a, b = features.astype(np.float64), expected.astype(np.float64)
@@ -122,7 +133,18 @@ class TorchRunner:
         self._shift = shift.float().view(1, 3, 1, 1).to(self._device)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Features of a batch: uint8 (n, crop, crop, 3) to float32 (n, dim)."""
+        """Compute the features of a batch.
+
+        Parameters
+        ----------
+        batch : numpy.ndarray
+            uint8, shape ``(n, crop, crop, 3)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(n, dim)``.
+        """
         with torch.inference_mode():
             # (n, h, w, c) seen as (n, c, h, w) is already channels last
             x = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2).float()
@@ -171,7 +193,18 @@ class OpenVinoRunner:
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Features of a batch: uint8 (n, crop, crop, 3) to float32 (n, dim)."""
+        """Compute the features of a batch.
+
+        Parameters
+        ----------
+        batch : numpy.ndarray
+            uint8, shape ``(n, crop, crop, 3)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(n, dim)``.
+        """
         parts = np.array_split(batch, min(len(self._requests), len(batch)))
         under_way = list(zip(self._requests, parts, strict=False))
         for request, part in under_way:
@@ -240,7 +273,20 @@ def openvino_model(
 
 
 def openvino_cache(home: Path, fingerprint: str) -> Path:
-    """File of a home in which the converted model of an encoder is kept."""
+    """File of a home in which the converted model of an encoder is kept.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``.
+    fingerprint : str
+        The encoder's.
+
+    Returns
+    -------
+    pathlib.Path
+        Another one for each version of OpenVINO.
+    """
     version = importlib.metadata.version("openvino") if openvino_is_there() else "none"
     return home / "openvino" / f"{fingerprint}-{version}-{_CONVERSION}.zip"
 

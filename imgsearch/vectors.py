@@ -190,7 +190,7 @@ class _NotLoaded(Exception):
 class VectorStore:
     """Vectors by id, in named collections.
 
-    Make one with :meth:`open`. One store may be used by several threads. A
+    Made by :meth:`open`. One store may be used by several threads. A
     forked child connects for itself at its first call.
 
     Attributes
@@ -285,6 +285,8 @@ class VectorStore:
 
         Raises
         ------
+        ConfigError
+            The name or the dimension is one that Milvus does not take.
         StoreError
             It is there with another dimension, or was made by another program.
         """
@@ -314,6 +316,10 @@ class VectorStore:
 
         A damaged collection of the embedded store is among them: it can be
         dropped, everything else on it raises :class:`StoreDamaged`.
+
+        Returns
+        -------
+        list of str
         """
         try:
             return sorted(self._attempt(lambda client, t: client.list_collections(timeout=t)))
@@ -325,10 +331,21 @@ class VectorStore:
     def describe(self, collection: str) -> VectorInfo:
         """Facts about a collection.
 
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        VectorInfo
+
         Raises
         ------
         CollectionNotFound
             There is none of this name.
+        StoreError
+            It has no index, since a process died while it made the collection.
         """
         dim = self._dim(collection)
         found = self._index(collection)
@@ -340,6 +357,11 @@ class VectorStore:
 
     def drop(self, collection: str) -> None:
         """Remove a collection with all its vectors.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
 
         Raises
         ------
@@ -602,10 +624,15 @@ class VectorStore:
     def ids(self, collection: str) -> np.ndarray:
         """All ids of a collection.
 
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
         Returns
         -------
-        ndarray of int64
-            Sorted.
+        numpy.ndarray
+            int64, shape ``(n,)``, ascending.
 
         Raises
         ------
@@ -639,6 +666,15 @@ class VectorStore:
 
     def count(self, collection: str) -> int:
         """How many vectors a collection holds, what was just written included.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        int
 
         Raises
         ------
