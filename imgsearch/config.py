@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 
@@ -72,6 +73,18 @@ class Settings(BaseSettings):
     mysql_password: SecretStr | None = Field(None, description="password beside MYSQL_HOST")
     mysql_db: str = Field("imgsearch", description="database beside MYSQL_HOST")
     default_table: str = Field("images", description="collection that is used where none is named")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hide_credentials(cls, values: dict) -> dict:
+        """Take ``user:password@`` out of the address: settings are shown, tokens are not."""
+        uri = values.get("milvus_uri")
+        if not isinstance(uri, str) or "@" not in uri:
+            return values
+        before, _, host = uri.rpartition("@")
+        scheme, slashes, credentials = before.rpartition("//")
+        token = values.get("milvus_token") or unquote(credentials)
+        return values | {"milvus_uri": scheme + slashes + host, "milvus_token": token}
 
     @field_validator("imgsearch_home")
     @classmethod

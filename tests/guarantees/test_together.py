@@ -21,7 +21,8 @@ from tests.guarantees.common import INGEST, agree, all_found, environment, opene
 from tests.helpers import paint
 
 soak = pytest.mark.soak
-ROUNDS = [pytest.param(1, id="quick"), pytest.param(10, id="soak", marks=[soak])]
+LONG = int(os.environ.get("IMGSEARCH_SOAK_TOGETHER", 10))
+ROUNDS = [pytest.param(1, id="quick"), pytest.param(LONG, id="soak", marks=[soak])]
 
 SEARCH = """
 from imgsearch.gallery import Gallery
