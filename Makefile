@@ -52,12 +52,15 @@ env: .venv/stamp ## install everything into .venv, as pinned in requirements.loc
 demo: export IMGSEARCH_HOME ?= $(CURDIR)/output/demo/home
 demo: env ## ingest the sample and search it, in a minute, with nothing to download but packages
 	@mkdir -p output/demo
-	@rm -f output/demo/ingest.json output/demo/search.json
+	@rm -f output/demo/ingest.json output/demo/search.json output/demo/evaluation.json
 	$(PAPERMILL) notebooks/ingest.ipynb output/demo/ingest.ipynb \
 		-p image_dir '$(SAMPLE)/JPEGImages' -p collection sample -p encoder mini \
 		-p output_dir output/demo
 	$(PAPERMILL) notebooks/search.ipynb output/demo/search.ipynb \
 		-p query_path '$(SAMPLE)/JPEGImages/2026_000001.jpg' -p collection sample \
+		-p output_dir output/demo
+	$(PAPERMILL) notebooks/evaluation.ipynb output/demo/evaluation.ipynb \
+		-p voc_root '$(SAMPLE)' -p collections sample -p sweep True \
 		-p output_dir output/demo
 	@$(PY) scripts/demo_summary.py output/demo
 

@@ -29,7 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytrec_eval
 
-from imgsearch import metrics, ranking, relevance, scoring
+from imgsearch import metrics
+from imgsearch.evaluation import ranking, relevance, scoring
 from imgsearch.voc import CLASSES, Voc
 
 KS = (1, 5, 10, 100)

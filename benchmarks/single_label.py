@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imgsearch import evaluation, scoring
+from imgsearch.evaluation import protocols, scoring
 from imgsearch.voc import Voc
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
@@ -53,7 +53,7 @@ def main() -> None:
         vectors = np.stack([known[name] for name in names])
     ids = [int(hashlib.sha256(path.read_bytes()).hexdigest()[:16], 16) >> 1 for path in paths]
     task = scoring.task(np.array(ids), vectors, *voc.labels(names), names=names)
-    found = evaluation.exact(task, ks=(1, 5, 10), seed=arguments.seed)
+    found = protocols.exact(task, ks=(1, 5, 10), seed=arguments.seed)
     control = scoring.evaluate(task.permuted(arguments.seed), ks=(1, 5, 10))
 
     def figure(value) -> dict:

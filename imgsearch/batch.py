@@ -16,14 +16,23 @@ from pathlib import Path
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
-from imgsearch import comparison, config, evaluation, figures, plots, reports, results, upkeep
-from imgsearch.comparison import Comparison
+from imgsearch import config, plots, reports, upkeep
 from imgsearch.errors import ConfigError
+from imgsearch.evaluation import comparison, figures, protocols, results
+from imgsearch.evaluation.comparison import Comparison
+from imgsearch.evaluation.protocols import IndexPoint
+from imgsearch.evaluation.scoring import KS, Evaluation
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
 from imgsearch.metadata import MetadataStore
-from imgsearch.scoring import KS, Evaluation
 from imgsearch.voc import Voc
+
+SWEEP = (
+    "FLAT",
+    *(f"IVF_FLAT:nlist=128,nprobe={n}" for n in (1, 4, 16)),
+    *(f"HNSW:M=16,efConstruction=200,ef={n}" for n in (10, 32, 64, 256)),
+)
+"""Indexes that are measured against exact search."""
 
 PARAMETERS = "# Parameters"
 """How a cell that sets parameters begins, in our notebooks and in papermill's output."""
@@ -270,6 +279,7 @@ def evaluate_voc(
     seed: int = 0,
     distractors: bool = False,
     allow_missing: bool = False,
+    sweep: bool = False,
     output_dir: str = "output",
 ) -> dict:
     """Run ``evaluation.ipynb`` without a panel.
@@ -293,6 +303,8 @@ def evaluate_voc(
         Search images outside ``ImageSets/Main`` too.
     allow_missing : bool
         Go on without images that a collection does not hold.
+    sweep : bool
+        Measure recall and latency of other indexes too, for the first collection.
     output_dir : str
         Receives tables and figures and, last, ``evaluation.json``.
 
@@ -320,7 +332,42 @@ def evaluate_voc(
         distractors=distractors,
         allow_missing=allow_missing,
     )
-    return write_evaluations(found, output_dir, seed=seed)
+    points = index_sweep(next(iter(found)), seed=seed) if sweep else []
+    return write_evaluations(found, output_dir, seed=seed, points=points)
+
+
+def index_sweep(
+    collection: str,
+    *,
+    seed: int = 0,
+    settings: config.Settings | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[IndexPoint]:
+    """Measure the indexes of `SWEEP` over a collection's vectors.
+
+    Parameters
+    ----------
+    collection : str
+        Its vectors are copied into temporary collections.
+    seed : int
+        Of the sample of queries.
+    settings : Settings, optional
+        Read from the environment if left out.
+    progress : callable, optional
+        Is handed a few words now and then. What it raises ends the work.
+
+    Returns
+    -------
+    list of IndexPoint
+        In the order of `SWEEP`.
+
+    Raises
+    ------
+    ImgSearchError
+        As :func:`imgsearch.evaluation.protocols.sweep`.
+    """
+    with Gallery.open(collection, settings=settings) as gallery:
+        return protocols.sweep(gallery, SWEEP, seed=seed, progress=progress)
 
 
 def evaluations(
@@ -366,14 +413,14 @@ def evaluations(
     if not ks or min(ks) < 1:
         raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
     dataset = Voc(voc_root, year, cache=settings.imgsearch_home / "annotations")
-    how = evaluation.Protocol.parse(protocol, distractors=distractors)
+    how = protocols.Protocol.parse(protocol, distractors=distractors)
     found = {}
     for name in dict.fromkeys(collections or [settings.default_table]):
         tell(f"reading {name} and the annotations")
         with Gallery.open(name, settings=settings) as gallery:
-            task = evaluation.prepare(gallery, dataset, how, allow_missing=allow_missing)
+            task = protocols.prepare(gallery, dataset, how, allow_missing=allow_missing)
         tell(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
-        found[name] = evaluation.exact(task, ks=sorted(set(ks)), seed=seed)
+        found[name] = protocols.exact(task, ks=sorted(set(ks)), seed=seed)
     return found
 
 
@@ -402,7 +449,11 @@ def comparisons(found: Mapping[str, Evaluation], *, seed: int = 0) -> dict[str, 
 
 
 def write_evaluations(
-    found: Mapping[str, Evaluation], output_dir: str | Path, *, seed: int = 0
+    found: Mapping[str, Evaluation],
+    output_dir: str | Path,
+    *,
+    seed: int = 0,
+    points: Sequence[IndexPoint] = (),
 ) -> dict:
     """Write tables, figures and a report.
 
@@ -414,6 +465,8 @@ def write_evaluations(
         Made if need be.
     seed : int
         Of the comparisons.
+    points : sequence of IndexPoint
+        From :func:`index_sweep`.
 
     Returns
     -------
@@ -429,28 +482,69 @@ def write_evaluations(
     """
     folder = Path(output_dir)
     compared = comparisons(found, seed=seed)
-    files = []
+    files, photographs = [], {}
     drawn = {
         "evaluation-curves": figures.precision_recall(found),
         "evaluation-classes": figures.per_class(found),
     }
     for name, one in found.items():
         files += results.write(one, folder, f"evaluation-{name}")
-        drawn[f"evaluation-{name}-worst"] = figures.cases(one.cases(6, worst=True), title=name)
-        drawn[f"evaluation-{name}-best"] = figures.cases(one.cases(6), title=name)
-    files += [
-        reports.write_figure(folder / f"{stem}.png", figure) for stem, figure in drawn.items()
-    ]
+        drawn[f"evaluation-{name}-confusion"] = figures.confusion(one, title=name)
+        photographs[f"evaluation-{name}-worst"] = figures.cases(
+            one.cases(6, worst=True), title=f"{name}, worst queries"
+        )
+        photographs[f"evaluation-{name}-best"] = figures.cases(
+            one.cases(6), title=f"{name}, best queries"
+        )
+    if points:
+        drawn["evaluation-indexes"] = figures.index_sweep(points)
+        rows = [point._asdict() for point in points]
+        files.append(results.write_rows(folder / "evaluation-indexes.csv", rows))
+    for stem, figure in (drawn | photographs).items():
+        for kind in ("png", "svg") if stem in drawn else ("png",):
+            files.append(reports.write_figure(folder / f"{stem}.{kind}", figure))
     content = {
         "evaluations": {
             name: {key: results.to_dict(one)[key] for key in ("about", "counts", "summary")}
             for name, one in found.items()
         },
+        "indexes": [point._asdict() for point in points],
         "comparisons": {name: results.comparison_to_dict(c) for name, c in compared.items()},
         "files": [path.name for path in files],
     }
     reports.write_json(folder / "evaluation.json", content)
     return content
+
+
+def table(report: dict) -> str:
+    """Figures of an evaluation's report, to print.
+
+    Parameters
+    ----------
+    report : dict
+        From :func:`evaluate_voc`.
+
+    Returns
+    -------
+    str
+        A line for each metric of each collection, with its 95 % interval and the
+        expectation in random order.
+    """
+    lines = []
+    for name, one in report["evaluations"].items():
+        about, counts = one["about"], one["counts"]
+        lines.append(
+            f"{name}: encoder {about['encoder']}, {about['dataset']}, {about['protocol']}, "
+            f"{counts['queries']} queries, {about['ranking']}"
+        )
+        lines.append(f"  {'':30}{'figure':>7}  {'95 % interval':<15}  random")
+        lines += [
+            f"  {row['average'] + ' ' + row['metric']:30}{row['value']:7.3f}  "
+            f"{row['low']:.3f} – {row['high']:.3f}    {row['baseline']:.3f}"
+            for row in one["summary"]
+            if row["value"] is not None
+        ]
+    return "\n".join(lines)
 
 
 def heading(hits: Hits) -> str:

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     imgsearch_device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     imgsearch_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="arithmetic of the encoder: auto (what the hardware is built for), fp32, bf16, fp16",
+        description="arithmetic of the encoder: auto (what suits the hardware), fp32, bf16, fp16",
     )
     imgsearch_backend: Literal["auto", "eager", "compile", "openvino"] = Field(
         "auto", description="what runs the encoder: auto, eager, compile, openvino"

@@ -206,6 +206,8 @@ def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
 class Lease:
     """A share in the server of a home: while one is open, the server stays.
 
+    Given by :func:`lease`.
+
     Attributes
     ----------
     home : Path
@@ -516,7 +518,12 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
     import grpc
     from milvus_lite.adapter.grpc.servicer import MilvusServicer
     from milvus_lite.db import MilvusLite
+    from milvus_lite.exceptions import MilvusLiteError
     from pymilvus.grpc_gen import milvus_pb2_grpc
+
+    from imgsearch.lite_search import LiteSearch
+
+    searches = LiteSearch()
 
     class Store(MilvusLite):
         """Two requests that open one collection at once must get the same object."""
@@ -529,9 +536,14 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
             with self._opening:
                 return super().get_collection(*args, **kwargs)
 
-        def create_collection(self, *args: object, **kwargs: object):
+        def create_collection(self, name: str, *args: object, **kwargs: object):
             with self._opening:
-                return super().create_collection(*args, **kwargs)
+                # What a creation or a drop that was cut off left has no schema: Milvus Lite
+                # would neither open it nor make another in its place.
+                remains = home / STORE / "collections" / name
+                if remains.is_dir() and not (remains / "schema.json").exists():
+                    remains.rename(aside(home, name))
+                return super().create_collection(name, *args, **kwargs)
 
         def drop_collection(self, *args: object, **kwargs: object) -> None:
             with self._opening:
@@ -539,6 +551,14 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
 
     class Servicer(MilvusServicer):
         """Milvus Lite calls every index finished; this says what is not built yet."""
+
+        def Search(self, request: object, context: object):
+            try:
+                collection = self._get_collection(request, context)
+            except MilvusLiteError:
+                collection = None
+            answer = searches.answer(collection, request) if collection is not None else None
+            return super().Search(request, context) if answer is None else answer
 
         def DescribeIndex(self, request: object, context: object):
             response = super().DescribeIndex(request, context)
@@ -587,6 +607,8 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
                         stack.enter_context(gate.writing() if name in _WRITES else gate.reading())
                     if broken.is_set():
                         context.abort(grpc.StatusCode.UNAVAILABLE, "leaving, a write failed")
+                    if name in _WRITES:  # while still the only one: no search comes between
+                        stack.callback(searches.forget)
                     return handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(

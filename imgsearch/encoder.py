@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,8 +36,11 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _STEP = 64  # images in one go: more gain nothing and take memory
+# Images from which on another backend has earned back what it takes to start:
+_LOADING = 64  # OpenVINO's model is kept from before: half a second
+_CONVERTING = 500  # it must be made: some 8 s for a ResNet-50
+_COMPILING = 5_000  # torch.compile: half a minute
 _AGREEMENT = 0.9995  # cosine with torch in fp32 that `auto` asks for
-_LONGEST = 16  # a resized picture may be this many times longer than wide
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,13 @@ class Preprocessing:
             size = int(short * width / height), short
         left, upper = (round((side - crop) / 2.0) for side in size)
         how = _RESAMPLING[self.interpolation]
-        if max(size) > _LONGEST * short:
-            # a line of pixels would become gigabytes: compute no more than is kept
-            across, down = width / size[0], height / size[1]
-            part = left * across, upper * down, (left + crop) * across, (upper + crop) * down
-            return np.asarray(picture.resize((crop, crop), how, box=part))
-        if size != picture.size:
-            picture = picture.resize(size, how)
-        return np.asarray(picture.crop((left, upper, left + crop, upper + crop)))
+        if size == picture.size:
+            return np.asarray(picture.crop((left, upper, left + crop, upper + crop)))
+        # Only what is kept is computed: a third less work, and a line of pixels that is
+        # resized whole would become gigabytes.
+        across, down = width / size[0], height / size[1]
+        part = left * across, upper * down, (left + crop) * across, (upper + crop) * down
+        return np.asarray(picture.resize((crop, crop), how, box=part))
 
 
 class Encoder:
@@ -115,7 +118,7 @@ class Encoder:
         precision, with every backend.
     device, precision, backend : str
         What really runs: ``"cpu"`` or ``"cuda:0"``; ``"fp32"``, ``"bf16"`` or ``"fp16"``;
-        ``"eager"``, ``"compile"`` or ``"openvino"``.
+        ``"eager"``, ``"compile"`` or ``"openvino"``. See :meth:`expect`.
     """
 
     def __init__(
@@ -130,14 +133,14 @@ class Encoder:
         precision: str,
         backend: str,
         batch: tuple[int, int] = (1, _STEP),
+        quicker: Callable[[int], tuple[str, Runner] | None] | None = None,
     ):
         self.name, self.dim, self.preprocessing = name, dim, preprocessing
         self.identity = identity
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.fingerprint = _fingerprint(identity)
         self.device, self.precision, self.backend = device, precision, backend
-        self._run, self._batch = run, batch
-        self._lock = threading.Lock()
+        self._run, self._batch, self._quicker = run, batch, quicker
+        self._lock, self._choosing = threading.Lock(), threading.Lock()
 
     def __repr__(self) -> str:
         return (
@@ -149,6 +152,26 @@ class Encoder:
         """Name, dim, fingerprint, device, precision, backend: for reports and panels."""
         keys = ("name", "dim", "fingerprint", "device", "precision", "backend")
         return {key: getattr(self, key) for key in keys}
+
+    def expect(self, images: int) -> None:
+        """Say that so many pictures are about to be encoded.
+
+        An encoder whose backend was left to choose begins with the one that starts at
+        once, which is best for a few queries. For a long job the quickest one is made
+        here, which takes up to half a minute where it was never made before. Its vectors
+        mean the same.
+
+        Parameters
+        ----------
+        images : int
+        """
+        with self._choosing:
+            found = self._quicker(images) if self._quicker else None
+            if found is not None:
+                backend, run = found
+                with self._lock:
+                    self.backend, self.precision, self._run = backend, run.precision, run
+                self._quicker = None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Resize and crop one picture, in any thread.
@@ -289,7 +312,9 @@ def load_encoder(
         ``auto`` takes what the hardware has units for, if the vectors stay the same: it
         asks for a cosine of 0.9995 with fp32 on a few pictures made for it.
     backend : {"auto", "eager", "compile", "openvino"}
-        ``auto`` takes OpenVINO on a CPU where it is installed, else ``eager``.
+        ``auto`` begins with ``eager``. On a CPU, :meth:`Encoder.expect` then changes to
+        OpenVINO for a job of some length, or where that is not installed to ``compile``
+        for a very long one.
     settings : Settings, optional
         Instead of the environment's. Parameters that are not ``auto`` win over it.
 
@@ -332,6 +357,11 @@ def load_encoder(
             "change or unset it",
         )
     return encoder
+
+
+def _fingerprint(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _names(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:
@@ -413,11 +443,9 @@ def _backend(wish: str, device: str) -> _Choice:
         raise ConfigError("backend", "openvino is not installed: pip install 'imgsearch[openvino]'")
     if wish == "compile" and device == "cpu" and not runners.compiler_is_there():
         raise ConfigError("backend", "compile needs a C++ compiler: install g++, or use eager")
-    if wish != "auto":
-        return _Choice(wish, auto=False)
-    # compile takes half a minute at first: only for those who ask for it
-    quicker = device == "cpu" and runners.openvino_is_there()
-    return _Choice("openvino" if quicker else "eager", auto=True)
+    if wish == "auto":
+        return _Choice("eager", auto=True)
+    return _Choice(wish, auto=False)
 
 
 class _Choice(NamedTuple):
@@ -439,6 +467,7 @@ class _Parts:
     sha256: str
     batch: tuple[int, int] = (1, 2**16)
     cast: bool = True
+    kept: Path | None = None
 
 
 def _load(
@@ -449,6 +478,8 @@ def _load(
     backend: _Choice,
     settings: Settings,
 ) -> Encoder:
+    from imgsearch import runners
+
     if name.endswith(".pt2"):
         parts = _program(name, weights)
     elif name == "mini":
@@ -466,13 +497,35 @@ def _load(
         "dim": parts.dim,
         "normalisation": "l2",
     }  # fmt: skip
-    run, precision, backend = _runner(parts, device, precision, backend)
+    parts.kept = runners.openvino_cache(settings.imgsearch_home, _fingerprint(identity))
+    run, _, kind = _runner(parts, device, precision, backend)
     least, most = parts.batch
+
+    def quicker(images: int) -> tuple[str, Runner] | None:
+        choice = _quicker(images, parts.kept.exists())
+        if choice is None:
+            return None
+        run, _, got = _runner(parts, device, precision, _Choice(choice, auto=True))
+        if got != choice:
+            log = logging.getLogger(__name__)
+            log.warning("%s cannot run with %s and stays with eager", parts.name, choice)
+        return got, run
+
     return Encoder(
         parts.name, parts.dim, preprocessing, identity, run,
-        device=device, precision=precision, backend=backend,
+        device=device, precision=run.precision, backend=kind,
         batch=(least, max(least, min(most, _STEP))),
+        quicker=quicker if backend.auto and device == "cpu" else None,
     )  # fmt: skip
+
+
+def _quicker(images: int, kept: bool) -> str | None:
+    """Pick the backend that so many pictures are worth, None for ``eager``."""
+    from imgsearch import runners
+
+    if runners.openvino_is_there():
+        return "openvino" if images >= (_LOADING if kept else _CONVERTING) else None
+    return "compile" if images >= _COMPILING and runners.compiler_is_there() else None
 
 
 def _runner(
@@ -528,10 +581,11 @@ def _make(parts: _Parts, device: str, precision: str, backend: str) -> Runner:
     mean, std = parts.preprocessing.mean, parts.preprocessing.std
     if backend == "openvino":
         least, most = parts.batch
-        return runners.OpenVinoRunner(
-            parts.network, mean, std, crop=parts.preprocessing.crop, precision=precision,
-            batch=most if least == most else 0,
+        model = runners.openvino_model(
+            parts.network, mean, std, crop=parts.preprocessing.crop,
+            batch=most if least == most else 0, cache=parts.kept,
         )  # fmt: skip
+        return runners.OpenVinoRunner(model, precision=precision, split=least == 1)
     return runners.TorchRunner(
         parts.network, mean, std, device=device, precision=precision, cast=parts.cast,
         compiled=backend == "compile",

@@ -138,6 +138,7 @@ class Gallery:
     ):
         self.row, self.metadata, self.settings = row, metadata, settings
         self._how = dict(how or {})
+        self._ensured = False
         if encoder is not None:
             self.encoder = encoder
 
@@ -298,6 +299,7 @@ class Gallery:
         self.vectors.create(
             self.name, self.row.dim, IndexSpec.parse(self.row.index), description=json.dumps(about)
         )
+        self._ensured = True
 
     def add(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> list[ImageRow]:
         """Store images, so that a crash at any moment loses and doubles nothing.
@@ -378,11 +380,15 @@ class Gallery:
 
     def _upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
         if vectors:
-            self._ensure_vectors()
             ids = sorted(vectors)
-            self.vectors.upsert(
-                self.name, np.array(ids, np.int64), np.stack([vectors[i] for i in ids])
-            )
+            stacked = np.stack([vectors[i] for i in ids])
+            if not self._ensured:  # once: it costs more than the writing does
+                self._ensure_vectors()
+            try:
+                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
+            except CollectionNotFound:  # dropped by another process meanwhile
+                self._ensure_vectors()
+                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
 
     def _still_mine(self) -> None:
         """Refuse to write into a collection that was dropped or made anew meanwhile."""

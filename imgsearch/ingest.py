@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections import deque
@@ -21,7 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from imgsearch import images
-from imgsearch.errors import ConfigError, ImageError, ImgSearchError, printable
+from imgsearch.errors import (
+    ConfigError,
+    ImageError,
+    ImgSearchError,
+    StoreUnavailable,
+    printable,
+)
 from imgsearch.gallery import Gallery, new_row
 from imgsearch.images import Found, ImageFacts
 from imgsearch.metadata import ImageRow
@@ -230,7 +237,6 @@ def ingest(
         report = IngestReport(
             collection=gallery.name,
             folder=str(folder),
-            encoder=gallery.encoder.describe(),
             index=gallery.row.index,
             shard=shard,
             total=len(found) + len(unreadable),
@@ -285,6 +291,16 @@ def _listed(
     return list(islice(files, limit)), unreadable
 
 
+def _gone(path: str) -> bool:
+    """Whether no file is there any more; what cannot be looked at may well be."""
+    try:
+        return not stat.S_ISREG(Path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
 def _part(relative: Path, n: int) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(relative)).digest()[:8]) % n
 
@@ -323,6 +339,8 @@ class _Ingest:
         try:
             report.settled = gallery.settle()
             new = self._pass_over_known(found, prune)
+            gallery.encoder.expect(len(new))
+            report.encoder = gallery.encoder.describe()
             self._tell()
             for chunk in self._chunks(new):
                 self._store(chunk)
@@ -337,6 +355,8 @@ class _Ingest:
             gallery.metadata.finish_run(report.run_id, report.state, **self._counts())
         except BaseException as error:
             report.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            if isinstance(error, StoreUnavailable) and error.where == gallery.metadata.where:
+                raise  # it would be as silent for the run's row, which shows as stale soon
             try:
                 gallery.metadata.finish_run(
                     report.run_id, report.state, error=_reason(error), **self._counts()
@@ -360,10 +380,9 @@ class _Ingest:
             else:
                 new.append(file)
         if prune:
-            gone = [path for path in known if not Path(path).exists()]
-            report.pruned = gallery.delete(gone)
+            report.pruned = gallery.delete(filter(_gone, known))
             known = {}
-        report.missing = tuple(sorted(path for path in known if not os.path.lexists(path)))
+        report.missing = tuple(sorted(filter(_gone, known)))
         return new
 
     def _chunks(self, files: Sequence[Found]) -> Iterator[_Chunk]:

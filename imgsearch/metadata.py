@@ -13,6 +13,7 @@ import getpass
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -43,6 +44,7 @@ from imgsearch.errors import (
 SCHEMA_VERSION = 1
 QUIET = timedelta(minutes=2)  # without a sign of life an ingest counts as stale
 _AT_ONCE = 500  # values in one IN (...)
+_LEAST_FREE = 64 * 1024  # bytes that SQLite asks of the disk at once, and some more
 _ATTEMPTS = 4  # of a transaction that the server ended because of another one
 
 T = TypeVar("T")
@@ -274,7 +276,7 @@ class MetadataStore:
         self._sqlite = self._url.get_backend_name() == "sqlite"
         self._pid = os.getpid()
         self._turns = threading.local()
-        timeout = settings.imgsearch_timeout
+        self._timeout = timeout = settings.imgsearch_timeout
         if self._sqlite:
             name = self._url.database
             if not name or name == ":memory:" or name.startswith("file:"):
@@ -293,8 +295,8 @@ class MetadataStore:
             )
             arguments = {
                 "charset": "utf8mb4",
-                "connect_timeout": max(1, round(timeout)),
-                "read_timeout": timeout,
+                "connect_timeout": max(1, round(timeout / 2)),
+                "read_timeout": timeout / 2,  # of the greeting; see _new_engine
                 "write_timeout": timeout,
             }
         self._engine = self._new_engine(self._url, arguments)
@@ -311,6 +313,11 @@ class MetadataStore:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
         else:
+            # A server that is silent costs a ping of an old connection and the greeting of a
+            # new one: half of the time each. A statement has all of it.
+            timeout = self._timeout
+            sa.event.listen(engine, "checkin", lambda link, _: _wait_at_most(link, timeout / 2))
+            sa.event.listen(engine, "checkout", lambda link, *_: _wait_at_most(link, timeout))
             # The default would show a reader what was true when its transaction began, and
             # lock gaps between rows that other ingests write to.
             engine = engine.execution_options(isolation_level="READ COMMITTED")
@@ -500,7 +507,9 @@ class MetadataStore:
 
     def _writers(self, collection: str) -> str:
         me = socket.gethostname()[:255], os.getpid()
-        others = [r for r in self.runs(collection) if r.state == "running" and r[10:12] != me]
+        others = [
+            r for r in self.runs(collection) if r.state == "running" and (r.host, r.pid) != me
+        ]
         return ", ".join(f"process {r.pid} of {r.who} on {r.host}" for r in others)
 
     @contextlib.contextmanager
@@ -1144,7 +1153,9 @@ class MetadataStore:
             )  # fmt: skip
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreBusy(self.where, "another process", "it is being written")
-        if code == sqlite3.SQLITE_FULL:
+        # Without room for its shared memory, SQLite calls a full disk a failing one.
+        full = code == sqlite3.SQLITE_IOERR and _free(self._file.parent) < _LEAST_FREE
+        if code == sqlite3.SQLITE_FULL or full:
             return StoreError(self.where, "its disk is full: free some space")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return StoreError(
@@ -1166,6 +1177,11 @@ class _NoDatabase(Exception):
 
 class _Deadlock(Exception):
     """Another transaction was in the way, and this one was undone."""
+
+
+def _wait_at_most(link: Any, seconds: float) -> None:
+    if link is not None:  # a connection that broke is handed back as None
+        link._read_timeout = seconds  # PyMySQL reads it before every answer
 
 
 def _prepare_sqlite(link: Any, _: object) -> None:
@@ -1274,11 +1290,20 @@ def _process_start(pid: int) -> str:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except OSError:
             return ""
-        return stat.rpartition(")")[2].split()[19]  # start time, clock ticks since boot
+        facts = stat.rpartition(")")[2].split()
+        # A zombie is dead, though nobody has asked for its end. Clock ticks since boot.
+        return "" if facts[0] in "ZX" else facts[19]
     shown = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return shown.stdout.strip()
+
+
+def _free(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _user() -> str:

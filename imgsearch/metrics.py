@@ -55,8 +55,8 @@ def ranks(gains: np.ndarray, junk: np.ndarray | None = None) -> Ranks:
 
     Parameters
     ----------
-    gains : ndarray, shape (q, depth)
-        Bool or non-negative integers: the gain of the item at each place, best
+    gains : ndarray of bool or int, shape (q, depth)
+        Not negative: the gain of the item at each place, best
         place first. 0 is not relevant.
     junk : ndarray of bool, shape (q, depth), optional
         Places that are taken out of the ranking: neither right nor wrong, and
@@ -266,7 +266,11 @@ def ideal_dcg(at_least: np.ndarray, k: int, levels: np.ndarray | None = None) ->
 
     Parameters
     ----------
-    at_least, k, levels
+    at_least : ndarray of int, shape (q, l)
+        As in :func:`ndcg_at`.
+    k : int
+        At least 1.
+    levels : ndarray of int, shape (l,), optional
         As in :func:`ndcg_at`.
 
     Returns
@@ -301,7 +305,8 @@ def interpolated_precision(
 
     Returns
     -------
-    ndarray of float64, shape (q, len(levels))
+    ndarray of float64, shape (q, l)
+        One column for each level.
     """
     queries, count = len(relevant), np.diff(found.offsets)
     values = np.zeros((queries, len(levels)))
@@ -482,7 +487,7 @@ def simulated_interpolated_precision(
 
     Returns
     -------
-    ndarray of float64, shape (len(levels),)
+    ndarray of float64, shape (l,)
         Zeros where there is no query.
     """
     if not len(relevant):

@@ -13,11 +13,7 @@ References
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-from imgsearch.errors import WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +63,7 @@ SPEC = Spec(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     file="mini.safetensors",
-    sha256="69066c345e1b4ad8417aa073b185db598f3f9fa50245cbdcd797d772111462f2",
+    sha256="6b494120c34934e3146e9c9e04ef7b67e5f78b60f755e8d01cffb609b5b7e7a4",
     bytes=5079568,
 )
 
@@ -84,41 +80,3 @@ def build() -> torch.nn.Module:
     from imgsearch._mini_net import MiniNet
 
     return MiniNet(SPEC.dim).eval()
-
-
-def load(path: Path | None = None) -> torch.nn.Module:
-    """Make the network and give it the bundled weights, verified.
-
-    Parameters
-    ----------
-    path : Path, optional
-        The file, if it does not lie in the package.
-
-    Returns
-    -------
-    torch.nn.Module
-        As from :func:`build`.
-
-    Raises
-    ------
-    WeightsError
-        The file is missing, or is not the one that `SPEC` describes.
-    """
-    path = path or Path(__file__).parent / "assets" / SPEC.file
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); it is part of the package: install it again"
-        raise WeightsError(str(path), reason) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != SPEC.sha256:
-        raise WeightsError(
-            str(path),
-            f"has SHA-256 {found[:16]}…, not {SPEC.sha256[:16]}…: damaged, or of another "
-            "version of the package; install it again",
-        )
-    from safetensors.torch import load
-
-    network = build()
-    network.load_state_dict({name: value.float() for name, value in load(content).items()})
-    return network

@@ -71,7 +71,10 @@ class Pipeline:
 
         register()
         self.encoder, self.formats = encoder, tuple(formats)
-        self.workers = workers or len(os.sched_getaffinity(0))
+        if workers is None:  # macOS does not tell which processors are ours
+            ours = getattr(os, "sched_getaffinity", None)
+            workers = len(ours(0)) if ours else os.cpu_count() or 1
+        self.workers = workers
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         # Towhee copies what an operator is made with: hand it a name, never the encoder
         name = uuid.uuid4().hex

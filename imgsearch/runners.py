@@ -6,10 +6,15 @@ mean the same; only speed differs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib.metadata
 import importlib.util
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,7 @@ from imgsearch.errors import EncoderError
 Runner = Callable[[np.ndarray], np.ndarray]
 """uint8 (n, crop, crop, 3) to float32 (n, dim)."""
 
+_CONVERSION = 1  # to be raised when openvino_model makes something else of the same encoder
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,7 +70,18 @@ def pictures(crop: int, count: int) -> np.ndarray:
 
 
 def agreement(features: np.ndarray, expected: np.ndarray) -> float:
-    """Smallest cosine between rows of two arrays (n, dim); 0 where they cannot be compared."""
+    """Compare what two runners make of the same pictures.
+
+    Parameters
+    ----------
+    features, expected : numpy.ndarray
+        float, shape ``(n, dim)``.
+
+    Returns
+    -------
+    float
+        Smallest cosine between rows; 0 where they cannot be compared.
+    """
     if features.shape != expected.shape:
         return 0.0
     a, b = features.astype(np.float64), expected.astype(np.float64)
@@ -116,7 +133,18 @@ class TorchRunner:
         self._shift = shift.float().view(1, 3, 1, 1).to(self._device)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Features of a batch: uint8 (n, crop, crop, 3) to float32 (n, dim)."""
+        """Compute the features of a batch.
+
+        Parameters
+        ----------
+        batch : numpy.ndarray
+            uint8, shape ``(n, crop, crop, 3)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(n, dim)``.
+        """
         with torch.inference_mode():
             # (n, h, w, c) seen as (n, c, h, w) is already channels last
             x = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2).float()
@@ -130,7 +158,76 @@ class TorchRunner:
 
 
 class OpenVinoRunner:
-    """Runs a network with OpenVINO on the CPU; normalisation is part of its graph.
+    """Runs a model on the CPU with OpenVINO.
+
+    Where there are several threads, the batch is halved and the halves run side by side:
+    threads that decode pictures meanwhile then hold up one half and not the whole.
+
+    Parameters
+    ----------
+    model : openvino.Model
+        From :func:`openvino_model`.
+    precision : {"fp32", "bf16", "fp16"}
+        A wish: `precision` says what the processor made of it.
+    split : bool
+        Whether the model takes batches of any size.
+    """
+
+    def __init__(self, model: Any, *, precision: str, split: bool):
+        import openvino as ov
+
+        threads = torch.get_num_threads()
+        streams = 2 if split and threads > 1 else 1
+        wish = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision]
+        compiled = ov.Core().compile_model(
+            model,
+            "CPU",
+            {
+                "NUM_STREAMS": streams,
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": wish,
+            },
+        )
+        runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[runs]
+        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Compute the features of a batch.
+
+        Parameters
+        ----------
+        batch : numpy.ndarray
+            uint8, shape ``(n, crop, crop, 3)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape ``(n, dim)``.
+        """
+        parts = np.array_split(batch, min(len(self._requests), len(batch)))
+        under_way = list(zip(self._requests, parts, strict=False))
+        for request, part in under_way:
+            request.start_async([part], share_inputs=True)
+        for request, _ in under_way:
+            request.wait()
+        return np.concatenate(
+            [request.get_output_tensor(0).data for request, _ in under_way], dtype=np.float32
+        )
+
+
+def openvino_model(
+    network: nn.Module,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    crop: int,
+    batch: int = 0,
+    cache: Path,
+) -> Any:
+    """OpenVINO's model of a network, with normalisation as part of its graph.
+
+    Converting takes a ResNet-50 some 8 s, so the result is kept.
 
     Parameters
     ----------
@@ -140,51 +237,82 @@ class OpenVinoRunner:
         Of the three channels, for pictures in [0, 1].
     crop : int
         Side of the pictures in pixels.
-    precision : {"fp32", "bf16", "fp16"}
-        A wish: `precision` says what the processor made of it.
     batch : int
         0 for a network that takes any batch, else the only size it takes.
+    cache : Path
+        File to keep it in. A damaged one is made anew; where none can be written, none is kept.
+
+    Returns
+    -------
+    openvino.Model
+        uint8 (n, crop, crop, 3) to float (n, dim).
+
+    Raises
+    ------
+    EncoderError
+        OpenVINO cannot run this network.
     """
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
 
-    def __init__(
-        self,
-        network: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        *,
-        crop: int,
-        precision: str,
-        batch: int = 0,
-    ):
-        import openvino as ov
-        from openvino.preprocess import PrePostProcessor
+    kept = _kept(cache)
+    if kept is not None:
+        return kept
+    model = _converted(network, torch.zeros(batch or 2, 3, crop, crop))
+    model.reshape([batch or -1, 3, crop, crop])
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
+        [255 * value for value in mean]
+    ).scale([255 * value for value in std])
+    model = steps.build()
+    with contextlib.suppress(OSError):  # a full or read-only disk costs time, nothing else
+        _keep(model, cache)
+    return model
 
-        model = _converted(network, torch.zeros(batch or 2, 3, crop, crop))
-        model.reshape([batch or -1, 3, crop, crop])
-        steps = PrePostProcessor(model)
-        steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-        steps.input().model().set_layout(ov.Layout("NCHW"))
-        steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
-            [255 * value for value in mean]
-        ).scale([255 * value for value in std])
-        wish = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision]
-        self._model = ov.Core().compile_model(
-            steps.build(),
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",  # one request at a time, on all threads
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "INFERENCE_PRECISION_HINT": wish,
-            },
-        )
-        runs = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
-        self.precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[runs]
-        self._request = self._model.create_infer_request()
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Features of a batch: uint8 (n, crop, crop, 3) to float32 (n, dim)."""
-        results = self._request.infer([batch], share_inputs=True, share_outputs=True)
-        return np.array(results[0], dtype=np.float32)
+def openvino_cache(home: Path, fingerprint: str) -> Path:
+    """File of a home in which the converted model of an encoder is kept.
+
+    Parameters
+    ----------
+    home : Path
+        ``IMGSEARCH_HOME``.
+    fingerprint : str
+        The encoder's.
+
+    Returns
+    -------
+    pathlib.Path
+        Another one for each version of OpenVINO.
+    """
+    version = importlib.metadata.version("openvino") if openvino_is_there() else "none"
+    return home / "openvino" / f"{fingerprint}-{version}-{_CONVERSION}.zip"
+
+
+def _kept(cache: Path) -> Any | None:
+    import openvino as ov
+
+    try:
+        with zipfile.ZipFile(cache) as archive:  # checks its contents by their CRC-32
+            graph, numbers = archive.read("model.xml"), archive.read("model.bin")
+        return ov.Core().read_model(graph, ov.Tensor(np.frombuffer(numbers, np.uint8)))
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(model: Any, cache: Path) -> None:
+    import openvino as ov
+
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
+        made = Path(folder)
+        ov.save_model(model, made / "model.xml", compress_to_fp16=False)
+        with zipfile.ZipFile(made / "model.zip", "w") as archive:
+            for name in ("model.xml", "model.bin"):
+                archive.write(made / name, name)
+        (made / "model.zip").replace(cache)
 
 
 def _converted(network: nn.Module, example: torch.Tensor) -> Any:

@@ -190,7 +190,7 @@ class _NotLoaded(Exception):
 class VectorStore:
     """Vectors by id, in named collections.
 
-    Make one with :meth:`open`. One store may be used by several threads. A
+    Made by :meth:`open`. One store may be used by several threads. A
     forked child connects for itself at its first call.
 
     Attributes
@@ -285,6 +285,8 @@ class VectorStore:
 
         Raises
         ------
+        ConfigError
+            The name or the dimension is one that Milvus does not take.
         StoreError
             It is there with another dimension, or was made by another program.
         """
@@ -314,6 +316,10 @@ class VectorStore:
 
         A damaged collection of the embedded store is among them: it can be
         dropped, everything else on it raises :class:`StoreDamaged`.
+
+        Returns
+        -------
+        list of str
         """
         try:
             return sorted(self._attempt(lambda client, t: client.list_collections(timeout=t)))
@@ -325,10 +331,21 @@ class VectorStore:
     def describe(self, collection: str) -> VectorInfo:
         """Facts about a collection.
 
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        VectorInfo
+
         Raises
         ------
         CollectionNotFound
             There is none of this name.
+        StoreError
+            It has no index, since a process died while it made the collection.
         """
         dim = self._dim(collection)
         found = self._index(collection)
@@ -340,6 +357,11 @@ class VectorStore:
 
     def drop(self, collection: str) -> None:
         """Remove a collection with all its vectors.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
 
         Raises
         ------
@@ -412,7 +434,10 @@ class VectorStore:
         ids = np.asarray(ids)
         if ids.ndim != 1 or not (ids.dtype.kind in "iu" or ids.size == 0):
             raise ConfigError("ids", f"must be whole numbers in one dimension, not {ids.dtype}")
-        dim = self._dim(collection)
+        facts = self._facts.get(collection)
+        if facts is None or np.shape(vectors)[1:] != facts[:1]:
+            facts = self._fresh_facts(collection)
+        dim = facts[0]
         vectors = _checked(vectors, dim)
         if len(ids) != len(vectors):
             raise ConfigError("ids", f"{len(ids)} ids for {len(vectors)} vectors")
@@ -428,7 +453,12 @@ class VectorStore:
                     {"id": i, "vector": v}
                     for i, v in zip(numbers[part], vectors[part], strict=True)
                 ]
-                self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                try:
+                    self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                except StoreError:
+                    # Another process may have dropped it and made it anew, in another form.
+                    _checked(vectors, self._fresh_facts(collection)[0])
+                    raise
 
     def delete(self, collection: str, ids: Sequence[int] | np.ndarray) -> None:
         """Remove vectors; ids that are not there are passed over.
@@ -594,10 +624,15 @@ class VectorStore:
     def ids(self, collection: str) -> np.ndarray:
         """All ids of a collection.
 
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
         Returns
         -------
-        ndarray of int64
-            Sorted.
+        numpy.ndarray
+            int64, shape ``(n,)``, ascending.
 
         Raises
         ------
@@ -631,6 +666,15 @@ class VectorStore:
 
     def count(self, collection: str) -> int:
         """How many vectors a collection holds, what was just written included.
+
+        Parameters
+        ----------
+        collection : str
+            The collection.
+
+        Returns
+        -------
+        int
 
         Raises
         ------
@@ -904,6 +948,11 @@ class VectorStore:
             return _NotLoaded(text)
         if not isinstance(error, MilvusException | grpc.RpcError):
             return error
+        if code == status.UNIMPLEMENTED:
+            return StoreError(
+                self.where, f"runs Milvus {self._version or 'of an unknown version'}, which does "
+                "not know a request of imgsearch: check its version, and update the older of both"
+            )  # fmt: skip
         if self._home is None:
             return StoreError(self.where, text)
         # What is asked of the embedded store was checked before: its files are at fault.

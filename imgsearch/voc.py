@@ -317,6 +317,15 @@ class Voc:
     def image_path(self, name: str) -> Path:
         """Path of an image, whether or not it is there.
 
+        Parameters
+        ----------
+        name : str
+            Of the image, without ``.jpg``.
+
+        Returns
+        -------
+        pathlib.Path
+
         Raises
         ------
         DatasetError
@@ -327,6 +336,16 @@ class Voc:
 
     def missing_images(self, names: Iterable[str]) -> list[str]:
         """List those images whose files are not in ``JPEGImages``.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Of images, without ``.jpg``.
+
+        Returns
+        -------
+        list of str
+            In the order of `names`.
 
         Raises
         ------

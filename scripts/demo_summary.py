@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-def summary(ingest: dict, search: dict, folder: Path) -> str:
+def summary(ingest: dict, search: dict, evaluation: dict, folder: Path) -> str:
     """Return the closing lines.
 
     Parameters
@@ -16,8 +16,10 @@ def summary(ingest: dict, search: dict, folder: Path) -> str:
         The ingest notebook's report.
     search : dict
         The search notebook's report.
+    evaluation : dict
+        The evaluation notebook's report.
     folder : Path
-        Where both lie, beside the notebooks that ran.
+        Where they lie, beside the notebooks that ran.
 
     Returns
     -------
@@ -32,13 +34,21 @@ def summary(ingest: dict, search: dict, folder: Path) -> str:
         *(["Nothing had to be encoded again."] if not ingest["encoded"] else []),
         f"Most like {Path(search['query']).name}:",
         *(f"  {hit['score']:.3f}  {Path(hit['path']).name}" for hit in search["hits"][:5]),
+        *(
+            f"{row['metric']} {row['value']:.3f}, 95 % interval {row['low']:.3f} to "
+            f"{row['high']:.3f}, in random order {row['baseline']:.3f}."
+            for row in evaluation["evaluations"]["sample"]["summary"]
+            if row["average"] == "micro" and row["metric"] in ("mAP", "P@1")
+        ),
         f"The notebooks as they ran, and their reports, are in {folder}/.",
         "Next: `make lab` opens the notebooks.",
     ]
     return "\n".join(lines)
 
 
+REPORTS = ("ingest.json", "search.json", "evaluation.json")
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    reports = [json.loads((place / name).read_text()) for name in ("ingest.json", "search.json")]
+    reports = [json.loads((place / name).read_text()) for name in REPORTS]
     print(summary(*reports, place))

@@ -18,7 +18,11 @@ import imgsearch
 from imgsearch.errors import ImgSearchError
 from tests.conftest import ROOT
 
-MODULES = [name for _, name, _ in pkgutil.iter_modules(imgsearch.__path__) if name[0] != "_"]
+MODULES = [
+    name.removeprefix("imgsearch.")
+    for _, name, _ in pkgutil.walk_packages(imgsearch.__path__, "imgsearch.")
+    if "._" not in name
+]
 
 # (n,), (n, dim), (crop, crop, 3), (..., d)
 SHAPE = re.compile(r"\((?:\w+|\.\.\.)\s*,[^()]*\)")

@@ -14,6 +14,7 @@ from PIL import Image
 from test_backbones import torchvision_models
 
 from imgsearch import backbones, images, runners, weights
+from imgsearch import encoder as encoders
 from imgsearch.config import settings
 from imgsearch.encoder import Preprocessing, load_encoder
 from imgsearch.errors import ConfigError, EncoderError, ImageError, WeightsError
@@ -160,12 +161,57 @@ def test_compiled_torch_gives_the_same_vectors(exported, name):
     alike(exported[0] / name if name.endswith(".pt2") else name, backend="compile")
 
 
-def test_a_conversion_that_goes_wrong_is_noticed(exported):
+def test_a_conversion_that_goes_wrong_is_noticed(exported, tmp_path):
     need_openvino()
     path = exported[0] / "tiny.pt2"  # its reshape would be frozen at one size of batch
     with pytest.raises(EncoderError, match="use backend='eager'"):
         load_encoder(path, backend="openvino", device="cpu")
-    assert alike(path, backend="auto").backend == "eager"
+    encoder = load_encoder(path, backend="auto", device="cpu", settings=automatic(tmp_path))
+    encoder.expect(10**6)
+    assert encoder.backend == "eager"
+    alike(path, backend="auto", settings=automatic(tmp_path))
+
+
+def automatic(home):
+    return settings(imgsearch_home=home, imgsearch_backend="auto")
+
+
+def test_a_long_job_gets_openvino_and_a_short_one_does_not(tmp_path, monkeypatch):
+    need_openvino()
+    given = {"device": "cpu", "precision": "fp32", "settings": automatic(tmp_path)}
+    encoder = load_encoder(RANDOM, **given)
+    batch = np.stack([encoder.prepare(noise(seed=seed)) for seed in range(5)])
+    before, said = encoder.encode_prepared(batch), encoder.describe()
+    encoder.expect(100)
+    assert encoder.backend == "eager"  # the conversion would take longer than they do
+    encoder.expect(10_000)
+    assert encoder.backend == "openvino"
+    assert encoder.describe() == said | {"backend": "openvino"}
+    assert (encoder.encode_prepared(batch) * before).sum(axis=1).min() >= 0.9999
+    # Once converted, a shorter job is worth it, and the network is not converted again.
+    monkeypatch.setattr(encoders, "_loaded", {})
+    monkeypatch.setattr(runners, "_converted", None)
+    (kept,) = (tmp_path / "openvino").iterdir()
+    again = load_encoder(RANDOM, **given)
+    again.expect(100)
+    assert again.backend == "openvino"
+    assert (again.encode_prepared(batch) == encoder.encode_prepared(batch)).all()
+    # One that is damaged is not used.
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 1
+    kept.write_bytes(data)
+    monkeypatch.undo()
+    monkeypatch.setattr(encoders, "_loaded", {})
+    mended = load_encoder(RANDOM, **given)
+    mended.expect(100)
+    assert (mended.encode_prepared(batch) * before).sum(axis=1).min() >= 0.9999
+    assert kept.read_bytes() != bytes(data)
+
+
+def test_a_backend_that_was_asked_for_stays(tmp_path):
+    encoder = load_encoder(RANDOM, backend="eager", settings=automatic(tmp_path))
+    encoder.expect(10**6)
+    assert encoder.backend == "eager"
 
 
 def test_lower_precision_where_the_hardware_has_it(monkeypatch):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from imgsearch import mini
-from training import distil, measure, pictures, students, teacher
+from training import distil, pictures, students, teacher
 
 
 class TinyTeacher(nn.Module):
@@ -176,17 +176,3 @@ def test_agreement_of_neighbours():
     shared, correlation = distil.agreement(vectors, rng.permutation(vectors))
     assert shared < 0.35
     assert abs(correlation) < 0.1
-
-
-def test_figures_by_hand():
-    vectors = np.array([[1, 0], [1, 0.1], [0, 1], [0.5, 1], [-1, 0]])
-    precisions, first = measure.leave_one_out(vectors, np.array([0, 0, 0, 1, 1]))
-    # the first photograph finds 1 (right), 3 (wrong), 2 (right), 4 (wrong)
-    assert precisions[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
-    assert first[0] == 1
-    # the last one finds 2 (wrong), 3 (right), 1, 0 (wrong); its length does not matter
-    assert precisions[4] == pytest.approx(1 / 2)
-    assert first[4] == 0
-    low, high = measure.interval(np.array([0.0, 1.0] * 50))
-    assert 0.38 < low < 0.45
-    assert 0.55 < high < 0.62

@@ -232,7 +232,9 @@ def test_images_are_known_by_folder_and_name(voc, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     assert voc.name_of(tmp_path / "link" / "2007_000001.jpg") == "2007_000001"
     assert voc.name_of(tmp_path / "2007_000001.jpg") is None
-    assert voc.name_of(folder / "2007_000001.png") == "2007_000001"  # not official, as in the sample
+    assert (
+        voc.name_of(folder / "2007_000001.png") == "2007_000001"
+    )  # not official, as in the sample
     assert voc.name_of(folder / "2007_000001.xml") is None
     assert voc.image_path("2007_000001") == folder / "2007_000001.jpg"
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
-from imgsearch import batch, config, figures
-from imgsearch.comparison import Comparison
+from imgsearch import batch, config
 from imgsearch.errors import ConfigError
-from imgsearch.scoring import ALL, KS, Evaluation
+from imgsearch.evaluation import figures
+from imgsearch.evaluation.comparison import Comparison
+from imgsearch.evaluation.scoring import ALL, KS, Evaluation
 from imgsearch.widgets import parts, words
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the proofs share: children that can be killed, and the question whether a collection holds."""
+"""What the proofs share: children that can be killed, and whether a collection holds."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ from imgsearch.encoder import load_encoder
 encoder = load_encoder("resnet18", weights="random:0", backend="eager")
 tell(begins=True)
 report = ingest(
-    order["folder"], "kept", encoder=encoder, batch_size=4, workers=1, prune=order.get("prune", False),
+    order["folder"], order.get("collection", "kept"), encoder=encoder, batch_size=4, workers=1,
+    prune=order.get("prune", False),
     progress=lambda r: tell(run_id=r.run_id, stored=r.encoded + r.linked, unchanged=r.unchanged),
 )
 tell(report=report.to_dict())
@@ -86,7 +87,8 @@ class Child:
     def wait_for(self, name: str, seconds: float = 120) -> None:
         until = time.monotonic() + seconds
         while not self.facts(name):
-            assert self.alive and time.monotonic() < until, self._said.read_text()
+            if not self.alive or time.monotonic() > until:
+                raise AssertionError(f"it never said {name!r}: {self._said.read_text()[-2000:]}")
             time.sleep(0.01)
 
     def wait(self, seconds: float = 170) -> dict:

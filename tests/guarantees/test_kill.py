@@ -1,7 +1,8 @@
-"""Whenever a process dies: what was acknowledged is searchable, and the next ingest mends the rest."""
+"""Whenever a process dies: what was acknowledged is found, the next ingest mends the rest."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -44,23 +45,24 @@ def paths_of(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*.png")}
 
 
-def attack(nursery, folder, settings, rounds, victim, seed):
-    """Kill `victim` at a random moment of an ingest, check, ingest again, check; many times.
+def attack(nursery, folder, settings, kills, victim, seed):
+    """Kill `victim` at random moments of ingests, check, ingest again, check; so many times.
 
-    `victim` gets the child and kills what it likes.
+    `victim` gets the child and kills what it likes. An ingest that was over before it was
+    struck does not count. Returns how many ingests it took.
     """
-    rng, env, longest, struck = random.Random(seed), environment(settings), 1.0, 0
-    for turn in range(rounds):
+    rng, env, longest, struck, turn = random.Random(seed), environment(settings), 2.0, 0, 0
+    while struck < kills:
+        assert turn < 4 * kills + 8, f"only {struck} of {turn} ingests were struck under way"
         shuffle(folder, turn, rng)
         child = nursery.child(INGEST, env, folder=str(folder), prune=True)
         child.wait_for("begins")
-        before = time.monotonic()
-        if turn:  # the first one only tells how long it takes
-            time.sleep(rng.uniform(0, longest))
-            struck += child.alive
-            victim(child)
+        time.sleep(rng.uniform(0, longest))
+        in_time = child.alive
+        victim(child)
+        struck += in_time
+        longest *= 1.05 if in_time else 0.8
         last = child.wait()
-        longest = longest if turn else min(20.0, time.monotonic() - before)
         stored = max(child.facts("stored"), default=0)
         try:
             with opened("kept", settings) as gallery:
@@ -79,7 +81,14 @@ def attack(nursery, folder, settings, rounds, victim, seed):
         assert report.state == "done"
         with opened("kept", settings) as gallery:
             agree(gallery, paths_of(folder))
-    return struck
+        turn += 1
+    return turn
+
+
+def rounds(quick: int, name: str, long: int) -> list:
+    """How often: for `make test`, and for `make soak` unless IMGSEARCH_SOAK_<name> says so."""
+    long = int(os.environ.get(f"IMGSEARCH_SOAK_{name}", long))
+    return [pytest.param(quick, id="quick"), pytest.param(long, id="soak", marks=[soak])]
 
 
 @pytest.fixture(autouse=True)
@@ -87,44 +96,36 @@ def _encoder(encoder):
     attack.encoder = encoder
 
 
-ROUNDS = [pytest.param(3, id="quick"), pytest.param(51, id="soak", marks=[soak])]
-
-
-@pytest.mark.parametrize("rounds", ROUNDS)
-def test_an_ingest_is_killed(nursery, tmp_path, rounds):
+@pytest.mark.parametrize("kills", rounds(2, "KILLS", 50))
+def test_an_ingest_is_killed(nursery, tmp_path, kills):
     settings = read_settings(imgsearch_home=tmp_path / "home")
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, lambda c: c.kill(), 1)
-    assert rounds < 10 or struck > rounds / 2, "too few of the kills came in time"
-    print(f"{struck} of {rounds} ingests were killed under way, embedded stores")
+    turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 1)
+    print(f"{kills} of {turns} ingests were killed under way, embedded stores")
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(2, id="quick"), ROUNDS[1]])
-def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, rounds):
+@pytest.mark.parametrize("kills", rounds(1, "SERVER_KILLS", 50))
+def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, kills):
     settings = read_settings(imgsearch_home=tmp_path / "home")
 
     def victim(child):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # not up yet, or just being replaced
             os.kill(server_pid(settings.imgsearch_home), signal.SIGKILL)
-        except (OSError, ValueError):
-            pass  # not up yet, or being replaced just now
 
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, victim, 2)
-    print(f"the server was killed under {struck} of {rounds} ingests")
+    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 2)
+    print(f"the embedded server was killed under {kills} of {turns} ingests")
 
 
-@soak
-@pytest.mark.timeout(0)
-def test_an_ingest_into_servers_is_killed(nursery, tmp_path, mariadb, milvus_server):
+@pytest.mark.parametrize("kills", rounds(0, "KILLS_INTO_SERVERS", 50)[1:])
+def test_an_ingest_into_servers_is_killed(nursery, tmp_path, mariadb, milvus_server, kills):
     settings = read_settings(
         imgsearch_home=tmp_path / "home",
         milvus_uri=milvus_server.uri,
         **mariadb.settings("killed_ingest"),
     )
-    rounds = int(os.environ.get("IMGSEARCH_SOAK_SERVER_ROUNDS", 51))
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, lambda c: c.kill(), 3)
+    turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 3)
     with opened("kept", settings) as gallery:
         gallery.drop()
-    print(f"{struck} of {rounds} ingests were killed under way, Milvus and MariaDB servers")
+    print(f"{kills} of {turns} ingests were killed under way, Milvus and MariaDB servers")
 
 
 def kill_hard(process: subprocess.Popen) -> None:
@@ -132,23 +133,22 @@ def kill_hard(process: subprocess.Popen) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(2, id="quick"), ROUNDS[1]])
-def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, rounds):
+@pytest.mark.parametrize("kills", rounds(1, "MARIADB_KILLS", 50))
+def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, kills):
     settings = read_settings(
-        imgsearch_home=tmp_path / "home", **mariadb.settings(f"killed_sql_{rounds}")
+        imgsearch_home=tmp_path / "home", **mariadb.settings(f"killed_sql_{kills}")
     )
 
     def victim(child):
         kill_hard(mariadb.process)
         mariadb.start()
 
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, victim, 4)
-    print(f"MariaDB was killed under {struck} of {rounds} ingests")
+    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 4)
+    print(f"MariaDB was killed under {kills} of {turns} ingests")
 
 
-@soak
-@pytest.mark.timeout(0)
-def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_server):
+@pytest.mark.parametrize("kills", rounds(0, "MILVUS_KILLS", 5)[1:])  # a restart takes a minute
+def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_server, kills):
     settings = read_settings(
         imgsearch_home=tmp_path / "home",
         milvus_uri=milvus_server.uri,
@@ -159,11 +159,10 @@ def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_ser
         kill_hard(milvus_server.process)
         milvus_server.start()
 
-    rounds = int(os.environ.get("IMGSEARCH_SOAK_MILVUS_ROUNDS", 4))  # each restart takes a minute
-    struck = attack(nursery, tmp_path / "photos", settings, rounds, victim, 5)
+    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 5)
     with opened("kept", settings) as gallery:
         gallery.drop()
-    print(f"Milvus was killed under {struck} of {rounds} ingests")
+    print(f"Milvus was killed under {kills} of {turns} ingests")
 
 
 REPAIR = """
@@ -173,15 +172,15 @@ tell(report=repair("kept", image_dirs=[order["folder"]]).to_dict())
 """
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(2, id="quick"), pytest.param(30, id="soak", marks=[soak])])
-def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, rounds):
+@pytest.mark.parametrize("kills", rounds(1, "REPAIR_KILLS", 30))
+def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, kills):
     """A repair must not forget an image because it died while it made its vector anew."""
     settings, folder = read_settings(imgsearch_home=tmp_path / "home"), tmp_path / "photos"
     for i in range(60):
         paint(folder / f"{i}.png", seed=i, size=(32, 24))
     ingest(folder, "kept", encoder=encoder, settings=settings)
     rng = random.Random(6)
-    for _ in range(rounds):
+    for _ in range(kills):
         with opened("kept", settings) as gallery:
             gallery.vectors.delete("kept", gallery.metadata.ids("kept")[:50])
         child = nursery.child(REPAIR, environment(settings), folder=str(folder))
@@ -199,7 +198,9 @@ def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder
 
 
 @pytest.mark.parametrize("step", ["announced", "stored", "marked", "vectors gone"])
-def test_a_drop_or_an_addition_stops_between_any_two_steps(stores, encoder, collection, tmp_path, step, monkeypatch):
+def test_a_drop_or_an_addition_stops_between_any_two_steps(
+    stores, encoder, collection, tmp_path, step, monkeypatch
+):
     """The moments that random kills seldom meet, met on purpose."""
     folder = tmp_path / "photos"
     for i in range(6):
@@ -216,7 +217,7 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(stores, encoder, coll
         if step in ("announced", "stored"):
             target = ("vectors", "upsert") if step == "announced" else ("metadata", "confirm")
             monkeypatch.setattr(getattr(gallery, target[0]), target[1], die)
-            rows = [r for r in gallery.metadata.browse(collection)]
+            rows = gallery.metadata.browse(collection)
             made = gallery.pipeline(sorted(folder.iterdir())[3:])
             new = [
                 rows[0]._replace(path=str(path), image_id=e.facts.image_id, sha256=e.facts.sha256)
@@ -239,7 +240,9 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(stores, encoder, coll
         agree(gallery, {str(path) for path in folder.iterdir()})
 
 
-def test_a_touched_file_stays_searchable_while_its_row_is_written(stores, encoder, collection, tmp_path, monkeypatch):
+def test_a_touched_file_stays_searchable_while_its_row_is_written(
+    stores, encoder, collection, tmp_path, monkeypatch
+):
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
     with opened(collection, stores) as gallery:
@@ -257,7 +260,9 @@ def test_a_touched_file_stays_searchable_while_its_row_is_written(stores, encode
         assert gallery.get(path).mtime_ns == 5
 
 
-def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(stores, encoder, collection, tmp_path):
+def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
+    stores, encoder, collection, tmp_path
+):
     """The other one may die before the vector is there, and nobody would look again."""
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
@@ -279,7 +284,9 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(stores, enc
         agree(gallery, {str(path)})
 
 
-def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(stores, encoder, collection, tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(
+    stores, encoder, collection, tmp_path, monkeypatch
+):
     from imgsearch.metadata import MetadataStore
 
     paint(tmp_path / "photos" / "a.png", seed=1)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imgsearch import statistics
 from imgsearch.errors import ConfigError
-from imgsearch.scoring import ALL, Evaluation
+from imgsearch.evaluation import statistics
+from imgsearch.evaluation.scoring import ALL, Evaluation
 
 
 class Difference(NamedTuple):
@@ -26,7 +26,7 @@ class Difference(NamedTuple):
         Of the two-sided paired randomisation test; for classes adjusted by Holm's
         method for the number of classes.
     effect_size : float
-        Cohen's d of pairs, see :func:`imgsearch.statistics.effect_size`.
+        Cohen's d of pairs, see :func:`imgsearch.evaluation.statistics.effect_size`.
     wins, losses, ties : int
         Queries on which the second is better, worse, equal (to 1e-9).
     """

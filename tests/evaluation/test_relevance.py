@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgsearch import ranking, relevance
-from imgsearch.relevance import Labels
+from imgsearch.evaluation import ranking, relevance
+from imgsearch.evaluation.relevance import Labels
 
 
 @settings(max_examples=60, deadline=None)

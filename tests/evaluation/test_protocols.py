@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgsearch import evaluation, scoring
 from imgsearch.config import settings
 from imgsearch.errors import ConfigError, DatasetError
-from imgsearch.evaluation import Protocol, prepare
+from imgsearch.evaluation import protocols, scoring
+from imgsearch.evaluation.protocols import Protocol, prepare
 from imgsearch.gallery import Gallery
 from imgsearch.voc import Voc
 from tests.helpers import rows_and_vectors
@@ -88,7 +88,7 @@ def test_gallery_and_query_sets(gallery, voc):
 def test_leave_one_out_ranks_everything_but_the_query(gallery, voc):
     task = prepare(gallery, voc, "leave-one-out trainval")
     assert len(task.queries) == len(task.gallery) == MAIN
-    view = evaluation.exact(task).views["all"]
+    view = protocols.exact(task).views["all"]
     place = {name: i for i, name in enumerate(task.names[q] for q in task.queries)}
     # i07 shows a dog and a difficult cat; cats are junk to it, and it to cats.
     assert view.candidates[place["i07"]] == MAIN - 1 - 10
@@ -103,7 +103,7 @@ def test_distractors_are_searched_and_never_relevant(gallery, voc):
     assert len(task.queries) == MAIN
     assert len(task.gallery) == MAIN + 8
     assert task.about["distractors"] == 8
-    without, with_them = (evaluation.exact(t).views["all"] for t in (plain, task))
+    without, with_them = (protocols.exact(t).views["all"] for t in (plain, task))
     assert (without.relevant == with_them.relevant).all()
     # Of the eight, the two that share the annotated class are junk; persons are in i30, i35.
     i = [plain.names[q] for q in plain.queries].index("i08")
@@ -144,12 +144,12 @@ def test_missing_images_are_an_error_or_counted(gallery, voc, tmp_path):
 def test_served_to_full_depth_is_the_exact_ranking(gallery, voc):
     for protocol in ("train -> val", "leave-one-out trainval"):
         task = prepare(gallery, voc, protocol)
-        exact, served = evaluation.exact(task), evaluation.as_served(gallery, task, top_k=38)
+        exact, served = protocols.exact(task), protocols.as_served(gallery, task, top_k=38)
         for metric, values in exact.views["all"].values.items():
             assert served.views["all"].values[metric] == pytest.approx(values, abs=1e-6), metric
         assert served.neighbour_scores == pytest.approx(exact.neighbour_scores, abs=1e-5)
         assert "as served by HNSW" in served.about["ranking"]
-        shallow = evaluation.as_served(gallery, task, top_k=5, search_params={"ef": 32})
+        shallow = protocols.as_served(gallery, task, top_k=5, search_params={"ef": 32})
         assert shallow.about["mean_depth"] <= 5
         assert (shallow.views["all"].relevant == exact.views["all"].relevant).all()
         assert shallow.summary()[0].value < exact.summary()[0].value
@@ -159,7 +159,7 @@ def test_the_sweep_measures_every_index_and_leaves_nothing_behind(gallery):
     before = gallery.vectors.collections()
     lines: list[str] = []
     indexes = ["FLAT", gallery.row.index, "IVF_FLAT:nlist=8,nprobe=1", "IVF_FLAT:nlist=8,nprobe=8"]
-    points = evaluation.sweep(gallery, indexes, k=5, queries=20, progress=lines.append)
+    points = protocols.sweep(gallery, indexes, k=5, queries=20, progress=lines.append)
     assert [p.index.split(":")[0] for p in points] == ["FLAT", "HNSW", "IVF_FLAT", "IVF_FLAT"]
     assert len(lines) == 4
     assert points[0].recall == points[3].recall == 1.0
@@ -170,7 +170,7 @@ def test_the_sweep_measures_every_index_and_leaves_nothing_behind(gallery):
         assert point.low <= point.recall <= point.high
         assert (point.k, point.queries, point.vectors) == (5, 20, 38)
     assert gallery.vectors.collections() == before
-    whole = evaluation.sweep(gallery, ["FLAT"], k=1000, queries=1000)[0]
+    whole = protocols.sweep(gallery, ["FLAT"], k=1000, queries=1000)[0]
     assert (whole.k, whole.queries, whole.recall) == (37, 38, 1.0)
 
 
@@ -181,13 +181,13 @@ def test_a_sweep_that_fails_leaves_nothing_behind(gallery):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluation.sweep(gallery, ["FLAT"], progress=stop)
+        protocols.sweep(gallery, ["FLAT"], progress=stop)
     assert gallery.vectors.collections() == before
     for wrong in ({"k": 0}, {"queries": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
-            evaluation.sweep(gallery, ["FLAT"], **wrong)
+            protocols.sweep(gallery, ["FLAT"], **wrong)
     with pytest.raises(ConfigError, match="unknown"):
-        evaluation.sweep(gallery, ["FLAT", "ROUND"])
+        protocols.sweep(gallery, ["FLAT", "ROUND"])
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_photographs_of_one_animal_each(shared):
             image.draft("RGB", (64, 64))
             vectors.append(np.asarray(image.convert("RGB").resize((4, 4))).ravel() - 127.5)
     task = scoring.task(np.arange(187), np.array(vectors), *voc.labels(chosen), names=chosen)
-    figure = evaluation.exact(task).summary()[0]
+    figure = protocols.exact(task).summary()[0]
     assert figure.metric == "mAP"
     assert figure.baseline == pytest.approx(0.2158, abs=5e-3)
     assert 0.216 < figure.value < 0.35

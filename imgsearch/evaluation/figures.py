@@ -11,13 +11,13 @@ import numpy as np
 
 from imgsearch import plots
 from imgsearch.errors import ConfigError, ImageError, printable
-from imgsearch.scoring import ALL, LEVELS, Case, Evaluation
+from imgsearch.evaluation.scoring import ALL, LEVELS, Case, Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from imgsearch.evaluation import IndexPoint
+    from imgsearch.evaluation.protocols import IndexPoint
 
 # Okabe and Ito's palette without yellow, told apart by all eyes; line styles differ as well.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -141,7 +141,7 @@ def confusion(evaluation: Evaluation, *, k: int = 1, title: str = "") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Belongs to no window. Values as :meth:`imgsearch.scoring.Evaluation.confusion`
+        Belongs to no window. Values as :meth:`imgsearch.evaluation.scoring.Evaluation.confusion`
         gives them, in per cent; rows without a query are left out.
 
     Raises
@@ -177,7 +177,7 @@ def cases(found: Sequence[Case], *, metric: str = "AP", title: str = "") -> Figu
     Parameters
     ----------
     found : sequence of Case
-        From :meth:`imgsearch.scoring.Evaluation.cases`.
+        From :meth:`imgsearch.evaluation.scoring.Evaluation.cases`.
     metric : str
         Name of what they were chosen by.
     title : str
@@ -228,7 +228,7 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
     Parameters
     ----------
     points : sequence of IndexPoint
-        From :func:`imgsearch.evaluation.sweep`.
+        From :func:`imgsearch.evaluation.protocols.sweep`.
     title : str
         Stands above.
 

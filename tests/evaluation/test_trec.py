@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgsearch import scoring, trec
 from imgsearch.errors import ConfigError, DatasetError
-from imgsearch.ranking import Block
+from imgsearch.evaluation import scoring, trec
+from imgsearch.evaluation.ranking import Block
+from tests.evaluation.test_scoring import random_task
 from tests.test_metrics import judged_runs
-from tests.test_scoring import random_task
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 

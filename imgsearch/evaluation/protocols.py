@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from imgsearch import ranking, scoring, statistics
 from imgsearch.errors import CollectionNotFound, ConfigError, DatasetError
-from imgsearch.scoring import Evaluation, Task
+from imgsearch.evaluation import ranking, scoring, statistics
+from imgsearch.evaluation.scoring import Evaluation, Task
 from imgsearch.vectors import IndexSpec
 from imgsearch.voc import CLASSES, Voc
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from imgsearch import statistics
+from imgsearch.evaluation import statistics
 
 
 def test_bootstrap_samples_are_of_full_size_and_repeat_with_their_seed():

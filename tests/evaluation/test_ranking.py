@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgsearch import ranking
+from imgsearch.evaluation import ranking
 
 
 def run(queries, gallery, skip=None, rows=1000):

@@ -51,12 +51,12 @@ class Block:
         ----------
         row : int
             Number of the query in this block.
-        places : ndarray of int or slice
+        places : ndarray of int, shape (p,), or slice
             Where `order` is -1, the score has no meaning.
 
         Returns
         -------
-        ndarray of float64
+        ndarray of float64, shape (p,)
         """
         keys = self.keys[row, places]
         if keys.dtype != np.uint64:
@@ -76,9 +76,9 @@ def exact(
 
     Parameters
     ----------
-    queries : ndarray, shape (q, d)
+    queries : ndarray of float, shape (q, d)
         Vectors of any length but zero.
-    gallery : ndarray, shape (n, d)
+    gallery : ndarray of float, shape (n, d)
         The same. Equal scores (to 2^-30) rank in the order of the gallery, so
         let it be sorted by image_id.
     skip : ndarray of int, shape (q, 2), optional
@@ -169,7 +169,8 @@ def served(
     Parameters
     ----------
     answers : list of (ids, scores)
-        For each query, best first, as ``VectorStore.search`` returns them.
+        For each query arrays of int64 and float32, shape (k,), best first, as
+        ``VectorStore.search`` returns them.
     query_ids : ndarray of int64, shape (q,)
         A query itself is left out, and so are ids that are not in the gallery.
     gallery_ids : ndarray of int64, shape (n,)
@@ -200,8 +201,8 @@ def cosine(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    query : ndarray, shape (d,)
-    vectors : ndarray, shape (n, d)
+    query : ndarray of float, shape (d,)
+    vectors : ndarray of float, shape (n, d)
 
     Returns
     -------

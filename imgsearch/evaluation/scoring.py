@@ -26,10 +26,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from imgsearch import metrics, ranking, relevance, statistics
+from imgsearch import metrics
 from imgsearch.errors import ConfigError
-from imgsearch.ranking import Block
-from imgsearch.relevance import Labels
+from imgsearch.evaluation import ranking, relevance, statistics
+from imgsearch.evaluation.ranking import Block
+from imgsearch.evaluation.relevance import Labels
 from imgsearch.voc import CLASSES
 
 KS = (1, 5, 10, 100)
@@ -52,7 +53,7 @@ class Task:
     """Images with vectors and labels, and which of them are queries and gallery.
 
     Make one with :func:`task`, which checks and sorts, or with
-    :func:`imgsearch.evaluation.prepare` from a collection and a dataset.
+    :func:`imgsearch.evaluation.protocols.prepare` from a collection and a dataset.
 
     Attributes
     ----------
@@ -102,12 +103,12 @@ class Task:
         Parameters
         ----------
         block_bytes : int
-            As in :func:`imgsearch.ranking.exact`.
+            As in :func:`imgsearch.evaluation.ranking.exact`.
 
         Returns
         -------
         iterator of callable
-            As :func:`imgsearch.ranking.exact` yields them.
+            As :func:`imgsearch.evaluation.ranking.exact` yields them.
         """
         return ranking.exact(
             self.vectors[self.queries],
@@ -159,9 +160,9 @@ def task(
     ----------
     ids : ndarray of int, shape (n,)
         Equal ids are byte-identical files; ties rank by id, then by name.
-    vectors : ndarray, shape (n, d)
+    vectors : ndarray of float, shape (n, d)
         Of any length but zero.
-    present, difficult : ndarray of bool, shape (n, len(classes))
+    present, difficult : ndarray of bool, shape (n, c)
         As :meth:`imgsearch.voc.Voc.labels` returns them.
     names : sequence of str
         Unique; the ids if left out.
@@ -445,6 +446,11 @@ class Evaluation:
             the row's pairs of a query and one of its k neighbours in which the
             neighbour shows the column's class (not difficult). Images show several
             classes, so rows need not add up to 1. NaN in rows without a query.
+
+        Raises
+        ------
+        ConfigError
+            `k` is not from 1 to 20.
         """
         if not 1 <= k <= NEIGHBOURS:
             raise ConfigError("k", f"is {k}; from 1 to {NEIGHBOURS} neighbours are kept")
@@ -479,6 +485,11 @@ class Evaluation:
         Returns
         -------
         list of Case
+
+        Raises
+        ------
+        ConfigError
+            The view or the metric is unknown.
         """
         self._check(metric)
         mask = view_mask(self.task.classes, view)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imgsearch import scoring
-from imgsearch.comparison import compare
 from imgsearch.errors import ConfigError
-from tests.test_scoring import CLASSES, random_task
+from imgsearch.evaluation import scoring
+from imgsearch.evaluation.comparison import compare
+from tests.evaluation.test_scoring import CLASSES, random_task
 
 
 def test_a_better_embedding_is_found_better_and_the_same_one_equal():

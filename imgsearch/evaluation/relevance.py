@@ -91,7 +91,7 @@ def members(queries: Labels, mask: int) -> np.ndarray:
 
     Returns
     -------
-    ndarray of int64
+    ndarray of int64, shape (v,)
         Ascending.
     """
     return np.flatnonzero(queries.present & np.uint32(mask))
@@ -105,7 +105,7 @@ def count(queries: Labels, gallery: Labels, skip: np.ndarray, mask: int) -> Coun
     queries, gallery : Labels
         Of q queries and n items.
     skip : ndarray of int, shape (q, 2)
-        As in :func:`imgsearch.ranking.exact`.
+        As in :func:`imgsearch.evaluation.ranking.exact`.
     mask : int
         Classes that count, as bits.
 
@@ -157,7 +157,7 @@ class Judge:
         Parameters
         ----------
         order : ndarray of int32, shape (b, depth)
-            As in :class:`imgsearch.ranking.Block`.
+            As in :class:`imgsearch.evaluation.ranking.Block`.
 
         Returns
         -------

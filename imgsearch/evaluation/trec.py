@@ -20,10 +20,11 @@ from typing import IO
 
 import numpy as np
 
-from imgsearch import metrics, relevance
+from imgsearch import metrics
 from imgsearch.errors import ConfigError, DatasetError, printable
-from imgsearch.ranking import Block
-from imgsearch.scoring import ALL, KS, Task, view_mask
+from imgsearch.evaluation import relevance
+from imgsearch.evaluation.ranking import Block
+from imgsearch.evaluation.scoring import ALL, KS, Task, view_mask
 
 MAX_LINE = 4096  # bytes
 MAX_LINES = 20_000_000
@@ -103,7 +104,7 @@ def write_qrels(path: str | Path, task: Task, *, view: str = ALL) -> Path:
     path : path
     task : Task
     view : str
-        Whose classes count, see :mod:`imgsearch.scoring`.
+        Whose classes count, see :mod:`imgsearch.evaluation.scoring`.
 
     Returns
     -------
@@ -230,7 +231,7 @@ def evaluate(qrels: Qrels, run: Run, ks: Sequence[int] = KS) -> dict[str, dict[s
     Returns
     -------
     dict of str to dict of str to float
-        Query to metric to value, named as in :mod:`imgsearch.scoring`, and
+        Query to metric to value, named as in :mod:`imgsearch.evaluation.scoring`, and
         ``iprec@0.0`` to ``iprec@1.0``. Every query of the qrels: one that the run
         lacks has zeros, as with ``trec_eval -c``. A query of the run alone is left out.
     """

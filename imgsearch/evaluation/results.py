@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from imgsearch import reports
-from imgsearch.comparison import Comparison
-from imgsearch.scoring import LEVELS, Evaluation
+from imgsearch.evaluation.comparison import Comparison
+from imgsearch.evaluation.scoring import LEVELS, Evaluation
 
 _ELEVENTH = slice(None, None, 10)
 

@@ -64,7 +64,7 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.n
 
     Parameters
     ----------
-    samples : ndarray, shape (b,) or (b, m)
+    samples : ndarray of float64, shape (b,) or (b, m)
         From :func:`weighted_means`; NaN are left out.
     level : float
         Share of the samples within.

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from imgsearch import figures, reports, scoring
+from imgsearch import reports
 from imgsearch.errors import ConfigError
-from imgsearch.evaluation import IndexPoint
+from imgsearch.evaluation import figures, scoring
+from imgsearch.evaluation.protocols import IndexPoint
+from tests.evaluation.test_scoring import CLASSES, random_task
 from tests.helpers import paint
-from tests.test_scoring import CLASSES, random_task
 
 NAME = "a $dollar_ name"
 

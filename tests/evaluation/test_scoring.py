@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imgsearch import ranking, scoring
 from imgsearch.errors import ConfigError
+from imgsearch.evaluation import ranking, scoring
 
 CLASSES = ("cat", "dog", "person")
 

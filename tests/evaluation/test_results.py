@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from imgsearch import comparison, results, scoring
-from tests.test_scoring import random_task
+from imgsearch.evaluation import comparison, results, scoring
+from tests.evaluation.test_scoring import random_task
 
 
 @pytest.fixture(scope="module")

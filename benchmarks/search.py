@@ -1,0 +1,221 @@
+"""Search at several sizes: the whole call, the vector part, and what storing costs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import (
+    ROOT,
+    Options,
+    Result,
+    interleaved,
+    lookalikes,
+    median,
+    memory,
+    photographs,
+    ratio,
+    recall,
+    watch_server,
+)
+
+TITLE = "Search"
+RESNET = "resnet50@random:0"
+DIM, TOP, QUERIES = 2048, 10, 100
+WHOLE = 17_125
+
+
+def run(options: Options, result: Result) -> None:
+    from imgsearch.config import settings
+
+    photos = photographs(options.photos, 100 if options.quick else 400)
+    sizes = [1_000, WHOLE] if options.quick else [1_000, WHOLE, 100_000]
+    real = features(photos, settings(imgsearch_home=options.work / "home"))
+    every = lookalikes(real, sizes[-1] + QUERIES)
+    # Queries are of the same kind as the rest, and not among it.
+    queries, every = every[-QUERIES:], every[:-QUERIES]
+    result.note(
+        f"Vectors of {DIM} numbers, top {TOP}. {len(real)} of them are mini's of parts of real "
+        "photographs, turned into that many dimensions; the others lie between two of those, "
+        f"with noise. {QUERIES} queries for recall. Default index. The numpy product is exact."
+    )
+    embedded = settings(imgsearch_home=options.work / "embedded")
+    for size in sizes:
+        vectors = every[:size]
+        vector_part(f"embedded, {size:,}", embedded, vectors, queries, result,
+                    most=0.7 if size == 100_000 else None)  # fmt: skip
+        if size == WHOLE:
+            whole_call(photos, vectors, options, result)
+    peers(every, queries, sizes, result)
+    if options.milvus is None:
+        result.note("No Milvus server here (make .venv-milvus): the server is not measured.")
+        return
+    with milvus_server(options.work / "milvus", options.milvus) as uri:
+        server = settings(imgsearch_home=options.work / "embedded", milvus_uri=uri)
+        for size in sizes[1:]:
+            vector_part(f"Milvus 2.3.5, {size:,}", server, every[:size], queries, result,
+                        most=0.1 if size == 100_000 else None)  # fmt: skip
+
+
+def features(photos: list[Path], home) -> np.ndarray:
+    """mini's vectors of four parts of each photograph, turned into `DIM` dimensions."""
+    from imgsearch.encoder import load_encoder
+    from imgsearch.images import decode
+
+    encoder = load_encoder("mini", backend="eager", settings=home)
+    prepared = []
+    for path in photos:
+        picture = decode(path)
+        width, height = picture.size
+        for part in ((0, 0, 2, 2), (1, 0, 3, 2), (0, 1, 2, 3), (1, 1, 3, 3)):
+            box = tuple(round(p * s / 3) for p, s in zip(part, (width, height) * 2, strict=True))
+            prepared.append(encoder.prepare(picture.crop(box)))
+    found = encoder.encode_prepared(np.stack(prepared))
+    turn = np.random.default_rng(1).standard_normal((DIM, found.shape[1]), dtype=np.float32)
+    return found @ np.linalg.qr(turn)[0].T.astype(np.float32)
+
+
+def exact(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    scores = vectors @ query
+    best = np.argpartition(scores, -TOP)[-TOP:]
+    return best[np.argsort(-scores[best])]
+
+
+def vector_part(
+    what: str,
+    where,
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    result: Result,
+    *,
+    most: float | None,
+) -> None:
+    from imgsearch.vectors import IndexSpec, VectorStore
+
+    name, size = f"v{len(vectors)}", len(vectors)
+    with VectorStore.open(where) as store:
+        pid = store._lease.pid if store._lease else None
+        if pid:
+            watch_server(pid)
+        before = memory(pid) if pid else 0
+        store.create(name, vectors.shape[1], IndexSpec.parse("auto"))
+        start = time.perf_counter()
+        for at in range(0, size, 5_000):
+            store.upsert(name, np.arange(at, min(at + 5_000, size)), vectors[at : at + 5_000])
+        written = time.perf_counter()
+        store.flush(name)
+        indexed = time.perf_counter()
+        turn = iter(np.resize(np.arange(len(queries)), 10**6))
+
+        def ours():
+            q = queries[next(turn)]
+            return store.search(name, q[None], TOP)
+
+        ways = {"ours": ours, "exact": lambda: exact(vectors, queries[next(turn)])}
+        times = interleaved(ways, 60, warm=5)
+        true = [exact(vectors, q) for q in queries]
+        found = [ids for ids, _ in store.search(name, queries, TOP)]
+        result.add(f"{what}: writing", size / (written - start), "rows/s")
+        result.add(f"{what}: flush and index", indexed - written, "s")
+        result.add(f"{what}: one search", 1000 * median(times["ours"]), "ms")
+        result.add(f"{what}: exact numpy product", 1000 * median(times["exact"]), "ms")
+        result.add(
+            f"{what}: search to exact product", ratio(times, "ours", "exact"), "×",
+            **({"most": most} if most else {}),
+        )  # fmt: skip
+        result.add(f"{what}: recall@{TOP}", recall(found, true), least=0.99)
+        if pid:
+            result.add(f"{what}: memory of the store", memory(pid) - before, "MiB")
+            folder = where.imgsearch_home / "vectors.db" / "collections" / name
+            disk = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+            result.add(f"{what}: disk", disk / 2**20, "MiB")
+        store.drop(name)
+
+
+def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result: Result) -> None:
+    """From the bytes of a photograph to hits with their paths."""
+    from imgsearch.config import settings
+    from imgsearch.encoder import load_encoder
+    from imgsearch.gallery import Gallery
+    from imgsearch.metadata import ImageRow
+
+    home = settings(imgsearch_home=options.work / "whole", imgsearch_backend="auto")
+    for name in (RESNET,):
+        encoder = load_encoder(name, settings=home)
+        with Gallery.open("whole", create=True, encoder=encoder, settings=home) as gallery:
+            for at in range(0, len(vectors), 2_000):
+                part = range(at, min(at + 2_000, len(vectors)))
+                rows = [
+                    ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
+                    for i in part
+                ]
+                gallery.add(rows, {i: vectors[i] for i in part})
+            gallery.flush()
+            contents = [path.read_bytes() for path in photos[:50]]
+            turn = iter(np.resize(np.arange(len(contents)), 10**6))
+
+            def ours(gallery=gallery):
+                return gallery.search(contents[next(turn)], TOP)
+
+            def least(encoder=encoder):
+                return exact(vectors, encoder.encode([contents[next(turn)]])[0])
+
+            times = interleaved({"ours": ours, "least": least}, 15 if options.quick else 40, warm=3)
+            hits = ours()
+            assert len(hits) == TOP
+            assert hits[0].path.endswith(".jpg")
+        what = f"whole call, {len(vectors):,}, {name} {encoder.backend}"
+        result.add(f"{what}: from bytes to hits with paths", 1000 * median(times["ours"]), "ms")
+        result.add(f"{what}: encode and exact product", 1000 * median(times["least"]), "ms")
+        result.add(f"{what}: whole call to that", ratio(times, "ours", "least"), "×", most=1.15)
+        spent = ", ".join(f"{k} {1000 * v:.1f}" for k, v in hits.seconds.items())
+        result.note(f"Where one such call goes (ms): {spent}.")
+
+
+def peers(every: np.ndarray, queries: np.ndarray, sizes: list[int], result: Result) -> None:
+    try:
+        import faiss
+    except ImportError:
+        result.note("FAISS is not installed: not compared.")
+        return
+    for size in sizes[1:]:
+        vectors, kinds = every[:size], {"flat": faiss.IndexFlatIP(DIM)}
+        if size == WHOLE:
+            kinds["HNSW"] = faiss.IndexHNSWFlat(DIM, 16, faiss.METRIC_INNER_PRODUCT)
+            kinds["HNSW"].hnsw.efConstruction, kinds["HNSW"].hnsw.efSearch = 200, 64
+        turn = iter(np.resize(np.arange(len(queries)), 10**6))
+        ways = {"exact": lambda v=vectors, t=turn: exact(v, queries[next(t)])}
+        for kind, index in kinds.items():
+            start = time.perf_counter()
+            index.add(vectors)
+            if kind == "HNSW":
+                result.add(f"FAISS HNSW, {size:,}: index", time.perf_counter() - start, "s")
+            ways[kind] = lambda i=index, t=turn: i.search(queries[next(t)][None], TOP)
+        times = interleaved(ways, 30, warm=3)
+        for kind in kinds:
+            result.add(f"FAISS {kind}, {size:,}: one search", 1000 * median(times[kind]), "ms")
+            result.add(f"FAISS {kind}, {size:,}: search to exact product", ratio(times, kind, "exact"), "×")  # fmt: skip
+
+
+@contextlib.contextmanager
+def milvus_server(folder: Path, venv: Path) -> Iterator[str]:
+    """A real Milvus server on loopback, as the tests start it."""
+    import sys
+
+    sys.path.insert(0, str(ROOT))
+    from tests.conftest import Milvus
+
+    Path("/tmp/milvus").mkdir(exist_ok=True)
+    folder.mkdir()
+    server = Milvus(folder, venv)
+    watch_server(server.process.pid)
+    try:
+        yield server.uri
+    finally:
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()

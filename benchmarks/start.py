@@ -1,0 +1,113 @@
+"""How long it takes until something is there: import, first search, and where it goes."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.common import Options, Result, cold, copies, median, photographs
+
+TITLE = "Start"
+
+IMPORT = "import time; t = time.perf_counter(); import imgsearch; print(time.perf_counter() - t)"
+
+SEARCH = """
+import json, sys, time
+start = last = time.perf_counter()
+laps = {}
+def lap(name):
+    global last
+    now = time.perf_counter()
+    laps[name], last = now - last, now
+import imgsearch
+lap("import imgsearch")
+import imgsearch.config
+settings = imgsearch.config.settings()
+lap("settings (pydantic, SQLAlchemy)")
+from imgsearch.gallery import Gallery
+lap("gallery")
+import torch
+lap("import torch")
+import towhee
+lap("import towhee")
+gallery = Gallery.open(sys.argv[1], settings=settings)
+lap("metadata")
+gallery.encoder
+lap("encoder")
+if len(sys.argv) > 3:
+    gallery.encoder.expect(10**6)
+    lap("another backend")
+gallery.vectors
+lap("vector store (pymilvus, its server)")
+gallery.pipeline
+lap("pipeline")
+hits = gallery.search(sys.argv[2], 10)
+lap("first search")
+laps["total"] = time.perf_counter() - start
+assert len(hits) == 10
+print(json.dumps({"laps": laps, "backend": gallery.encoder.backend, "first": hits.seconds}))
+"""
+
+KERNEL = """
+import sys, time
+start = time.perf_counter()
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel(kernel_name="python3")
+code = '''from imgsearch import Gallery
+gallery = Gallery.open("start")
+assert len(gallery.search({path!r}, 10)) == 10'''.format(path=sys.argv[1])
+reply = client.execute_interactive(code, output_hook=lambda message: None, timeout=120)
+assert reply["content"]["status"] == "ok", reply["content"]
+print(time.perf_counter() - start)
+client.stop_channels()
+manager.shutdown_kernel(now=True)
+"""
+
+
+def run(options: Options, result: Result) -> None:
+    from imgsearch.config import settings
+    from imgsearch.embedded import lease
+    from imgsearch.ingest import ingest
+
+    rounds = 2 if options.quick else 5
+    cold(IMPORT)  # so that files are in the page cache and compiled
+    result.add(
+        "import imgsearch", median([float(cold(IMPORT)) for _ in range(2 * rounds)]), "s", most=0.3
+    )
+    photos = photographs(options.photos)
+    folder = copies(photos, options.work / "photos", 100)
+    home = options.work / "home"
+    env = {"IMGSEARCH_HOME": str(home), "IMGSEARCH_BACKEND": "auto"}
+    query = str(photos[0])
+    for name, collection in (("mini", "start"), ("resnet50@random:0", "start_resnet")):
+        chosen = settings(imgsearch_home=home, imgsearch_backend="auto")
+        ingest(folder, collection, encoder=name, settings=chosen)
+        laps = [json.loads(cold(SEARCH, env=env, args=(collection, query))) for _ in range(rounds)]
+        goal = {"most": 6} if name == "mini" else {}
+        told(f"{name}: fresh process to first result", laps, result, **goal)
+        # What a query would pay if it did not begin with eager.
+        for what in ("converted anew", "converted before"):
+            got = json.loads(cold(SEARCH, env=env, args=(collection, query, "openvino")))
+            seconds = got["laps"]["another backend"]
+            result.add(
+                f"{name}: {got['backend']}, {what}", seconds, "s", note="once; no query pays it"
+            )
+            if got["backend"] == "eager":
+                break
+    with lease(home):
+        warm = [json.loads(cold(SEARCH, env=env, args=("start", query))) for _ in range(rounds)]
+        told("mini: fresh process, the store's server runs", warm, result)
+    try:
+        times = [float(cold(KERNEL, env=env, args=(query,))) for _ in range(rounds)]
+        result.add("mini: cold Jupyter kernel to first result", median(times), "s", most=6)
+    except RuntimeError as error:
+        result.note(f"No Jupyter kernel could be started here: {error}")
+
+
+def told(what: str, runs: list[dict], result: Result, **goal: float) -> None:
+    result.add(what, median([run["laps"]["total"] for run in runs]), "s", **goal)
+    parts = [
+        f"{name} {median([run['laps'][name] for run in runs]):.2f}"
+        for name in runs[0]["laps"]
+        if name != "total"
+    ]
+    result.note(f"{what}, where it goes (s): {', '.join(parts)}.")

@@ -1,0 +1,360 @@
+"""Damaged, lost, outdated and overfull stores: found, said, and made whole from what is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imgsearch import embedded
+from imgsearch.config import settings as read_settings
+from imgsearch.errors import StoreDamaged, StoreError
+from imgsearch.gallery import Gallery
+from imgsearch.ingest import ingest
+from imgsearch.upkeep import repair, verify
+from tests.guarantees.common import agree, all_found, opened, server_pid
+from tests.helpers import paint, rows_and_vectors
+
+soak = pytest.mark.soak
+N, LATE = 40, 8  # pictures, and how many of them are in the log only
+
+
+def end_server(home: Path) -> None:
+    """Kill the server, so that it writes nothing more, and wait until its locks are free."""
+    try:
+        os.kill(server_pid(home), signal.SIGKILL)
+    except (OSError, ValueError):
+        return
+    lock = embedded._FileLock(home / embedded.FOLDER / "server.lock")
+    try:
+        assert lock.wait(30)
+    finally:
+        lock.close()
+
+
+def answers(gallery: Gallery) -> dict[str, list[str]]:
+    """The first five hits of every image."""
+    rows = gallery.metadata.browse(gallery.name, limit=10_000)
+    return {row.path: [hit.path for hit in gallery.search(row, 5)] for row in rows}
+
+
+class Kept:
+    """A home that was filled once, to be damaged many times."""
+
+    def __init__(self, folder: Path, encoder):
+        self.photos, self._template = folder / "photos", folder / "template"
+        self.settings = read_settings(imgsearch_home=folder / "home")
+        self.home = self.settings.imgsearch_home
+        for i in range(N - LATE):
+            paint(self.photos / f"{i}.png", seed=i, size=(32, 24))
+        ingest(self.photos, "kept", encoder=encoder, settings=self.settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Gallery, "flush", lambda self: None)
+            for i in range(N - LATE, N):
+                paint(self.photos / f"{i}.png", seed=i, size=(32, 24))
+            ingest(self.photos, "kept", encoder=encoder, settings=self.settings)
+        with self.opened() as gallery:
+            self.answers = answers(gallery)
+        end_server(self.home)
+        shutil.copytree(self.home, self._template)
+
+    def opened(self):
+        return opened("kept", self.settings)
+
+    def restore(self) -> None:
+        end_server(self.home)
+        shutil.rmtree(self.home)
+        shutil.copytree(self._template, self.home)
+
+    @property
+    def store(self) -> Path:
+        return self.home / embedded.STORE
+
+    def judge(self) -> bool:
+        """Whether `verify` is content; it may only be where every answer is right."""
+        try:
+            with self.opened() as gallery:
+                sound = verify(gallery).sound
+                if sound:
+                    assert answers(gallery) == self.answers, "content, and the answers are wrong"
+                return sound
+        except StoreDamaged:
+            return False
+
+    def mend(self) -> str:
+        done = repair("kept", settings=self.settings)
+        assert done.lost == []
+        with self.opened() as gallery:
+            agree(gallery, {str(path) for path in self.photos.iterdir()})
+            assert answers(gallery) == self.answers
+        return str(done)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, encoder) -> Iterator[Kept]:
+    made = Kept(tmp_path_factory.mktemp("damage"), encoder)
+    yield made
+    end_server(made.home)
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.randint(1, 8)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def scramble(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    start = rng.randrange(len(data))
+    data[start : start + 64] = rng.randbytes(64)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, rng: random.Random) -> None:
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def delete(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+HURTS = {f.__name__: f for f in (flip, scramble, truncate, delete)}
+KINDS = {
+    "log": "wal_data_*.arrow",
+    "segment": "data_*.parquet",
+    "index": "*.idx",
+    "manifest": "manifest.json",
+    "schema": "schema.json",
+}
+
+
+def hurt(kept: Kept, kind: str, how: str, seed: int) -> str:
+    rng = random.Random(f"{kind} {how} {seed}")
+    files = sorted(kept.store.rglob(KINDS[kind]))
+    assert files, f"no {kind} to damage"
+    victim = rng.choice(files)
+    HURTS[how](victim, rng)
+    return f"{how} {victim.name}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("log", "flip"), ("log", "truncate"), ("segment", "scramble"), ("schema", "delete")],
+)
+def test_a_damaged_file_is_noticed_and_the_store_rebuilt(kept, kind, how):
+    kept.restore()
+    hurt(kept, kind, how, 0)
+    if kind == "log" and how == "flip":  # a few bits of a vector: nothing but the checksums knows
+        (log,) = kept.store.rglob(KINDS["log"])
+        data = bytearray(log.read_bytes())
+        data[len(data) // 2] ^= 0x10
+        log.write_bytes(data)
+    assert not kept.judge()
+    assert kept.mend() != "kept: nothing to repair"
+
+
+@pytest.mark.parametrize("how", list(HURTS))
+def test_a_damaged_index_is_built_again_before_it_answers(kept, how):
+    kept.restore()
+    hurt(kept, "index", how, 1)
+    assert kept.judge()
+    end_server(kept.home)
+    assert kept.judge(), "the new index was not kept"
+
+
+@soak
+def test_any_damage_is_noticed_or_harmless_and_mended(kept):
+    """`verify` is never content with a store that answers wrongly."""
+    noticed, harmless = {}, {}
+    for seed in range(int(os.environ.get("IMGSEARCH_SOAK_DAMAGE", 5))):
+        for kind in KINDS:
+            for how in HURTS:
+                kept.restore()
+                what = hurt(kept, kind, how, seed)
+                sound = kept.judge()
+                table = harmless if sound else noticed
+                table[kind] = table.get(kind, 0) + 1
+                print(what, end=": ", flush=True)
+                print("harmless" if sound else kept.mend())
+    print(f"noticed and mended: {noticed}; harmless: {harmless}")
+
+
+def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
+    settings = read_settings(imgsearch_home=tmp_path / "home")
+    folder, file = tmp_path / "photos", tmp_path / "home" / "metadata.sqlite"
+    for i in range(6):
+        paint(folder / f"{i}.png", seed=i)
+    ingest(folder, "kept", encoder=encoder, settings=settings, limit=3)
+    with opened("kept", settings) as gallery:
+        gallery.metadata._engine.dispose()
+    old = file.read_bytes()
+    ingest(folder, "kept", encoder=encoder, settings=settings)
+    gone = folder / "0.png"
+    with opened("kept", settings) as gallery:
+        gallery.delete([gone])
+    gone.unlink()
+    for path in file.parent.glob("metadata.sqlite*"):
+        path.unlink()
+    file.write_bytes(old)
+    with opened("kept", settings) as gallery:
+        account = verify(gallery)
+        assert (len(account.orphan_vectors), len(account.missing_vectors)) == (3, 1)
+    done = repair("kept", settings=settings)
+    assert (done.linked, [path for path, _ in done.lost]) == (3, [str(gone)])
+    with opened("kept", settings) as gallery:
+        agree(gallery, {str(path) for path in folder.iterdir()})
+
+
+def test_an_older_vector_store_is_brought_up_to_date(tmp_path, encoder):
+    settings = read_settings(imgsearch_home=tmp_path / "home")
+    folder, store = tmp_path / "photos", tmp_path / "home" / embedded.STORE
+    for i in range(6):
+        paint(folder / f"{i}.png", seed=i)
+    ingest(folder, "kept", encoder=encoder, settings=settings, limit=3)
+    end_server(settings.imgsearch_home)
+    shutil.copytree(store, tmp_path / "old")
+    ingest(folder, "kept", encoder=encoder, settings=settings)
+    end_server(settings.imgsearch_home)
+    shutil.rmtree(store)
+    shutil.copytree(tmp_path / "old", store)
+    with opened("kept", settings) as gallery:
+        assert len(verify(gallery).missing_vectors) == 3
+    assert repair("kept", settings=settings).encoded == 3
+    with opened("kept", settings) as gallery:
+        agree(gallery, {str(path) for path in folder.iterdir()})
+
+
+@pytest.mark.parametrize("how", ["scramble", "truncate"])
+def test_a_broken_metadata_file_is_named_with_the_way_out(kept, how):
+    kept.restore()
+    file = kept.home / "metadata.sqlite"
+    for path in kept.home.glob("metadata.sqlite-*"):
+        path.unlink()
+    if how == "truncate":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        data = bytearray(file.read_bytes())
+        for start in range(4096, len(data), 4096):
+            data[start : start + 64] = b"\xff" * 64
+        file.write_bytes(data)
+    with (
+        pytest.raises(StoreDamaged, match=r"metadata\.sqlite.*move it away"),
+        kept.opened() as gallery,
+    ):
+        verify(gallery)
+    file.rename(file.with_suffix(".broken"))
+    assert "made anew" in str(repair("kept", image_dirs=[kept.photos], settings=kept.settings))
+    with kept.opened() as gallery:
+        agree(gallery, {str(path) for path in kept.photos.iterdir()})
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 48 MB of one's own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", disk], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"a file system of a test's own needs root: {made.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        for home in disk.glob("home*"):
+            end_server(home)
+        until = time.monotonic() + 10
+        while subprocess.run(["umount", disk], capture_output=True).returncode:
+            if time.monotonic() > until:
+                subprocess.run(["umount", "-l", disk], check=True)
+                break
+            time.sleep(0.1)
+
+
+FULL = r"disk is full|check free space"
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Leave so many bytes free."""
+    stuffing = disk / "stuffing"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    with stuffing.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, free - left))
+    return stuffing
+
+
+@pytest.mark.parametrize(
+    "lefts",
+    [
+        pytest.param([700_000], id="quick"),
+        pytest.param([*range(0, 4_000_000, 200_000)], id="soak", marks=[soak]),
+    ],
+)
+def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_disk, encoder, lefts):
+    rows, vectors = rows_and_vectors(encoder.dim, 2000)
+    steps = [rows[i : i + 50] for i in range(0, len(rows), 50)]
+    for turn, left in enumerate(lefts):
+        home = small_disk / f"home{turn}"
+        settings = read_settings(imgsearch_home=home)
+        with Gallery.open("kept", encoder=encoder, create=True, settings=settings) as gallery:
+            stored, step = [], 0
+            for step in range(3):
+                gallery.add(steps[step], vectors)
+                stored += steps[step]
+            gallery.flush()
+            stuffing = fill(small_disk, left)
+
+            def go_on(stored=stored):
+                for step in range(3, len(steps)):
+                    gallery.add(steps[step], vectors)
+                    stored.extend(steps[step])
+                    if step % 5 == 4:
+                        gallery.flush()
+
+            with pytest.raises(StoreError, match=FULL) as full:
+                go_on()
+            assert "home" in str(full.value)
+            stuffing.unlink()
+            # The same process goes on, as a notebook would; then everything is killed.
+            gallery.settle()
+            for step in range(max(3, len(stored) // 50), len(stored) // 50 + 3):
+                gallery.add(steps[step], vectors)
+                stored += steps[step]
+            end_server(home)
+            ids = {row.image_id for row in stored}
+            assert set(gallery.metadata.ids("kept").tolist()) == ids
+            agree(gallery)
+            for row in stored[::10]:
+                assert gallery.search(vectors[row.image_id], 1)[0].image_id == row.image_id
+        print(f"{left} bytes left: {len(stored) // 50 - 6} steps before '{full.value.reason[:60]}'")
+        end_server(home)
+        shutil.rmtree(home)
+
+
+def test_an_ingest_onto_a_full_disk_goes_on_after_space_is_made(small_disk, encoder, tmp_path):
+    settings = read_settings(imgsearch_home=small_disk / "home")
+    for i in range(12):
+        paint(tmp_path / "photos" / f"{i}.png", seed=i)
+    ingest(tmp_path / "photos", "kept", encoder=encoder, settings=settings, limit=4)
+    with opened("kept", settings) as gallery:
+        assert len(all_found(gallery)) == 4
+        stuffing = fill(small_disk, 0)
+        with pytest.raises(StoreError, match=FULL):
+            ingest(tmp_path / "photos", "kept", encoder=encoder, settings=settings)
+        assert len(all_found(gallery)) == 4, "a notebook that is open goes on searching"
+    stuffing.unlink()
+    report = ingest(tmp_path / "photos", "kept", encoder=encoder, settings=settings)
+    assert (report.state, report.paths) == ("done", 12)
+    with opened("kept", settings) as gallery:
+        agree(gallery, {str(path) for path in (tmp_path / "photos").iterdir()})

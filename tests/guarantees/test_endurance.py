@@ -1,0 +1,98 @@
+"""Long work keeps memory and file handles flat."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from imgsearch.config import settings as read_settings
+from tests.guarantees.common import environment
+
+soak = pytest.mark.soak
+
+_MEASURE = """
+import ctypes, gc, os
+from pathlib import Path
+trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+def measure(at):
+    gc.collect()
+    trim(0)  # what is free is no leak
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    facts = dict(at=at, mb=round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
+                 files=len(os.listdir("/proc/self/fd")), threads=len(os.listdir("/proc/self/task")))
+    tell(sample=facts)
+"""
+
+INGEST = (
+    _MEASURE
+    + """
+import numpy as np
+from PIL import Image
+from imgsearch.ingest import ingest
+folder = Path(order["folder"]); folder.mkdir()
+rng = np.random.default_rng(0)
+for i in range(order["count"]):
+    picture = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+    picture.save(folder / f"{i:06d}.png", compress_level=0)
+last = [0]
+def watch(report):
+    if report.done - last[0] >= order["each"]:
+        last[0] = report.done
+        measure(report.done)
+report = ingest(folder, "kept", encoder="mini", progress=watch)
+tell(report=report.to_dict())
+"""
+)
+
+SEARCH = (
+    _MEASURE
+    + """
+from imgsearch.gallery import Gallery
+with Gallery.open("kept") as gallery:
+    paths = [row.path for row in gallery.metadata.browse("kept", limit=100)]
+    for i in range(1, order["count"] + 1):
+        if i % 10 == 0:
+            hits = gallery.search(paths[i % len(paths)], 10)  # a file, through the encoder
+        else:
+            hits = gallery.search(gallery.get(paths[i % len(paths)]), 10)
+        assert hits[0].path == paths[i % len(paths)]
+        if i % order["each"] == 0:
+            measure(i)
+"""
+)
+
+
+def flat(samples: list[dict], slack: float) -> None:
+    """Nothing grows after the first sample, by more than a tenth or `slack` MB."""
+    first = samples[0]
+    print(f"from {first} to {samples[-1]}, at most {max(s['mb'] for s in samples)} MB")
+    assert max(s["mb"] for s in samples) <= max(first["mb"] * 1.1, first["mb"] + slack)
+    assert max(s["files"] for s in samples) <= first["files"] + 8
+    assert max(s["threads"] for s in samples) <= first["threads"] + 8
+
+
+@pytest.mark.parametrize(
+    ("images", "searches", "each", "slack"),
+    [
+        pytest.param(320, 200, 64, 40, id="quick"),
+        pytest.param(
+            int(os.environ.get("IMGSEARCH_SOAK_IMAGES", 20_000)),
+            int(os.environ.get("IMGSEARCH_SOAK_SEARCHES", 10_000)),
+            1_000,
+            0,
+            id="soak",
+            marks=[soak],
+        ),
+    ],
+)
+def test_memory_and_files_stay_flat(nursery, tmp_path, images, searches, each, slack):
+    env = environment(read_settings(imgsearch_home=tmp_path / "home"))
+    worker = nursery.child(INGEST, env, folder=str(tmp_path / "photos"), count=images, each=each)
+    assert worker.wait(7200)["end"] == "done", worker.said[-3:]
+    report = worker.facts("report")[0]
+    assert (report["state"], report["images"]) == ("done", images)
+    flat(worker.facts("sample"), slack)
+    searcher = nursery.child(SEARCH, env, count=searches, each=each)
+    assert searcher.wait(7200)["end"] == "done", searcher.said[-3:]
+    flat(searcher.facts("sample"), slack)

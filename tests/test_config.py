@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imgsearch.config import collection_name, settings
+from imgsearch.errors import ConfigError
+
+
+def test_with_nothing_set_everything_is_embedded(monkeypatch):
+    monkeypatch.delenv("IMGSEARCH_HOME")
+    found = settings()
+    assert found.embedded_vectors
+    assert found.sql_url.get_backend_name() == "sqlite"
+    assert Path(found.sql_url.database).parent == found.imgsearch_home
+    assert found.imgsearch_home.is_absolute()
+
+
+def test_the_original_demo_s_names_keep_their_meaning(monkeypatch):
+    for name, value in {
+        "MILVUS_HOST": "10.0.0.1",
+        "MILVUS_PORT": "19531",
+        "MYSQL_HOST": "10.0.0.2",
+        "MYSQL_PORT": "3307",
+        "MYSQL_USER": "me",
+        "MYSQL_PASSWORD": "p@ss/word",
+        "MYSQL_DB": "mine",
+        "DEFAULT_TABLE": "milvus_imgs",
+        "VECTOR_DIMENSION": "2048",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = settings()
+    assert found.milvus_address == "http://10.0.0.1:19531"
+    url = found.sql_url
+    assert (url.drivername, url.host, url.port) == ("mysql+pymysql", "10.0.0.2", 3307)
+    assert (url.username, url.password, url.database) == ("me", "p@ss/word", "mine")
+    assert (found.default_table, found.vector_dimension) == ("milvus_imgs", 2048)
+
+
+def test_addresses_win_over_hosts(monkeypatch):
+    monkeypatch.setenv("MILVUS_HOST", "ignored")
+    monkeypatch.setenv("MILVUS_URI", "http://cluster:19530")
+    monkeypatch.setenv("MYSQL_HOST", "ignored")
+    monkeypatch.setenv("DATABASE_URL", "mysql://me:secret@db/images")
+    found = settings()
+    assert found.milvus_address == "http://cluster:19530"
+    assert found.sql_url.drivername == "mysql+pymysql"
+    assert found.sql_url.host == "db"
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
+    monkeypatch.setenv("MILVUS_HOST", "")
+    monkeypatch.setenv("VECTOR_DIMENSION", "")
+    assert settings().embedded_vectors
+    assert settings().vector_dimension is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MILVUS_PORT", "http"),
+        ("MILVUS_PORT", "70000"),
+        ("MYSQL_PORT", "0"),
+        ("VECTOR_DIMENSION", "-1"),
+        ("IMGSEARCH_TIMEOUT", "0"),
+        ("IMGSEARCH_PRECISION", "fp64"),
+        ("DEFAULT_TABLE", "drop table;"),
+    ],
+)
+def test_a_value_that_cannot_be_used_names_its_variable(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name) as caught:
+        settings()
+    assert caught.value.name == name
+
+
+@pytest.mark.parametrize("url", ["nonsense", "postgresql://me:s3cret@db/x", "mysql//s3cret"])
+def test_a_database_that_cannot_be_used_is_named_without_its_password(monkeypatch, url):
+    monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(ConfigError, match="DATABASE_URL") as caught:
+        _ = settings().sql_url
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_secrets_are_in_no_text_of_the_settings(monkeypatch):
+    for name in ("MYSQL_PASSWORD", "MILVUS_TOKEN"):
+        monkeypatch.setenv(name, "s3cret-s3cret")
+    monkeypatch.setenv("DATABASE_URL", "mysql://me:s3cret-s3cret@db/images")
+    found = settings()
+    for text in (repr(found), str(found), found.model_dump_json(), str(found.sql_url)):
+        assert "s3cret" not in text
+
+
+@pytest.mark.parametrize("name", ["a", "_x9", "A" * 64])
+def test_names_that_both_stores_take(name):
+    assert collection_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "9a", "a-b", "a b", "ä", "A" * 65, "a\n", "../x", None, 7])
+def test_other_names_are_refused(name):
+    with pytest.raises(ConfigError, match="collection"):
+        collection_name(name)
