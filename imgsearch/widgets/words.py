@@ -7,7 +7,7 @@ from html import escape
 
 from imgsearch.errors import printable
 
-LONG = 30
+LONG = 36
 """Characters from which on a cell of a table may be broken into lines."""
 
 
