@@ -235,9 +235,9 @@ def test_a_planted_password_is_found_nowhere(
                 failed += 1
                 print(error, repr(error), vars(error))
                 traceback.print_exception(error)
-                # What IPython shows with %xmode Verbose.
+                # What IPython shows of our frames with %xmode Verbose.
                 stack = traceback.TracebackException.from_exception(error, capture_locals=True)
-                print(*stack.format())
+                print(*(f.locals for f in stack.stack if "/imgsearch/" in f.filename))
     mariadb.sql("DROP DATABASE IF EXISTS `mysql_nope``;`")
     assert failed == 6
     places = {"printed": said.getvalue(), "logged": caplog.text}
