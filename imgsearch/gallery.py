@@ -35,7 +35,7 @@ from imgsearch.errors import (
 from imgsearch.images import Box, Found, ImageFacts, Source
 from imgsearch.metadata import CollectionRow, Counts, ImageRow, MetadataStore
 from imgsearch.pipeline import Pipeline
-from imgsearch.vectors import IndexSpec, VectorStore
+from imgsearch.vectors import MAX_TOP_K, IndexSpec, VectorStore
 
 
 class Hit(NamedTuple):
@@ -547,9 +547,9 @@ class Gallery:
             rows = self.metadata.by_id(self.name, set(map(int, ids)) - lost)
             spent += time.perf_counter() - before
             found = [(int(i), float(s)) for i, s in zip(ids, scores, strict=True) if int(i) in rows]
-            if len(found) >= top_k or len(ids) < wanted:
+            if len(found) >= top_k or len(ids) < wanted or wanted >= MAX_TOP_K:
                 break
-            wanted *= 2
+            wanted = min(2 * wanted, MAX_TOP_K)
         for rank, (image_id, score) in enumerate(found[:top_k], 1):
             known = rows[image_id]
             paths = tuple(row.path for row in known)

@@ -43,6 +43,7 @@ from imgsearch.errors import (
 
 SCHEMA_VERSION = 1
 QUIET = timedelta(minutes=2)  # without a sign of life an ingest counts as stale
+_SLICES = 64  # of a collection that is changed as a whole
 _AT_ONCE = 500  # values in one IN (...)
 _LEAST_FREE = 64 * 1024  # bytes that SQLite asks of the disk at once, and some more
 _ATTEMPTS = 4  # of a transaction that the server ended because of another one
@@ -441,12 +442,11 @@ class MetadataStore:
             There is none of this name.
         """
         number = self._id(name)
-
-        def drop(link: sa.Connection) -> None:
-            link.execute(sa.delete(_images).where(_images.c.collection_id == number))
-            link.execute(sa.delete(_collections).where(_collections.c.id == number))
-
-        self._write(drop)
+        for slice_ in _slices(number):
+            self._write(lambda link, slice_=slice_: link.execute(sa.delete(_images).where(slice_)))
+        self._write(
+            lambda link: link.execute(sa.delete(_collections).where(_collections.c.id == number))
+        )
 
     @contextlib.contextmanager
     def exclusive(self, collection: str, timeout: float = 600.0) -> Iterator[None]:
@@ -610,13 +610,15 @@ class MetadataStore:
             There is no such collection.
         """
         number = self._id(collection)
-        choices = (
-            [_images.c.collection_id == number] if paths is None else _chosen(number, paths=paths)
-        )
+        change = sa.update(_images).values(state="deleting")
+        if paths is None:
+            for slice_ in _slices(number):
+                self._write(lambda link, slice_=slice_: link.execute(change.where(slice_)))
+            return
 
         def mark(link: sa.Connection) -> None:
-            for chosen in choices:
-                link.execute(sa.update(_images).where(chosen).values(state="deleting"))
+            for chosen in _chosen(number, paths=paths):
+                link.execute(change.where(chosen))
 
         self._write(mark)
 
@@ -1207,6 +1209,20 @@ def _chosen(
         for start in range(0, len(values), _AT_ONCE):
             part = column.in_(values[start : start + _AT_ONCE])
             yield sa.and_(_images.c.collection_id == collection, part)
+
+
+def _slices(collection: int) -> Iterator[sa.ColumnElement[bool]]:
+    """Conditions that choose all rows of a collection, a part at a time.
+
+    A million rows in one statement would take a server longer than it may be silent.
+    """
+    step = 256 // _SLICES
+    for first in range(0, 256, step):
+        slice_ = sa.and_(
+            _images.c.collection_id == collection, _images.c.path_key >= bytes([first])
+        )
+        last = first + step
+        yield slice_ if last == 256 else sa.and_(slice_, _images.c.path_key < bytes([last]))
 
 
 def _stored(path: str) -> bytes:

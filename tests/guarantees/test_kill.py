@@ -19,7 +19,7 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.upkeep import verify
 from tests.guarantees.common import INGEST, agree, all_found, environment, opened, server_pid
-from tests.helpers import paint
+from tests.helpers import paint, rows_and_vectors
 
 soak = pytest.mark.soak
 NEW, CHANGED, GONE = 20, 3, 2  # files of one round
@@ -238,6 +238,22 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(
     ingest(folder, collection, encoder=encoder, settings=stores)
     with opened(collection, stores) as gallery:
         agree(gallery, {str(path) for path in folder.iterdir()})
+
+
+def test_a_drop_that_stopped_half_way_hides_everything_from_searches(
+    stores, encoder, collection, monkeypatch
+):
+    """However many vectors are left without a row: fewer hits, and no error."""
+    from imgsearch import gallery as gallery_module
+
+    monkeypatch.setattr(gallery_module, "MAX_TOP_K", 64)
+    rows, vectors = rows_and_vectors(encoder.dim, 100)
+    with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as gallery:
+        gallery.add(rows, vectors)
+        gallery.metadata.mark_deleting(collection)
+        assert gallery.count()[:4] == (0, 0, 0, 100)
+        assert list(gallery.search(vectors[rows[0].image_id], 5)) == []
+        gallery.drop()
 
 
 def test_a_touched_file_stays_searchable_while_its_row_is_written(
