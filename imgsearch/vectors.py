@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
+from pydantic import SecretStr
 
 from imgsearch import embedded
 from imgsearch.config import Settings, collection_name
@@ -210,7 +211,7 @@ class VectorStore:
         self._facts: dict[str, tuple[int, IndexSpec]] = {}  # dimension and index, for searches
         self._version = ""
         self._uri = settings.milvus_address or ""
-        self._token = settings.milvus_token.get_secret_value() if settings.milvus_token else ""
+        self._token = settings.milvus_token or SecretStr("")
         if self._home is not None:
             self.where = f"embedded store {self._home / embedded.STORE}"
         else:
@@ -872,17 +873,19 @@ class VectorStore:
 
     def _connect(self, timeout: float) -> Any:
         milvus_client = _pymilvus()
-        uri, token = self._uri, self._token
+        uri, secret = self._uri, self._token
         if self._home is not None:
             if self._lease is None:
                 self._lease = embedded.lease(self._home)
             else:
                 self._lease.renew()
-            uri, token = self._lease.uri, self._lease.token
+            uri, secret = self._lease.uri, SecretStr(self._lease.token)
         self._loaded.clear()
         self._facts.clear()
         try:
-            client = milvus_client(uri=uri, token=token, timeout=timeout, dedicated=True)
+            client = milvus_client(
+                uri=uri, token=secret.get_secret_value(), timeout=timeout, dedicated=True
+            )
         except Exception as error:
             raise self._translated(error, timeout) from None
         try:

@@ -96,7 +96,7 @@ def _encoder(encoder):
     attack.encoder = encoder
 
 
-@pytest.mark.parametrize("kills", rounds(2, "KILLS", 50))
+@pytest.mark.parametrize("kills", rounds(1, "KILLS", 50))
 def test_an_ingest_is_killed(nursery, tmp_path, kills):
     settings = read_settings(imgsearch_home=tmp_path / "home")
     turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 1)
@@ -133,7 +133,7 @@ def kill_hard(process: subprocess.Popen) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("kills", rounds(1, "MARIADB_KILLS", 50))
+@pytest.mark.parametrize("kills", rounds(0, "MARIADB_KILLS", 50)[1:])
 def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, kills):
     settings = read_settings(
         imgsearch_home=tmp_path / "home", **mariadb.settings(f"killed_sql_{kills}")
@@ -176,25 +176,25 @@ tell(report=repair("kept", image_dirs=[order["folder"]]).to_dict())
 def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, kills):
     """A repair must not forget an image because it died while it made its vector anew."""
     settings, folder = read_settings(imgsearch_home=tmp_path / "home"), tmp_path / "photos"
-    for i in range(60):
+    for i in range(40):
         paint(folder / f"{i}.png", seed=i, size=(32, 24))
     ingest(folder, "kept", encoder=encoder, settings=settings)
     rng = random.Random(6)
     for _ in range(kills):
         with opened("kept", settings) as gallery:
-            gallery.vectors.delete("kept", gallery.metadata.ids("kept")[:50])
+            gallery.vectors.delete("kept", gallery.metadata.ids("kept")[:36])
         child = nursery.child(REPAIR, environment(settings), folder=str(folder))
         child.wait_for("begins")
         time.sleep(rng.uniform(0, 2))
         child.kill()
         with opened("kept", settings) as gallery:
-            assert gallery.count().paths == 60, "an image was forgotten"
+            assert gallery.count().paths == 40, "an image was forgotten"
         again = nursery.child(REPAIR, environment(settings), folder=str(folder))
         assert again.wait() == {"end": "done"}
         assert again.facts("report")[0]["lost"] == []
         with opened("kept", settings) as gallery:
             agree(gallery, paths_of(folder))
-            assert len(all_found(gallery)) == 60
+            assert len(all_found(gallery)) == 40
 
 
 @pytest.mark.parametrize("step", ["announced", "stored", "marked", "vectors gone"])
