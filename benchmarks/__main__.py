@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import common
 
-PARTS = ["encode", "ingest", "search", "start", "scale"]
+PARTS = ["encode", "ingest", "search", "start", "scale", "judging"]
 
 
 def main(arguments: list[str]) -> int:

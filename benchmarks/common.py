@@ -19,7 +19,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "openvino", "pillow", "towhee", "pymilvus", "milvus-lite", "faiss-cpu", "numpy")  # fmt: skip
+PACKAGES = (
+    "torch", "openvino", "pillow", "towhee", "pymilvus", "milvus-lite", "faiss-cpu", "numpy",
+)  # fmt: skip
 
 
 @dataclass
@@ -259,6 +261,8 @@ def cold(code: str, *, env: Mapping[str, str] | None = None, args: tuple[str, ..
 
 def machine() -> dict[str, object]:
     """What it ran on."""
+    linux = hasattr(os, "sched_getaffinity")
+    processors = len(os.sched_getaffinity(0)) if linux else os.cpu_count()
     name = platform.processor() or platform.machine()
     flags: set[str] = set()
     if Path("/proc/cpuinfo").exists():
@@ -273,13 +277,13 @@ def machine() -> dict[str, object]:
             versions[package] = "not installed"
     return {
         "processor": name,
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors": processors,
         "units": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions,
-    }  # fmt: skip
+    }
 
 
 def save(result: Result, about: dict) -> None:

@@ -57,7 +57,7 @@ def run(options: Options, result: Result) -> None:
             [ours.prepare(images.decode(p, draft=ours.preprocessing.resize)) for p in photos]
         )
         batch = np.resize(prepared, (BATCH, crop, crop, 3))
-        ways = {key: (lambda e=e: e.features(batch)) for key, e in encoders.items()}
+        ways = {key: (lambda e=e, batch=batch: e.features(batch)) for key, e in encoders.items()}
         ways["plain torch fp32"] = plain(name, home, batch)
         if runners.openvino_is_there():
             ways["plain OpenVINO"] = plain_openvino(name, home, batch)
@@ -74,7 +74,7 @@ def run(options: Options, result: Result) -> None:
             ratio(times, "plain torch fp32", "imgsearch"), "×", least=1,
         )  # fmt: skip
         single = {
-            k: (lambda e=e: e.features(batch[:1]))
+            k: (lambda e=e, one=batch[:1]: e.features(one))
             for k, e in encoders.items()
             if k in ("imgsearch", "eager fp32")
         }

@@ -145,36 +145,36 @@ def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result
     from imgsearch.metadata import ImageRow
 
     home = settings(imgsearch_home=options.work / "whole", imgsearch_backend="auto")
-    for name in (RESNET,):
-        encoder = load_encoder(name, settings=home)
-        with Gallery.open("whole", create=True, encoder=encoder, settings=home) as gallery:
-            for at in range(0, len(vectors), 2_000):
-                part = range(at, min(at + 2_000, len(vectors)))
-                rows = [
-                    ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
-                    for i in part
-                ]
-                gallery.add(rows, {i: vectors[i] for i in part})
-            gallery.flush()
-            contents = [path.read_bytes() for path in photos[:50]]
-            turn = iter(np.resize(np.arange(len(contents)), 10**6))
+    name = RESNET
+    encoder = load_encoder(name, settings=home)
+    with Gallery.open("whole", create=True, encoder=encoder, settings=home) as gallery:
+        for at in range(0, len(vectors), 2_000):
+            part = range(at, min(at + 2_000, len(vectors)))
+            rows = [
+                ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
+                for i in part
+            ]
+            gallery.add(rows, {i: vectors[i] for i in part})
+        gallery.flush()
+        contents = [path.read_bytes() for path in photos[:50]]
+        turn = iter(np.resize(np.arange(len(contents)), 10**6))
 
-            def ours(gallery=gallery):
-                return gallery.search(contents[next(turn)], TOP)
+        def ours():
+            return gallery.search(contents[next(turn)], TOP)
 
-            def least(encoder=encoder):
-                return exact(vectors, encoder.encode([contents[next(turn)]])[0])
+        def least():
+            return exact(vectors, encoder.encode([contents[next(turn)]])[0])
 
-            times = interleaved({"ours": ours, "least": least}, 15 if options.quick else 40, warm=3)
-            hits = ours()
-            assert len(hits) == TOP
-            assert hits[0].path.endswith(".jpg")
-        what = f"whole call, {len(vectors):,}, {name} {encoder.backend}"
-        result.add(f"{what}: from bytes to hits with paths", 1000 * median(times["ours"]), "ms")
-        result.add(f"{what}: encode and exact product", 1000 * median(times["least"]), "ms")
-        result.add(f"{what}: whole call to that", ratio(times, "ours", "least"), "×", most=1.15)
-        spent = ", ".join(f"{k} {1000 * v:.1f}" for k, v in hits.seconds.items())
-        result.note(f"Where one such call goes (ms): {spent}.")
+        times = interleaved({"ours": ours, "least": least}, 15 if options.quick else 40, warm=3)
+        hits = ours()
+        assert len(hits) == TOP
+        assert hits[0].path.endswith(".jpg")
+    what = f"whole call, {len(vectors):,}, {name} {encoder.backend}"
+    result.add(f"{what}: from bytes to hits with paths", 1000 * median(times["ours"]), "ms")
+    result.add(f"{what}: encode and exact product", 1000 * median(times["least"]), "ms")
+    result.add(f"{what}: whole call to that", ratio(times, "ours", "least"), "×", most=1.15)
+    spent = ", ".join(f"{k} {1000 * v:.1f}" for k, v in hits.seconds.items())
+    result.note(f"Where one such call goes (ms): {spent}.")
 
 
 def peers(every: np.ndarray, queries: np.ndarray, sizes: list[int], result: Result) -> None:
@@ -199,7 +199,8 @@ def peers(every: np.ndarray, queries: np.ndarray, sizes: list[int], result: Resu
         times = interleaved(ways, 30, warm=3)
         for kind in kinds:
             result.add(f"FAISS {kind}, {size:,}: one search", 1000 * median(times[kind]), "ms")
-            result.add(f"FAISS {kind}, {size:,}: search to exact product", ratio(times, kind, "exact"), "×")  # fmt: skip
+            share = ratio(times, kind, "exact")
+            result.add(f"FAISS {kind}, {size:,}: search to exact product", share, "×")
 
 
 @contextlib.contextmanager

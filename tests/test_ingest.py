@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
+import uuid
 
 import pytest
 
+from imgsearch.config import settings
 from imgsearch.errors import ConfigError, EncoderMismatch, ImageError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest, parse_shard
 from imgsearch.upkeep import verify
+from tests.conftest import ROOT
 from tests.helpers import paint
 
 
@@ -153,6 +158,46 @@ def test_an_error_marks_the_run_as_failed(run, photos, stores, collection):
 def test_nonsense_parameters_are_named(run, photos, parameter, value):
     with pytest.raises(ConfigError, match=parameter):
         run(photos, **{parameter: value})
+
+
+def test_processes_that_share_a_folder_give_exactly_the_union(
+    photos, tmp_path, milvus_server, mariadb, collection
+):
+    database = f"t_{uuid.uuid4().hex[:12]}"
+    servers = {"milvus_uri": milvus_server.uri, **mariadb.settings(database)}
+    code = (
+        "import sys; from imgsearch.ingest import ingest; "
+        "r = ingest(sys.argv[1], sys.argv[2], shard=sys.argv[3], batch_size=2, "
+        "encoder='resnet18@random:0', backend='eager'); print(r.state, r.encoded, r.failed)"
+    )
+    environment = {name.upper(): str(value) for name, value in servers.items()}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, photos, collection, f"{i}/3"],
+            cwd=ROOT,
+            env={**os.environ, **environment, "IMGSEARCH_HOME": str(tmp_path / str(i))},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(3)
+    ]
+    said = [worker.communicate(timeout=170)[0].split() for worker in workers]
+    assert [words[0] for words in said] == ["done"] * 3
+    assert sum(int(words[1]) for words in said) == 12
+    with Gallery.open(collection, settings=settings(**servers)) as gallery:
+        assert set(gallery.metadata.known(collection)) == {str(p) for p in photos.rglob("*.*g")}
+        ids, vectors = gallery.embeddings()
+        assert len(ids) == 12
+        assert (gallery.vectors.ids(collection) == ids).all()
+        alone = ingest(
+            photos, f"{collection}_1", encoder=gallery.encoder, settings=settings(**servers)
+        )
+        assert alone.encoded == 12
+        with Gallery.open(f"{collection}_1", settings=settings(**servers)) as whole:
+            same, expected = whole.embeddings()
+        assert (same == ids).all()
+        assert abs(vectors - expected).max() < 1e-5
+    mariadb.sql(f"DROP DATABASE {database}")
 
 
 @pytest.mark.parametrize("shard", ["3/3", "-1/2", "1", "a/b", "1/2/3", "0/0"])

@@ -71,7 +71,7 @@ def test_answers_as_milvus_lite_does_whatever_was_written(store, client, collect
     store.flush(collection)
     assert all(not {7, 290} & set(hits) for hits in same())
     store.upsert(collection, [7], vectors[[7]])
-    assert list(same()[3])[0] == 7
+    assert next(iter(same()[3])) == 7
     store.upsert(collection, [7], -vectors[[7]])
     assert 7 not in same()[3]
 

@@ -11,7 +11,7 @@ from imgsearch.config import settings as read_settings
 from imgsearch.errors import CollectionNotFound, StoreDamaged
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from imgsearch.upkeep import repair, verify
+from imgsearch.upkeep import overview, repair, verify
 from tests.helpers import paint, rows_and_vectors
 
 
@@ -172,3 +172,21 @@ def test_a_deleted_sqlite_file_is_rebuilt_from_the_vectors_and_the_files(home, p
     assert (done.encoded, done.linked) == (0, 8)
     with Gallery.open("mine", settings=home) as gallery:
         assert verify(gallery, files=True).sound
+
+
+def test_the_overview_sees_both_stores_and_what_does_not_agree(filled, photos, stores):
+    def mine():
+        return next(one for one in overview(stores) if one.name == filled.name)
+
+    one = mine()
+    assert (one.images, one.paths, one.vectors, one.unfinished) == (8, 8, 8, 0)
+    assert one.problem == ""
+    assert (one.size is None) == (not stores.embedded_vectors)
+    assert one.last_run.state == "done"
+    assert one.last_run.folder == str(photos)
+    filled.vectors.delete(filled.name, filled.metadata.ids(filled.name)[:3])
+    assert "8 images and 5 vectors" in mine().problem
+    filled.metadata.drop_collection(filled.name)
+    one = mine()
+    assert (one.vectors, one.images, one.created_at) == (5, 0, None)
+    assert "repair brings it back" in one.problem

@@ -15,6 +15,7 @@ from imgsearch import batch, config
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import figures
 from imgsearch.evaluation.comparison import Comparison
+from imgsearch.evaluation.protocols import IndexPoint
 from imgsearch.evaluation.scoring import ALL, KS, Evaluation
 from imgsearch.widgets import parts, words
 
@@ -43,6 +44,8 @@ class EvaluationPanel(parts.Panel):
         By collection.
     comparisons : dict of str to Comparison
         Of each other collection with the first.
+    points : list of IndexPoint
+        Indexes of the shown collection, where they were measured.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class EvaluationPanel(parts.Panel):
     ):
         super().__init__(settings)
         self.evaluations: dict[str, Evaluation] = {}
+        self.points: list[IndexPoint] = []
         self.comparisons: dict[str, Comparison] = {}
         self._stop, self._galleries = threading.Event(), parts.Galleries()
         self._build(voc_root)
@@ -90,16 +94,21 @@ class EvaluationPanel(parts.Panel):
         self.view = ipw.Dropdown(options=[ALL], description="Queries")
         self.metric = ipw.Dropdown(options=["mAP"], description="Metric")
         self.shown = ipw.Dropdown(description="Collection")
+        self.measure = self.button(
+            "Measure indexes", self._measure, "Recall and latency of indexes, in temporary copies"
+        )
+        self.indexes = ipw.HTML()
         self.summary, self.compared, self.curves, self.classes, self.confusion, self.cases = (
             ipw.HTML() for _ in range(6)
         )
-        titles = ["Summary", "Curves", "Classes", "Confusion", "Best and worst"]
+        titles = ["Summary", "Curves", "Classes", "Confusion", "Best and worst", "Indexes"]
         pages = (
             (self.summary, self.compared),
             (parts.row(self.view), self.curves),
             (parts.row(self.metric), self.classes),
             (self.confusion,),
             (self.cases,),
+            (self.measure, self.indexes),
         )
         self.tabs = ipw.Tab([parts.column("imgsearch-main", *page) for page in pages])
         self.tabs.titles = titles
@@ -185,7 +194,8 @@ class EvaluationPanel(parts.Panel):
             self._go_on("comparing")
         compared = batch.comparisons(found, seed=options["seed"])
         self._go_on("drawing")
-        self.evaluations, self.comparisons = found, compared
+        self.evaluations, self.comparisons, self.points = found, compared, []
+        self.indexes.value = ""
         first = next(iter(found.values()))
         for chooser, names in (
             (self.view, first.views),
@@ -240,6 +250,31 @@ class EvaluationPanel(parts.Panel):
             for worst, title in ((True, f"Worst queries of {name}"), (False, f"Best of {name}"))
         )
 
+    def _measure(self) -> None:
+        self._stop = threading.Event()
+        self.stop.disabled = False
+        name, seed = self.shown.value, self.seed.value
+
+        def work() -> None:
+            self.points = batch.index_sweep(
+                name, seed=seed, settings=self.settings, progress=self._go_on
+            )
+            rows = [
+                {
+                    "Index": point.index,
+                    f"Recall@{point.k}": f"{point.recall:.3f}",
+                    "Median ms": f"{point.median_ms:.1f}",
+                    "95 % within ms": f"{point.p95_ms:.1f}",
+                }
+                for point in self.points
+            ]
+            self.indexes.value = _image(
+                lambda: figures.index_sweep(self.points), f"Recall and latency of indexes, {name}"
+            ) + words.table(f"Indexes over {name}, against exact search", rows)
+            self.status.say(f"{len(rows)} indexes were measured over {name}.", "good")
+
+        self.run(work, "Measuring …", disabling=[self.measure, self.start], after=self._end)
+
     def _save(self) -> None:
         folder = self.output.value.strip()
         if not folder:
@@ -248,7 +283,9 @@ class EvaluationPanel(parts.Panel):
             raise ConfigError("Save", "there is nothing yet: evaluate first")
 
         def work() -> None:
-            report = batch.write_evaluations(self.evaluations, folder, seed=self.seed.value)
+            report = batch.write_evaluations(
+                self.evaluations, folder, seed=self.seed.value, points=self.points
+            )
             self.status.say(f"{len(report['files']) + 1} files were written into {folder}.", "good")
 
         self.run(work, "Writing …", disabling=[self.save])

@@ -58,6 +58,15 @@ def test_collections_are_measured_and_compared(evaluation):
         assert 'alt="' in shown
     before = evaluation("", "panel.curves.value")
     assert evaluation("panel.view.value = 'dog'", "panel.curves.value") != before
+
+
+def test_indexes_are_measured_against_exact_search(evaluation):
+    evaluation("panel.shown.value = 'mini'; panel.measure.click()")
+    assert "indexes were measured over mini" in evaluation("", "panel.status.text")
+    recalls = evaluation("", "{p.index: p.recall for p in panel.points}")
+    assert recalls["FLAT"] == 1
+    assert min(recalls.values()) < 1
+    assert "data:image/png;base64," in evaluation("", "panel.indexes.value")
     before = evaluation("", "panel.classes.value")
     assert evaluation("panel.metric.value = 'P@5'", "panel.classes.value") != before
     before = evaluation("", "panel.cases.value")
