@@ -668,8 +668,13 @@ class Gallery:
         """
         return self.metadata.count(self.name)
 
-    def flush(self) -> None:
+    def flush(self, *, wait: bool = True) -> None:
         """Make everything that was added durable and indexed.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait for the index; until it is there, searches are slower.
 
         Raises
         ------
@@ -677,7 +682,7 @@ class Gallery:
             The vector store failed.
         """
         if self.name in self.vectors.collections():
-            self.vectors.flush(self.name, wait=True)
+            self.vectors.flush(self.name, wait=wait)
 
     def drop(self) -> None:
         """Delete the collection from both stores; image files are left alone.

@@ -456,7 +456,7 @@ class _Ingest:
         report.ignored += chunk.ignored
         self.unflushed += len(chunk.vectors)
         if self.unflushed >= FLUSH_EVERY:
-            self.gallery.flush()
+            self.gallery.flush(wait=False)  # the encoder has more to do meanwhile
             self.unflushed = 0
 
     def _counts(self) -> dict[str, int]:
