@@ -10,11 +10,11 @@ import zipfile
 
 import pytest
 import torch
-from conftest import CARD, missing
 from torch import nn
 
 from imgsearch import backbones, weights
 from imgsearch.errors import EncoderError, WeightsError
+from tests.conftest import CARD, missing
 
 
 def rewritten(exported, tmp_path, change):

@@ -9,7 +9,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import CARD, missing
 from PIL import Image
 from test_backbones import torchvision_models
 
@@ -18,6 +17,7 @@ from imgsearch import encoder as encoders
 from imgsearch.config import settings
 from imgsearch.encoder import Preprocessing, load_encoder
 from imgsearch.errors import ConfigError, EncoderError, ImageError, WeightsError
+from tests.conftest import CARD, missing
 
 RANDOM = "resnet18@random:7"
 
