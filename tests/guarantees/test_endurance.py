@@ -75,7 +75,7 @@ def flat(samples: list[dict], slack: float) -> None:
 @pytest.mark.parametrize(
     ("images", "searches", "each", "slack"),
     [
-        pytest.param(192, 100, 32, 40, id="quick"),
+        pytest.param(192, 100, 64, 150, id="quick"),
         pytest.param(
             int(os.environ.get("IMGSEARCH_SOAK_IMAGES", 20_000)),
             int(os.environ.get("IMGSEARCH_SOAK_SEARCHES", 10_000)),
