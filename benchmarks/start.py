@@ -64,7 +64,7 @@ def run(options: Options, result: Result) -> None:
     from imgsearch.embedded import lease
     from imgsearch.ingest import ingest
 
-    rounds = 2 if options.quick else 5
+    rounds = 2 if options.quick else 3
     cold(IMPORT)  # so that files are in the page cache and compiled
     result.add(
         "import imgsearch", median([float(cold(IMPORT)) for _ in range(2 * rounds)]), "s", most=0.3
