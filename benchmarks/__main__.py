@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--photos", type=Path, help="folder of JPEGs: ../shared's, else data's")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller sizes")
     parser.add_argument("--milvus", type=Path, help="environment with milvus==2.3.5: .venv-milvus")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for a part: 600")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - set(PARTS):
@@ -39,7 +41,13 @@ def main(arguments: list[str]) -> int:
         command += ["--photos", str(photos)]
         command += ["--quick"] if given.quick else []
         command += ["--milvus", str(given.milvus)] if given.milvus else []
-        if subprocess.run(command, cwd=common.ROOT, check=False).returncode:
+        process = subprocess.Popen(command, cwd=common.ROOT)
+        try:
+            code = process.wait(given.limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it writes down what it has
+            code = process.wait()
+        if code:
             failed.append(part)
         report = common.ROOT / "benchmarks" / "RESULTS.md"
         report.write_text(common.table(PARTS), encoding="utf-8")
@@ -54,12 +62,13 @@ def _measure(part: str, photos: Path, quick: bool, milvus: Path | None) -> int:
     options = common.Options(
         photos, quick, here, milvus if (milvus / "bin" / "python").exists() else None
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("this part took too long"))
     module = importlib.import_module(f"benchmarks.{part}")
     result = common.Result(part, module.TITLE)
     try:
         with common.watched(result):
             module.run(options, result)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
         result.note(f"Broke off: {type(error).__name__}: {error}")
         return 1

@@ -138,13 +138,15 @@ def watched(result: Result) -> Iterator[None]:
     start = time.perf_counter()
     before = _ticks() if sys.platform == "linux" else (0, 0)
     others = _servers()
-    yield
-    result.seconds = time.perf_counter() - start
-    if sys.platform == "linux":
-        after = _ticks()
-        total, own = (b - a for a, b in zip(before, after, strict=True))
-        own += _servers() - others
-        result.busy = max(0.0, (total - own) / result.seconds)
+    try:
+        yield
+    finally:
+        result.seconds = time.perf_counter() - start
+        if sys.platform == "linux":
+            after = _ticks()
+            total, own = (b - a for a, b in zip(before, after, strict=True))
+            own += _servers() - others
+            result.busy = max(0.0, (total - own) / result.seconds)
 
 
 _watched_pids: set[int] = set()

@@ -23,7 +23,7 @@ def run(options: Options, result: Result) -> None:
     home = settings(
         imgsearch_home=options.work, imgsearch_backend="auto", imgsearch_precision="auto"
     )
-    rounds = 3 if options.quick else 7
+    rounds = 3 if options.quick else 5
     photos = photographs(options.photos, 64 if options.quick else 400)
     result.note(
         f"Batches of {BATCH}, {torch.get_num_threads()} threads, {rounds} interleaved rounds; "
@@ -46,7 +46,7 @@ def run(options: Options, result: Result) -> None:
             encoders[f"eager {precision}"] = load_encoder(
                 name, precision=precision, backend="eager", settings=home
             )
-            if runners.compiler_is_there() and not options.quick:
+            if name == RESNET and runners.compiler_is_there() and not options.quick:
                 encoders[f"compile {precision}"] = load_encoder(
                     name, precision=precision, backend="compile", settings=home
                 )

@@ -31,7 +31,7 @@ def run(options: Options, result: Result) -> None:
 
     home = settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
     photos = photographs(options.photos)
-    sizes = {RESNET: (288, 40, 2), "mini": (1200, 96, 2)}
+    sizes = {RESNET: (192, 32, 2), "mini": (960, 96, 2)}
     if options.quick:
         sizes = {RESNET: (64, 32, 1), "mini": (320, 64, 1)}
     for name, (count, few, rounds) in sizes.items():
@@ -82,7 +82,7 @@ def run(options: Options, result: Result) -> None:
             note=f"{few} images the usual way",
         )  # fmt: skip
         if name == RESNET:
-            agreement(encoder, photos[: 64 if options.quick else 400], result)
+            agreement(encoder, photos[: 64 if options.quick else 128], result)
     second(home, options, result)
     result.note(
         "imagededup's CNN path and clip-retrieval's inference need torchvision, which is not "

@@ -14,7 +14,7 @@ def run(options: Options, result: Result) -> None:
     from imgsearch.evaluation import scoring
     from imgsearch.voc import CLASSES
 
-    queries, some = (1_500, 60) if options.quick else (6_000, 200)
+    queries, some = (1_500, 60) if options.quick else (3_000, 100)
     arguments = evaluation.argparse.Namespace(voc=None, queries=queries, dim=256)
     present, difficult = evaluation.labels(arguments)
     random = np.random.default_rng(0)

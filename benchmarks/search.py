@@ -57,7 +57,7 @@ def run(options: Options, result: Result) -> None:
         return
     with milvus_server(options.work / "milvus", options.milvus) as uri:
         server = settings(imgsearch_home=options.work / "embedded", milvus_uri=uri)
-        for size in sizes[1:]:
+        for size in sizes[:1] + sizes[-1:]:
             vector_part(f"Milvus 2.3.5, {size:,}", server, every[:size], queries, result,
                         most=0.1 if size == 100_000 else None)  # fmt: skip
 

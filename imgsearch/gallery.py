@@ -9,10 +9,11 @@ which every ingest begins.
 from __future__ import annotations
 
 import json
+import threading
 import time
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,6 +30,7 @@ from imgsearch.errors import (
     EncoderMismatch,
     ImageError,
     ImageNotFound,
+    ImgSearchError,
     StoreDamaged,
     StoreError,
 )
@@ -138,7 +140,9 @@ class Gallery:
     ):
         self.row, self.metadata, self.settings = row, metadata, settings
         self._how = dict(how or {})
-        self._ensured = False
+        self._ensured = self._closed = False
+        self._vectors: VectorStore | None = None
+        self._opening = threading.Lock()
         if encoder is not None:
             self.encoder = encoder
 
@@ -258,6 +262,8 @@ class Gallery:
         EncoderMismatch
             What the stored name loads now is not what made the vectors.
         """
+        # Whoever encodes goes to the vectors next: their server starts while torch is imported.
+        threading.Thread(target=self._open_ahead, name="imgsearch-open", daemon=True).start()
         encoder = load_encoder(self.row.encoder, settings=self.settings, **self._how)
         if encoder.fingerprint != self.row.fingerprint:
             raise EncoderMismatch(
@@ -272,10 +278,19 @@ class Gallery:
         """The Towhee pipeline that embeds gallery and queries alike."""
         return Pipeline(self.encoder)
 
-    @cached_property
+    @property
     def vectors(self) -> VectorStore:
         """The vector store, opened when first asked for."""
-        return VectorStore.open(self.settings)
+        with self._opening:
+            if self._vectors is None:
+                self._vectors = VectorStore.open(self.settings)
+            return self._vectors
+
+    def _open_ahead(self) -> None:
+        with self._opening:
+            if self._vectors is None and not self._closed:
+                with suppress(ImgSearchError):  # whoever needs the store meets the error again
+                    self._vectors = VectorStore.open(self.settings)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the collection for one writing step, against every other process.
@@ -700,8 +715,10 @@ class Gallery:
 
     def close(self) -> None:
         """Leave both stores."""
-        if "vectors" in self.__dict__:
-            self.vectors.close()
+        self._closed = True
+        with self._opening:
+            if self._vectors is not None:
+                self._vectors.close()
         self.metadata.close()
 
     def __enter__(self) -> Gallery:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_backbones import torchvision_models
 
 from imgsearch import backbones, images, runners, weights
 from imgsearch import encoder as encoders
@@ -18,6 +17,7 @@ from imgsearch.config import settings
 from imgsearch.encoder import Preprocessing, load_encoder
 from imgsearch.errors import ConfigError, EncoderError, ImageError, WeightsError
 from tests.conftest import CARD, missing
+from tests.test_backbones import torchvision_models
 
 RANDOM = "resnet18@random:7"
 
