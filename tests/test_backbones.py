@@ -71,7 +71,7 @@ def torchvision_models():
         import torchvision.models
     except ImportError:
         pytest.skip(
-            "torchvision is missing (it does not fit every build of torch): pip install --no-deps torchvision"
+            "torchvision is missing: pip install --no-deps torchvision, if it fits this torch"
         )
     except RuntimeError:  # operator torchvision::nms does not exist
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
