@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--photos", type=Path, help="folder of JPEGs: ../shared's, else data's")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller sizes")
     parser.add_argument("--milvus", type=Path, help="environment with milvus==2.3.5: .venv-milvus")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for a part: 600")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for a part: 1800")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - set(PARTS):

@@ -95,7 +95,7 @@ def plain(name: str, home, batch: np.ndarray):
     from imgsearch import backbones, mini
 
     if name == "mini":
-        network, mean, std = mini.load(), mini.SPEC.mean, mini.SPEC.std
+        network, mean, std = mini.build(), mini.SPEC.mean, mini.SPEC.std
     else:
         network = backbones.resnet("resnet50")
         network.load_state_dict(backbones.random_state(network, 0), assign=True, strict=False)

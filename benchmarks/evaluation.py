@@ -36,17 +36,26 @@ from imgsearch.voc import CLASSES, Voc
 KS = (1, 5, 10, 100)
 
 
-def labels(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    if arguments.voc:
-        voc = Voc(arguments.voc)
-        return voc.labels(voc.image_set("trainval")[: arguments.queries])
+def labels(queries: int, root: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    if root:
+        voc = Voc(root)
+        return voc.labels(voc.image_set("trainval")[:queries])
     generator = np.random.default_rng(1)
     share = np.full(len(CLASSES), 0.05)
     share[CLASSES.index("person")] = 0.35
-    present = generator.random((arguments.queries, len(CLASSES))) < share
+    present = generator.random((queries, len(CLASSES))) < share
     empty = np.flatnonzero(~present.any(axis=1))
     present[empty, generator.integers(0, len(CLASSES), len(empty))] = True
     return present, ~present & (generator.random(present.shape) < 0.005)
+
+
+def made_up(queries: int, dim: int, root: str | None = None) -> scoring.Task:
+    """Random vectors with a little of the labels in them, each a query among the others."""
+    present, difficult = labels(queries, root)
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((len(present), dim), np.float32)
+    vectors += 0.1 * (present @ generator.standard_normal((len(CLASSES), dim)))
+    return scoring.task(np.arange(len(present)), vectors, present, difficult)
 
 
 def timed(call: Callable) -> tuple[object, dict[str, float]]:
@@ -168,17 +177,13 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--pytrec-queries", type=int, default=400)
     arguments = parser.parse_args()
-    present, difficult = labels(arguments)
-    generator = np.random.default_rng(0)
-    n = len(present)
-    vectors = generator.standard_normal((n, arguments.dim), np.float32)
-    vectors += 0.1 * (present @ generator.standard_normal((len(CLASSES), arguments.dim)))
-    task = scoring.task(np.arange(n), vectors, present, difficult)
+    task = made_up(arguments.queries, arguments.dim, arguments.voc)
+    n = len(task.queries)
     report = {
         "cores": cores(),
         "load": os.getloadavg()[0],
         "labels": arguments.voc or "synthetic",
-        "shape": list(vectors.shape),
+        "shape": [n, arguments.dim],
         "against_pytrec_eval": against_pytrec_eval(task, min(arguments.pytrec_queries, n)),
         "leave_one_out": whole(task),
     }

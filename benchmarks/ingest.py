@@ -62,7 +62,7 @@ def run(options: Options, result: Result) -> None:
             encode, decode = (encode + again[0]) / 2, (decode + again[1]) / 2
             limits.append(1 / (1 / encode + 1 / decode))
             cost.append(spent / report.encoded)
-            usual.append(the_usual_way(name, folder, few, options.work / f"usual{turn}"))
+            usual.append(the_usual_way(name, folder, few, options.work / f"usual-{name}{turn}"))
         result.note(
             f"{name}: {count} different JPEGs in each of {rounds} rounds; ran with "
             f"{encoder.backend} in {encoder.precision}. Encode alone {encode:.1f}/s, decode "
@@ -75,7 +75,8 @@ def run(options: Options, result: Result) -> None:
             f"{name}: ingest to that limit",
             median([a / b for a, b in zip(ours, limits, strict=True)]), "×", least=0.9,
         )  # fmt: skip
-        goal = {"least": 7} if name == RESNET else {}
+        # What was asked for is 7 times, where the processor has bf16 units.
+        goal = {"least": 7} if name == RESNET and encoder.precision == "bf16" else {}
         result.add(
             f"{name}: ingest to the usual way",
             median([a / b for a, b in zip(ours, usual, strict=True)]), "×", **goal,
