@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,22 @@ TITLE = "Search"
 RESNET = "resnet50@random:0"
 DIM, TOP, QUERIES = 2048, 10, 100
 WHOLE = 17_125
+EF = (32, 64, 128, 256, 512)
 
 
 def run(options: Options, result: Result) -> None:
     from imgsearch.config import settings
 
-    photos = photographs(options.photos, 100 if options.quick else 400)
+    photos = photographs(options.photos)
     sizes = [1_000, WHOLE] if options.quick else [1_000, WHOLE, 100_000]
-    real = features(photos, settings(imgsearch_home=options.work / "home"))
-    every = lookalikes(real, sizes[-1] + QUERIES)
+    real = features(photos, sizes[0 if options.quick else 1] + QUERIES, options)
     # Queries are of the same kind as the rest, and not among it.
-    queries, every = every[-QUERIES:], every[:-QUERIES]
+    queries, every = real[:QUERIES], lookalikes(real[QUERIES:], sizes[-1])
     result.note(
-        f"Vectors of {DIM} numbers, top {TOP}. {len(real)} of them are mini's of parts of real "
-        "photographs, turned into that many dimensions; the others lie between two of those, "
-        f"with noise. {QUERIES} queries for recall. Default index. The numpy product is exact."
+        f"Vectors of {DIM} numbers, top {TOP}. {len(real) - QUERIES:,} of them are mini's, of "
+        f"parts of {len(photos)} photographs, turned into that many dimensions; any others lie "
+        f"between two of those, with noise. {QUERIES} other parts are the queries. Default "
+        "index. The numpy product is exact."
     )
     embedded = settings(imgsearch_home=options.work / "embedded")
     for size in sizes:
@@ -62,22 +64,26 @@ def run(options: Options, result: Result) -> None:
                         most=0.1 if size == 100_000 else None)  # fmt: skip
 
 
-def features(photos: list[Path], home) -> np.ndarray:
-    """mini's vectors of four parts of each photograph, turned into `DIM` dimensions."""
+def features(photos: list[Path], count: int, options: Options) -> np.ndarray:
+    """mini's vectors of so many parts of the photographs, turned into `DIM` dimensions."""
+    from imgsearch.config import settings
     from imgsearch.encoder import load_encoder
     from imgsearch.images import decode
 
-    encoder = load_encoder("mini", backend="eager", settings=home)
-    prepared = []
-    for path in photos:
-        picture = decode(path)
-        width, height = picture.size
-        for part in ((0, 0, 2, 2), (1, 0, 3, 2), (0, 1, 2, 3), (1, 1, 3, 3)):
-            box = tuple(round(p * s / 3) for p, s in zip(part, (width, height) * 2, strict=True))
+    encoder = load_encoder("mini", settings=settings(imgsearch_home=options.work / "home"))
+    encoder.expect(count)
+    random, found, opened = np.random.default_rng(3), [], lru_cache(1)(decode)
+    for rows in np.array_split(np.arange(count), max(1, count // 256)):
+        prepared = []
+        for photo in rows * len(photos) // count:
+            picture = opened(photos[photo])
+            across, down = random.uniform(0.25, 1, 2) * picture.size
+            left, upper = random.uniform(0, 1, 2) * (picture.width - across, picture.height - down)
+            box = [round(side) for side in (left, upper, left + across, upper + down)]
             prepared.append(encoder.prepare(picture.crop(box)))
-    found = encoder.encode_prepared(np.stack(prepared))
-    turn = np.random.default_rng(1).standard_normal((DIM, found.shape[1]), dtype=np.float32)
-    return found @ np.linalg.qr(turn)[0].T.astype(np.float32)
+        found.append(encoder.encode_prepared(np.stack(prepared)))
+    turn = random.standard_normal((DIM, encoder.dim), dtype=np.float32)
+    return random.permutation(np.concatenate(found)) @ np.linalg.qr(turn)[0].T
 
 
 def exact(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -129,6 +135,17 @@ def vector_part(
             **({"most": most} if most else {}),
         )  # fmt: skip
         result.add(f"{what}: recall@{TOP}", recall(found, true), least=0.99)
+        by_ef = {}
+        for ef in EF:
+            given = {"ef": ef}
+            hits = [ids for ids, _ in store.search(name, queries, TOP, search_params=given)]
+            ways = {"": lambda g=given: store.search(name, queries[:1], TOP, search_params=g)}
+            by_ef[ef] = recall(hits, true), 1000 * median(interleaved(ways, 30)[""])
+        result.note(
+            f"{what}, recall@{TOP} and milliseconds by ef: "
+            + "; ".join(f"{ef}: {share:.3f}, {ms:.3g}" for ef, (share, ms) in by_ef.items())
+            + "."
+        )
         if pid:
             result.add(f"{what}: memory of the store", memory(pid) - before, "MiB")
             folder = where.imgsearch_home / "vectors.db" / "collections" / name

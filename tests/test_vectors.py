@@ -71,7 +71,8 @@ def own(store, collection):
 @pytest.mark.parametrize(
     ("text", "full"),
     [
-        ("auto", "HNSW:M=16,efConstruction=200,ef=64"),
+        ("auto", "HNSW:M=16,efConstruction=200,ef=auto"),
+        ("HNSW:ef=auto", "HNSW:M=16,efConstruction=200,ef=auto"),
         ("hnsw: m=8 , EF=100", "HNSW:M=8,efConstruction=200,ef=100"),
         ("FLAT", "FLAT"),
         ("IVF_FLAT:nlist=64", "IVF_FLAT:nlist=64,nprobe=16"),
@@ -165,12 +166,38 @@ def test_every_index_is_built_searched_and_described(store, collection):
         assert info.description == "what it is ü"
         top = store.search(name, points[:50], 1)
         assert np.mean([got[0][0] == i for got, i in zip(top, ids, strict=False)]) > 0.95
-        params = {"ef": 100} if "ef" in spec.search else None
+        params = {"ef": 100} if spec.kind == "HNSW" else None
         assert len(store.search(name, points[:1], 200, search_params=params)[0][0]) == 200
         store.drop(name)
 
     with futures.ThreadPoolExecutor(4) as pool:  # servers take seconds for each, mostly asleep
         list(pool.map(check, ["HNSW:M=8", "FLAT", "IVF_FLAT:nlist=8,nprobe=8", "AUTOINDEX"]))
+
+
+def test_a_search_looks_at_more_candidates_once_the_collection_has_grown(
+    store, collection, monkeypatch
+):
+    ids, points = cloud(300)
+    monkeypatch.setattr(vectors, "_EF", ((200, 70), (1_000, 90)))
+    store.create(collection, DIM, AUTO)
+    client, asked = store._connected(10), []
+    search = client.search
+
+    def spy(*args, search_params, **others):
+        asked.append(search_params["params"]["ef"])
+        return search(*args, search_params=search_params, **others)
+
+    monkeypatch.setattr(client, "search", spy)
+    store.upsert(collection, ids[:200], points[:200])
+    store.search(collection, points[:1], 5)
+    store.upsert(collection, ids[200:], points[200:])
+    store.search(collection, points[:1], 5)  # so soon, its size is not asked again
+    store.flush(collection, wait=False)
+    store.search(collection, points[:1], 5)
+    store.search(collection, points[:1], 100)  # Milvus wants at least what it is to return
+    store.search(collection, points[:1], 5, search_params={"ef": 40})
+    assert asked == [70, 70, 90, 100 + vectors.SPARE_HITS, 40]
+    store.drop(collection)
 
 
 def test_more_rows_than_milvus_answers_at_once(store, collection, monkeypatch):
