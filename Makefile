@@ -17,7 +17,8 @@ SAMPLE = data/VOCsample
 # Cells print as they go; papermill's own bar would only get in the way.
 PAPERMILL = $(PY) -m papermill --stdout-file /dev/stdout --stderr-file /dev/stderr --no-progress-bar
 
-# Test processes side by side. A file's tests stay together, and so do the servers they share.
+# Test processes side by side. A file's tests stay together, and so do the servers they share;
+# as they are ordered, the longest files come first.
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -65,7 +66,7 @@ demo: env ## ingest the sample and search it, in a minute, with nothing to downl
 	@$(PY) scripts/demo_summary.py output/demo
 
 test: env .venv-milvus/stamp ## run the tests
-	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m 'not soak' $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder -m 'not soak' $(PYTEST_ARGS)
 
 lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
 lab: env ## open JupyterLab on 127.0.0.1, with a token

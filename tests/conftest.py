@@ -308,17 +308,15 @@ def shared_home(tmp_path_factory) -> Iterator[Path]:
         yield home
 
 
-@pytest.fixture(params=["embedded", "servers"])
-def stores(request, tmp_path) -> Iterator[Settings]:
-    """Settings of both kinds of stores in turn: the same test must hold on each.
+def settings_of(kind: str, request, tmp_path) -> Iterator[Settings]:
+    """Settings of one kind of stores: Milvus Lite and SQLite, or Milvus and MariaDB.
 
-    Milvus Lite and SQLite, or Milvus and MariaDB. The metadata are the test's
-    own; vectors are in a store that lives as long as the session, so take the
-    name of a collection from the fixture ``collection``.
+    The metadata are the test's own; vectors are in a store that lives as long as the
+    session, so take the name of a collection from the fixture ``collection``.
     """
     from imgsearch.config import settings
 
-    if request.param == "embedded":
+    if kind == "embedded":
         home = request.getfixturevalue("shared_home")
         yield settings(
             imgsearch_home=home, database_url=f"sqlite:///{tmp_path / 'metadata.sqlite'}"
@@ -331,6 +329,12 @@ def stores(request, tmp_path) -> Iterator[Settings]:
         imgsearch_home=tmp_path / "home", milvus_uri=milvus.uri, **database.settings(name)
     )
     database.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+@pytest.fixture(params=["embedded", "servers"])
+def stores(request, tmp_path) -> Iterator[Settings]:
+    """Settings of both kinds of stores in turn: the same test must hold on each."""
+    yield from settings_of(request.param, request, tmp_path)
 
 
 @pytest.fixture
