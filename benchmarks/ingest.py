@@ -31,7 +31,7 @@ def run(options: Options, result: Result) -> None:
 
     home = settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
     photos = photographs(options.photos)
-    sizes = {RESNET: (192, 32, 2), "mini": (960, 96, 2)}
+    sizes = {RESNET: (192, 32, 2), "mini": (2_400, 96, 2)}
     if options.quick:
         sizes = {RESNET: (64, 32, 1), "mini": (320, 64, 1)}
     for name, (count, few, rounds) in sizes.items():
