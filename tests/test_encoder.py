@@ -245,6 +245,23 @@ def test_real_photographs(shared):
     assert (vectors * load_encoder(path).encode(found)).sum(axis=1).min() >= 0.999
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("backend", ["openvino", "compile"])
+@pytest.mark.parametrize("name", ["resnet50@random:0", "mini", "mobilenet_v2.pt2"])
+def test_every_backend_sees_the_same_in_every_photograph(shared, name, backend):
+    if backend == "openvino":
+        need_openvino()
+    elif not runners.compiler_is_there():
+        missing("a C++ compiler", "apt-get install g++")
+    encoder = str(shared / "weights" / name) if name.endswith(".pt2") else name
+    photos = [each.path for each in images.find(shared / "voc" / "VOC2012" / "JPEGImages")]
+    plain = load_encoder(encoder, backend="eager", precision="fp32", device="cpu")
+    prepared = np.stack([plain.prepare(images.decode(path)) for path in photos])
+    vectors = load_encoder(encoder, backend=backend, device="cpu").encode_prepared(prepared)
+    assert len(vectors) == 400
+    assert (vectors * plain.encode_prepared(prepared)).sum(axis=1).min() >= 0.999
+
+
 def test_threads_take_turns(exported):
     encoder = load_encoder(exported[0] / "tiny.pt2", backend="eager")
     batch = np.stack([encoder.prepare(noise(seed=seed)) for seed in range(4)])
