@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
+from pathlib import Path
 
-from benchmarks.common import Options, Result, cold, copies, median, photographs
+from benchmarks.common import ROOT, Options, Result, cold, copies, median, photographs
 
 TITLE = "Start"
 
@@ -102,6 +105,48 @@ def run(options: Options, result: Result) -> None:
         result.add("mini: cold Jupyter kernel to first result", median(times), "s", most=6)
     except RuntimeError as error:
         result.note(f"No Jupyter kernel could be started here: {error}")
+    page(folder, options, result, rounds)
+
+
+def page(photos: Path, options: Options, result: Result, rounds: int) -> None:
+    """The page of `make app`, in a browser, with kernels that were started before."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        result.note("No Chromium here: the page of `make app` is not measured.")
+        return
+    from playwright.sync_api import sync_playwright
+
+    from imgsearch.config import settings
+    from imgsearch.ingest import ingest
+    from tests.browser.conftest import TOKEN, Server
+
+    home, served = options.work / "app", options.work / "served"
+    ingest(photos, "photos", encoder="mini", settings=settings(imgsearch_home=home))
+    shutil.copytree(ROOT / "notebooks", served / "notebooks")
+    filled = "is filled with"
+    server = Server(served, home, ["voila", "notebooks/search.ipynb", f"--token={TOKEN}"], filled)
+    seen, painted = [], []
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            for visit in range(rounds + 1):
+                tab = browser.new_page()
+                start = time.perf_counter()
+                tab.goto(f"{server.url}?token={TOKEN}", wait_until="commit")
+                tab.locator(".imgsearch").first.wait_for(timeout=60_000)
+                seen.append(time.perf_counter() - start)
+                tab.locator(".imgsearch-tile img").first.wait_for(timeout=60_000)
+                painted.append(time.perf_counter() - start)
+                tab.close()
+                until = time.monotonic() + 60  # for the kernel that takes the place of this one
+                while server.log.read_text().count(filled) < visit + 2 and time.monotonic() < until:
+                    time.sleep(0.2)
+    finally:
+        server.stop()
+    # The browser of the first visit has nothing in its cache.
+    result.add("page of `make app`: panel, first visit", seen[0], "s")
+    result.add("page of `make app`: panel, later visits", median(seen[1:]), "s", most=1)
+    result.add("page of `make app`: thumbnails, later visits", median(painted[1:]), "s")
 
 
 def told(what: str, runs: list[dict], result: Result, **goal: float) -> None:
