@@ -49,8 +49,7 @@ def main(arguments: list[str]) -> int:
             code = process.wait()
         if code:
             failed.append(part)
-        report = common.ROOT / "benchmarks" / "RESULTS.md"
-        report.write_text(common.table(PARTS), encoding="utf-8")
+        common.write_down(PARTS)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -336,3 +337,64 @@ def table(order: list[str]) -> str:
             lines.append(f"| {row['what']} | {value} | {row['goal']} | {note} |")
         lines += [""] + [f"- {note}" for note in got["notes"]] + [""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+HEADLINES = [
+    (
+        "encode",
+        r"resnet50.*: imgsearch to plain torch fp32",
+        "ResNet-50, to plain torch (fp32, eager)",
+    ),
+    ("encode", r"resnet50.*to the best .*", "ResNet-50, to the best of torch and OpenVINO alone"),
+    ("ingest", r"resnet50.*: ingest to that limit", "ingest, to what decoding and encoding allow"),
+    ("ingest", r"resnet50.*: ingest to the usual way", "ingest, to the original demo's way"),
+    ("ingest", r"second ingest of 17,125 files", "second ingest of 17,125 files"),
+    (
+        "search",
+        r"whole call, 17,125, .*: whole call to that",
+        "search in 17,125: to encoding and exact product",
+    ),
+    (
+        "search",
+        r"embedded, 100,000: search to exact product",
+        "100,000 vectors: to the exact numpy product",
+    ),
+    ("search", r"embedded, 100,000: recall@10", "recall@10 of that"),
+    (
+        "search",
+        r"Milvus 2.3.5, 100,000: search to exact product",
+        "the same on a server, Milvus 2.3.5",
+    ),
+    ("search", r"Milvus 2.3.5, 100,000: recall@10", "recall@10 of that"),
+    ("start", r"import imgsearch", "`import imgsearch`"),
+    ("start", r"mini: cold Jupyter kernel to first result", "fresh kernel to first result, `mini`"),
+    ("start", r"page of `make app`: panel, later visits", "page of `make app`"),
+    ("judging", r"leave-one-out of 11,540.*", "leave-one-out of 11,540, 2048-d, all metrics"),
+    ("judging", r"pytrec_eval's seconds to ours.*", "pytrec_eval's time to ours"),
+]
+"""Part, row and words of the figures that the README shows."""
+
+
+def headlines() -> str:
+    """The README's table, of the parts that were measured in full."""
+    lines = ["| what | measured |", "| --- | --- |"]
+    for part, pattern, words in HEADLINES:
+        path = RESULTS / f"{part}.json"
+        got = json.loads(path.read_text()) if path.exists() else {"rows": []}
+        if got.get("quick"):
+            continue
+        for row in got["rows"]:
+            if re.fullmatch(pattern, row["what"]):
+                lines.append(f"| {words} | {shown(row['value'])} {row['unit']}".rstrip() + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_down(parts: list[str]) -> None:
+    """Write the tables of all results: everything, and the README's few."""
+    (ROOT / "benchmarks" / "RESULTS.md").write_text(table(parts), encoding="utf-8")
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition("<!-- figures of make bench -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if begin and end:
+        readme.write_text(f"{before}{begin}{headlines()}{end}{after}", encoding="utf-8")
