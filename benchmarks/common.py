@@ -368,7 +368,8 @@ HEADLINES = [
     ("search", r"Milvus 2.3.5, 100,000: recall@10", "recall@10 of that"),
     ("start", r"import imgsearch", "`import imgsearch`"),
     ("start", r"mini: cold Jupyter kernel to first result", "fresh kernel to first result, `mini`"),
-    ("start", r"page of `make app`: panel, later visits", "page of `make app`"),
+    ("start", r"`make app`, page: later visits", "page of `make app`, seen before"),
+    ("start", r"`make app`, panel .*: later visits", "the panel in it, drawn"),
     ("judging", r"leave-one-out of 11,540.*", "leave-one-out of 11,540, 2048-d, all metrics"),
     ("judging", r"pytrec_eval's seconds to ours.*", "pytrec_eval's time to ours"),
 ]
