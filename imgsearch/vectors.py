@@ -473,6 +473,8 @@ class VectorStore:
                 ]
                 try:
                     self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                except StoreUnavailable:
+                    raise
                 except StoreError:
                     # Another process may have dropped it and made it anew, in another form.
                     _checked(vectors, self._fresh_facts(collection).dim)
@@ -549,6 +551,8 @@ class VectorStore:
         if facts is not None and time.monotonic() < facts.until:
             try:
                 return self._search(collection, queries, top_k, facts, search_params, end)
+            except StoreUnavailable:
+                raise
             except (StoreError, ConfigError, CollectionNotFound):
                 # Another process may have dropped it and made it anew, in another form.
                 if self._fresh_facts(collection)[:2] == facts[:2]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -235,13 +235,16 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Belongs to no window. Points of one kind of index and one build are joined.
+        Belongs to no window. Points of one kind of index and one build are joined, in
+        the order given.
 
     Raises
     ------
     ConfigError
         There is no point.
     """
+    from matplotlib.ticker import LogLocator
+
     if not points:
         raise ConfigError("points", "there is none to draw")
     figure, axes = _figure(6.4, 4.2, title)
@@ -253,7 +256,6 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
     for (name, some), colour, marker in zip(
         lines.items(), cycle(COLOURS), cycle("os^Dv"), strict=False
     ):
-        some = sorted(some, key=lambda p: p.median_ms)
         x, y = [p.median_ms for p in some], np.array([p.recall for p in some])
         spread = np.abs(np.array([[p.low, p.high] for p in some]).T - y)
         axes.errorbar(
@@ -267,14 +269,18 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
                     textcoords="offset points",
                 )  # fmt: skip
     axes.set_xscale("log")
+    axes.margins(x=0.1)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     k, size = points[0].k, points[0].vectors
     axes.set(
         xlabel=f"median latency of one search among {size:,} vectors, ms",
         ylabel=f"recall@{k} against exact search",
-        ylim=(min(0.9, *(p.low - 0.05 for p in points)), 1.01),
+        ylim=(min(0.9, *(p.low - 0.05 for p in points)), 1.03),
     )
     axes.grid(alpha=0.3, which="both")
-    _legend(axes)
+    _legend(figure, loc="outside lower center", ncols=2)  # wherever inside, it would hide points
     return figure
 
 
@@ -288,8 +294,8 @@ def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
-    for text in axes.legend(fontsize=8, framealpha=0.9).get_texts():
+def _legend(owner: Axes | Figure, **how: Any) -> None:
+    for text in owner.legend(fontsize=8, framealpha=0.9, **how).get_texts():
         text.set_parse_math(False)
 
 

@@ -51,7 +51,7 @@ def sql(tmp_path, mariadb, collection):
 
 
 @pytest.mark.parametrize(
-    "limit", [pytest.param(2.0, id="quick"), pytest.param(LIMIT, id="soak", marks=[soak])]
+    "limit", [pytest.param(4.0, id="quick"), pytest.param(LIMIT, id="soak", marks=[soak])]
 )
 def test_a_frozen_mariadb_is_an_error_in_time_and_its_waking_up_is_noticed(
     sql, mariadb, encoder, limit
@@ -233,7 +233,7 @@ def test_something_else_on_the_port_is_named(mariadb):
 
 
 @pytest.mark.parametrize(
-    "limit", [pytest.param(2.0, id="quick"), pytest.param(LIMIT, id="soak", marks=[soak])]
+    "limit", [pytest.param(4.0, id="quick"), pytest.param(LIMIT, id="soak", marks=[soak])]
 )
 def test_a_frozen_milvus_is_an_error_in_time_and_its_waking_up_is_noticed(
     stores, encoder, collection, request, limit
