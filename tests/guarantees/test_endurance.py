@@ -63,19 +63,28 @@ with Gallery.open("kept") as gallery:
 )
 
 
-def flat(samples: list[dict], slack: float) -> None:
-    """Nothing grows after the first sample, by more than a tenth or `slack` MB."""
-    first = samples[0]
-    print(f"from {first} to {samples[-1]}, at most {max(s['mb'] for s in samples)} MB")
-    assert max(s["mb"] for s in samples) <= max(first["mb"] * 1.1, first["mb"] + slack)
+def flat(samples: list[dict], stretch: int, slack: float) -> None:
+    """Nothing grows after the first stretch, by more than a tenth or `slack` MB.
+
+    What counts is the least of each stretch: more than that is work under way, a batch in the
+    network or a message on its way, which differs from one moment to the next.
+    """
+    stretches: dict[int, list[dict]] = {}
+    for sample in samples:
+        stretches.setdefault(sample["at"] // stretch, []).append(sample)
+    least = [min(s["mb"] for s in of_stretch) for _, of_stretch in sorted(stretches.items())][1:]
+    print(f"MB by stretch of {stretch}: {least}; {samples[-1]}")
+    assert len(least) >= 2
+    assert max(least) <= max(least[0] * 1.1, least[0] + slack)
+    first = next(s for s in samples if s["at"] >= stretch)
     assert max(s["files"] for s in samples) <= first["files"] + 8
     assert max(s["threads"] for s in samples) <= first["threads"] + 8
 
 
 @pytest.mark.parametrize(
-    ("images", "searches", "each", "slack"),
+    ("images", "searches", "stretch", "slack"),
     [
-        pytest.param(192, 100, 64, 150, id="quick"),
+        pytest.param(192, 200, 64, 150, id="quick"),
         pytest.param(
             int(os.environ.get("IMGSEARCH_SOAK_IMAGES", 20_000)),
             int(os.environ.get("IMGSEARCH_SOAK_SEARCHES", 10_000)),
@@ -86,13 +95,14 @@ def flat(samples: list[dict], slack: float) -> None:
         ),
     ],
 )
-def test_memory_and_files_stay_flat(nursery, tmp_path, images, searches, each, slack):
+def test_memory_and_files_stay_flat(nursery, tmp_path, images, searches, stretch, slack):
+    each = stretch // 10
     env = environment(read_settings(imgsearch_home=tmp_path / "home"))
     worker = nursery.child(INGEST, env, folder=str(tmp_path / "photos"), count=images, each=each)
     assert worker.wait(7200)["end"] == "done", worker.said[-3:]
     report = worker.facts("report")[0]
     assert (report["state"], report["images"]) == ("done", images)
-    flat(worker.facts("sample"), slack)
+    flat(worker.facts("sample"), stretch, slack)
     searcher = nursery.child(SEARCH, env, count=searches, each=each)
     assert searcher.wait(7200)["end"] == "done", searcher.said[-3:]
-    flat(searcher.facts("sample"), slack)
+    flat(searcher.facts("sample"), stretch, slack)
