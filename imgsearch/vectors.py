@@ -40,6 +40,8 @@ MAX_TOP_K = 16_384  # Milvus' own limit, for rows of one answer too
 BATCH_BYTES = 8 * 1024 * 1024  # of one message; Milvus takes 64 MiB, readers wait meanwhile
 OLDEST = (2, 3)  # the first Milvus with upsert and cosine
 _CONNECT_FAILED = 2  # error code of pymilvus
+# What a Milvus says for a while after it was restarted, or stood still.
+_COMING_UP = r"channel not (available|subscribed)|service not ready|no available shard|not healthy"
 SPARE_HITS = 16  # fetched beyond top_k, so that ties at the cut fall by id
 CALL_LIMIT = 60.0  # seconds for one request to a server that keeps answering
 WORK_LIMIT = 3600.0  # seconds for loading or writing out a whole collection
@@ -199,6 +201,10 @@ class _Gone(Exception):
 
 class _Silent(Exception):
     """The server does not answer; text says since when."""
+
+
+class _NotReady(Exception):
+    """The server is there and not whole yet, for instance after a restart; text says why."""
 
 
 class _NotLoaded(Exception):
@@ -824,9 +830,14 @@ class VectorStore:
         it is done twice.
         """
         gone = absent = 0
+        ready_by = time.monotonic() + self._timeout
         while True:
             try:
                 return self._patiently(call, end, limit)
+            except _NotReady as why:
+                if time.monotonic() >= min(ready_by, end or ready_by):
+                    raise self._unavailable(f"is not ready ({why})") from None
+                time.sleep(0.25)
             except _Silent as silent:
                 raise self._unavailable(f"is silent for {silent}") from None
             except _Gone:
@@ -972,6 +983,8 @@ class VectorStore:
             r"can't find collection|collection not found", text, re.IGNORECASE
         ):
             return CollectionNotFound("", ())
+        if self._home is None and re.search(_COMING_UP, text, re.IGNORECASE):
+            return _NotReady(" ".join(text.split())[:160])
         if code == 101 or re.search(r"not loaded|not been loaded", text, re.IGNORECASE):
             return _NotLoaded(text)
         if not isinstance(error, MilvusException | grpc.RpcError):

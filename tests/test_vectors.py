@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent import futures
 
 import numpy as np
@@ -477,3 +478,30 @@ def test_using_milvus_leaves_the_environment_alone(tmp_path):
         check=True,
     )
     assert "elsewhere" not in ran.stdout
+
+
+def test_a_server_that_is_not_whole_yet_is_waited_for_and_not_for_ever(
+    milvus_server, collection, monkeypatch, tmp_path
+):
+    from pymilvus import MilvusException
+
+    config = settings(imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, imgsearch_timeout=1.5)
+    with VectorStore.open(config) as store:
+        store.create(collection, DIM, AUTO)
+        client, refusals = store._connected(10), [2]
+        search = client.search
+
+        def refusing(*args, **others):
+            refusals[0] -= 1
+            if refusals[0] >= 0:
+                raise MilvusException(code=503, message="channel not available[channel=c]")
+            return search(*args, **others)
+
+        monkeypatch.setattr(client, "search", refusing)
+        assert len(store.search(collection, np.ones((1, DIM), np.float32), 1)) == 1
+        refusals[0] = 10**6
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"not ready .*channel not available"):
+            store.search(collection, np.ones((1, DIM), np.float32), 1)
+        assert time.monotonic() - start < 10
+        store.drop(collection)
