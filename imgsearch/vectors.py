@@ -554,7 +554,8 @@ class VectorStore:
             raise ConfigError("top_k", f"must be 1 to {MAX_TOP_K}, not {top_k}")
         end = None if timeout is None else time.monotonic() + timeout
         facts = self._facts.get(collection)
-        if facts is not None and time.monotonic() < facts.until:
+        # Whoever sets a limit of time does not wait for the size to be asked again.
+        if facts is not None and (end is not None or time.monotonic() < facts.until):
             try:
                 return self._search(collection, queries, top_k, facts, search_params, end)
             except StoreUnavailable:
