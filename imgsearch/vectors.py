@@ -187,7 +187,10 @@ class VectorInfo(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """What a search must know of its collection, and until when that is taken for true."""
+    """What a search must know of its collection, and until when that is taken for true.
+
+    The count is 0 where nothing depends on it.
+    """
 
     dim: int
     index: IndexSpec
@@ -571,7 +574,11 @@ class VectorStore:
         dim, found = self._dim(collection), self._index(collection)
         if found is None:
             raise StoreError(self.where, f"collection {collection!r} has no index: run `repair`")
-        facts = _Facts(dim, found[0], self.count(collection), time.monotonic() + FRESH)
+        if found[0].kind == "HNSW" and "ef" not in found[0].search:  # chosen by size
+            count, until = self.count(collection), time.monotonic() + FRESH
+        else:
+            count, until = 0, math.inf
+        facts = _Facts(dim, found[0], count, until)
         self._facts[collection] = facts
         return facts
 

@@ -76,10 +76,12 @@ def torchvision_models():
     except RuntimeError:  # operator torchvision::nms does not exist
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
+        from torch import library as extending
+
+        operators = extending.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        torchvision_models.library = library  # lives as long as its operators
+            operators.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        torchvision_models.operators = operators  # they live as long as this
         import torchvision.models
     return torchvision.models
 
