@@ -1,4 +1,4 @@
-# Everything runs in environments of this folder (.venv, .venv-milvus). `make` alone lists what
+# Everything runs in environments of this folder (.venv, .venv-milvus, .peers). `make` alone lists what
 # there is. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) work as they always do.
 
 # The Python to build the environment with: the first of these that starts and is new enough.
@@ -81,7 +81,15 @@ lint: env ## check style, formatting, and that no notebook holds outputs
 	$(PY) -m ruff format --check .
 	$(PY) -m nbstripout --verify --keep-id --extra-keys 'metadata.papermill cell.metadata.papermill' notebooks/*.ipynb
 
-bench: env ## measure what the README reports
+# Another library to be measured beside this one, apart from what imgsearch needs: it brings
+# torchvision. Without what it requires, since .venv has most of that.
+.peers/stamp: Makefile .venv/stamp
+	@rm -rf .peers
+	@{ $(PY) -m pip install -q --no-deps --target .peers imagededup==0.3.3.post2 torchvision==0.28.0 \
+	scikit-learn==1.9.1 joblib==1.6.0 threadpoolctl==3.8.0 PyWavelets==1.9.0 cloudpickle==3.1.2 narwhals==2.29.0 \
+	&& touch $@; } || { rm -rf .peers; echo 'imagededup could not be installed: it will not be compared.'; }
+
+bench: env .venv-milvus/stamp .peers/stamp ## measure what the README reports
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
 soak: env .venv-milvus/stamp ## the long proofs: many rounds of ingest, kills and repairs
@@ -98,5 +106,5 @@ lock: ## write requirements.lock anew: the newest versions that pyproject.toml a
 	mv build/requirements.lock requirements.lock
 
 clean: ## remove the environments, caches and the demo's output
-	rm -rf .venv .venv-milvus build imgsearch.egg-info output/demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-milvus .peers build imgsearch.egg-info output/demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

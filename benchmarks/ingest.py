@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import (
+    ROOT,
     Options,
     Result,
+    cold,
     copies,
     median,
     photographs,
@@ -21,6 +23,7 @@ from benchmarks.common import (
 TITLE = "Ingest"
 RESNET = "resnet50@random:0"
 SECOND = 17_125  # files of VOC2012
+PEERS = ROOT / ".peers"
 
 
 def run(options: Options, result: Result) -> None:
@@ -41,7 +44,7 @@ def run(options: Options, result: Result) -> None:
             copies(photos[turn * 7 :] + photos[: turn * 7], options.work / f"{name}{turn}", count)
             for turn in range(rounds)
         ]
-        ours, limits, usual, cost = [], [], [], []
+        ours, limits, usual, cost, theirs = [], [], [], [], []
         for turn, folder in enumerate(folders):
             encode, decode = parts(encoder, folder)
             start, spent = time.perf_counter(), time.process_time()
@@ -52,7 +55,7 @@ def run(options: Options, result: Result) -> None:
                 server = opened.vectors._lease.pid
                 watch_server(server)
                 before = processor_seconds(server)
-                opened._ensure_vectors()
+                opened.ensure_vectors()
                 start, spent = time.perf_counter(), time.process_time()
                 report = ingest(folder, target, encoder=encoder, settings=home)
                 ours.append(report.encoded / (time.perf_counter() - start))
@@ -63,6 +66,8 @@ def run(options: Options, result: Result) -> None:
             limits.append(1 / (1 / encode + 1 / decode))
             cost.append(spent / report.encoded)
             usual.append(the_usual_way(name, folder, few, options.work / f"usual-{name}{turn}"))
+            if name == RESNET and PEERS.is_dir():
+                theirs.append(imagededup(folder, few, options.work / f"imagededup{turn}"))
         result.note(
             f"{name}: {count} different JPEGs in each of {rounds} rounds; ran with "
             f"{encoder.backend} in {encoder.precision}. Encode alone {encode:.1f}/s, decode "
@@ -82,13 +87,18 @@ def run(options: Options, result: Result) -> None:
             median([a / b for a, b in zip(ours, usual, strict=True)]), "×", **goal,
             note=f"{few} images the usual way",
         )  # fmt: skip
+        if theirs:
+            result.add("imagededup, the same ResNet-50", median(theirs), "images/s")
+            result.add(
+                f"{name}: ingest to imagededup, which stores nothing",
+                median([a / b for a, b in zip(ours, theirs, strict=True)]), "×",
+                note=f"{few} images with imagededup",
+            )  # fmt: skip
         if name == RESNET:
             agreement(encoder, photos[: 64 if options.quick else 128], result)
     second(home, options, result)
-    result.note(
-        "imagededup's CNN path and clip-retrieval's inference need torchvision, which is not "
-        "part of this environment: they are not compared."
-    )
+    if not PEERS.is_dir():
+        result.note("imagededup is not installed (make .peers/stamp): not compared.")
 
 
 def parts(encoder, folder: Path) -> tuple[float, float]:
@@ -149,6 +159,16 @@ def the_usual_way(name: str, folder: Path, count: int, store: Path) -> float:
         seconds = time.perf_counter() - start
     client.close()
     return len(rows) / seconds
+
+
+def imagededup(folder: Path, count: int, part: Path) -> float:
+    """Images a second of imagededup's CNN path, in a process of its own."""
+    part.mkdir()
+    for path in sorted(folder.iterdir())[:count]:
+        (part / path.name).symlink_to(path)
+    code = "import sys; from benchmarks.peer import main; from pathlib import Path; "
+    code += "main(Path(sys.argv[1]))"
+    return float(cold(code, env={"PYTHONPATH": str(PEERS)}, args=(str(part),)))
 
 
 class _fp32:

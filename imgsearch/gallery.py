@@ -304,8 +304,18 @@ class Gallery:
         """
         return self.metadata.exclusive(self.name)
 
-    def _ensure_vectors(self) -> None:
-        """Make the collection in the vector store; describes itself, for `repair`."""
+    def ensure_vectors(self) -> None:
+        """Make the collection in the vector store, where it is not there or has no index.
+
+        It says there which encoder it belongs to, for `repair`.
+
+        Raises
+        ------
+        StoreDamaged
+            It is there, and cannot be used.
+        StoreError
+            It is there with vectors of another length, or the store failed.
+        """
         about = {
             "encoder": self.row.encoder,
             "identity": self.row.identity,
@@ -398,11 +408,11 @@ class Gallery:
             ids = sorted(vectors)
             stacked = np.stack([vectors[i] for i in ids])
             if not self._ensured:  # once: it costs more than the writing does
-                self._ensure_vectors()
+                self.ensure_vectors()
             try:
                 self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
             except CollectionNotFound:  # dropped by another process meanwhile
-                self._ensure_vectors()
+                self.ensure_vectors()
                 self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
 
     def _still_mine(self) -> None:

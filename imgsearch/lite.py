@@ -10,7 +10,7 @@ that is read back looks sound.
 So the server ends at the first write that fails, and what it acknowledged is
 replayed by the next one. Indexes appear whole or not at all, carry a checksum of
 themselves and of the vectors they were made of, and are built again where it does
-not match.
+not match. And of their HNSW graphs every vector can be found: see :func:`connect`.
 """
 
 from __future__ import annotations
@@ -99,11 +99,75 @@ def _build_or_load_index(segment: Any, spec: Any, index_dir: str) -> None:
         if path.exists():
             _log.warning("%s is damaged: building it again", path)
         index = build_index_from_spec(spec, vectors)
+        if index.index_type == "HNSW":
+            connect(index._index, vectors)
         try:
             _save(index, path, vectors)
         except Exception:  # it serves from memory as well; the next server builds it again
             _log.exception("cannot write %s", path)
     segment.attach_index(index, field_name=name)
+
+
+def connect(graph: Any, vectors: np.ndarray) -> int:
+    """Lead a way to every vector of an HNSW graph.
+
+    Where too many vectors are neighbours, building prunes edges, now and then the last
+    one that leads to a vector: no search finds it after that, whatever its ``ef``. Such
+    a vector becomes a neighbour of the most similar one that has room for it.
+
+    Parameters
+    ----------
+    graph : faiss.IndexHNSW
+        Is changed.
+    vectors : ndarray of float32, shape (n, dim)
+        What it was built of.
+
+    Returns
+    -------
+    int
+        How many vectors could not be reached.
+    """
+    import faiss
+
+    hnsw = graph.hnsw
+    if not graph.ntotal:
+        return 0
+    width = hnsw.nb_neighbors(0)
+    edges = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
+    # Edges of the lowest layer, which holds all vectors; free places, at the end, are -1.
+    starts = faiss.vector_to_array(hnsw.offsets)[:-1].astype(np.int64)
+    reached = _reached(edges, starts, width, [hnsw.entry_point])
+    lost = np.flatnonzero(~reached)
+    lengths = np.linalg.norm(vectors, axis=1) if len(lost) else ()
+    for row in lost:
+        if reached[row]:  # through another one that was lost
+            continue
+        roomy = np.flatnonzero(reached & (edges[starts + width - 1] < 0))
+        if not len(roomy):
+            break
+        best = roomy[np.argmax(vectors[roomy] @ vectors[row] / lengths[roomy])]
+        place = starts[best] + np.argmax(edges[starts[best] : starts[best] + width] < 0)
+        edges[place] = row
+        reached |= _reached(edges, starts, width, [row], reached)
+    return len(lost)
+
+
+def _reached(
+    edges: np.ndarray,
+    starts: np.ndarray,
+    width: int,
+    front: list[int] | np.ndarray,
+    before: np.ndarray | None = None,
+) -> np.ndarray:
+    """Which vectors edges lead to from `front`, and those of `before`: bool, shape (n,)."""
+    seen = np.zeros(len(starts), bool) if before is None else before.copy()
+    seen[front] = True
+    while len(front):
+        near = edges[starts[front][:, None] + np.arange(width)]
+        front = np.unique(near[near >= 0])
+        front = front[~seen[front]]
+        seen[front] = True
+    return seen
 
 
 def _save(index: Any, path: Path, vectors: np.ndarray) -> None:

@@ -312,6 +312,8 @@ class Repair:
         The collection.
     set_aside : str or None
         Where an unreadable vector store was moved to.
+    indexed : bool
+        Whether there was no index, and one was built.
     recovered : bool
         Whether the metadata had forgotten the collection.
     settled : int
@@ -331,6 +333,7 @@ class Repair:
 
     collection: str
     set_aside: str | None = None
+    indexed: bool = False
     recovered: bool = False
     settled: int = 0
     encoded: int = 0
@@ -352,6 +355,7 @@ class Repair:
     def __str__(self) -> str:
         done = [
             f"the unreadable vectors were moved to {self.set_aside}" if self.set_aside else "",
+            "its index was built anew" if self.indexed else "",
             "its metadata was made anew" if self.recovered else "",
             f"{self.settled} half-done images settled" if self.settled else "",
             f"{self.encoded} vectors made again from the files" if self.encoded else "",
@@ -425,6 +429,7 @@ def verify(
 def _vector_ids(gallery: Gallery) -> np.ndarray:
     if gallery.name not in gallery.vectors.collections():
         return np.empty(0, np.int64)
+    gallery.vectors.describe(gallery.name)  # its index may be lost while every vector is there
     return gallery.vectors.ids(gallery.name)
 
 
@@ -513,6 +518,9 @@ def repair(
     account.recovered = _recover_row(account.collection, settings)
     with Gallery.open(account.collection, settings=settings, **how) as gallery:
         before = verify(gallery)
+        if before.damage and _index_again(gallery):
+            before = verify(gallery)
+            account.indexed = not before.damage
         if before.damage:
             account.set_aside = str(gallery.vectors.set_aside(gallery.name))
         account.settled = gallery.settle()
@@ -575,6 +583,17 @@ def _recover_row(name: str, settings: config.Settings) -> bool:
             )
             return True
     return False
+
+
+def _index_again(gallery: Gallery) -> bool:
+    """Build an index that is missing. Whether the collection has one that can be used."""
+    try:
+        with gallery.exclusive():
+            gallery.ensure_vectors()
+        gallery.vectors.describe(gallery.name)
+    except StoreDamaged:
+        return False
+    return True
 
 
 def _encode_again(

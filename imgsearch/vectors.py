@@ -371,13 +371,14 @@ class VectorStore:
         ------
         CollectionNotFound
             There is none of this name.
-        StoreError
-            It has no index, since a process died while it made the collection.
+        StoreDamaged
+            It has no index, since a process died while it made the collection, or
+            one of a kind that nobody builds.
         """
         dim = self._dim(collection)
         found = self._index(collection)
         if found is None:
-            raise StoreError(self.where, f"collection {collection!r} has no index: run `repair`")
+            raise self._no_index(collection)
         index, pending = found
         about = self._properties(collection).get(_ABOUT, "")
         return VectorInfo(dim, index, self.count(collection), pending, self._version, about)
@@ -573,7 +574,7 @@ class VectorStore:
     def _fresh_facts(self, collection: str) -> _Facts:
         dim, found = self._dim(collection), self._index(collection)
         if found is None:
-            raise StoreError(self.where, f"collection {collection!r} has no index: run `repair`")
+            raise self._no_index(collection)
         if found[0].kind == "HNSW" and "ef" not in found[0].search:  # chosen by size
             count, until = self.count(collection), time.monotonic() + FRESH
         else:
@@ -801,12 +802,22 @@ class VectorStore:
         given = {**facts, **(facts.get("params") or {})}
         kind = str(given.get("index_type", "")).upper()
         pairs = ",".join(f"{n}={given[n]}" for n in _BUILD.get(kind, ()) if n in given)
-        index = IndexSpec.parse(f"{kind}:{pairs}")
         # Milvus does not keep what an index is to be searched with.
-        if asked := self._properties(collection).get(_INDEX):
-            wish = IndexSpec.parse(asked)
-            index = wish if (wish.kind, wish.params) == (index.kind, index.params) else index
+        asked = self._properties(collection).get(_INDEX)
+        try:
+            index = IndexSpec.parse(f"{kind}:{pairs}")
+            wish = IndexSpec.parse(asked) if asked else index
+        except ConfigError as error:
+            raise StoreDamaged(
+                self.where, f"collection {collection!r} has an index that imgsearch did not make: "
+                f"{error.reason}. `repair` makes an embedded one anew"
+            ) from None  # fmt: skip
+        if (wish.kind, wish.params) == (index.kind, index.params):
+            index = wish
         return index, int(facts.get("pending_index_rows") or 0)
+
+    def _no_index(self, collection: str) -> StoreDamaged:
+        return StoreDamaged(self.where, f"collection {collection!r} has no index: run `repair`")
 
     def _query(self, collection: str, **what: object) -> list[dict]:
         return self._attempt(

@@ -62,6 +62,18 @@ def test_a_changed_vector_is_found_and_made_again(filled, photos, stores):
     assert whole(filled, photos)
 
 
+def test_a_lost_index_is_found_and_built_again(filled, photos, stores):
+    client = filled.vectors._client
+    client.release_collection(filled.name)
+    client.drop_index(filled.name, "vector")
+    assert "no index" in verify(filled).damage
+    done = repair(filled.name, settings=stores)
+    assert (done.indexed, done.set_aside, done.encoded) == (True, None, 0)
+    with Gallery.open(filled.name, settings=stores) as gallery:
+        assert verify(gallery).sound
+        assert whole(gallery, photos)
+
+
 def test_orphans_are_seen_never_shown_and_removed_only_on_request(filled, stores):
     rows, vectors = rows_and_vectors(filled.row.dim, 2)
     ids = np.array([row.image_id for row in rows])
@@ -158,6 +170,19 @@ def test_a_damaged_store_directory_is_rebuilt_from_the_files(home, photos, how):
     with Gallery.open("mine", settings=home) as gallery:
         assert not sound(gallery)
     done = repair("mine", settings=home)
+    assert done.lost == []
+    with Gallery.open("mine", settings=home) as gallery:
+        assert verify(gallery, files=True).sound
+        assert whole(gallery, photos)
+
+
+def test_an_index_that_nobody_builds_is_damage_and_the_store_rebuilt(home, photos):
+    (manifest,) = (home.imgsearch_home / embedded.STORE).rglob("manifest.json")
+    manifest.write_text(manifest.read_text().replace("HNSW", "HNSU"))
+    with Gallery.open("mine", settings=home) as gallery:
+        assert not sound(gallery)
+    done = repair("mine", settings=home)
+    assert done.set_aside
     assert done.lost == []
     with Gallery.open("mine", settings=home) as gallery:
         assert verify(gallery, files=True).sound
