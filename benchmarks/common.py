@@ -94,11 +94,13 @@ def shown(value: float | str) -> str:
 
 
 def interleaved(
-    ways: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1
+    ways: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1, pause: float = 0
 ) -> dict[str, list[float]]:
     """Seconds of each way, all of them in each round and in changing order.
 
-    Other work on the machine so hits them alike; compare them by :func:`ratio`.
+    Other work on the machine so hits them alike; compare them by :func:`ratio`. Before
+    each call there is a `pause`: numpy's threads go on turning for some 20 ms after a
+    product, and would take a processor from whatever comes next.
     """
     for _ in range(warm):
         for way in ways.values():
@@ -108,6 +110,7 @@ def interleaved(
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
+            time.sleep(pause)
             start = time.perf_counter()
             ways[name]()
             times[name].append(time.perf_counter() - start)

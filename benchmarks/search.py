@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 
 from benchmarks.common import (
-    ROOT,
     Options,
     Result,
     interleaved,
@@ -24,11 +24,13 @@ from benchmarks.common import (
     recall,
     watch_server,
 )
+from tests.conftest import Milvus
 
 TITLE = "Search"
 RESNET = "resnet50@random:0"
 DIM, TOP, QUERIES = 2048, 10, 100
 WHOLE = 17_125
+PAUSE = 0.05  # seconds between two calls
 EF = (32, 64, 128, 256, 512)
 
 
@@ -55,13 +57,26 @@ def run(options: Options, result: Result) -> None:
             whole_call(photos, vectors, options, result)
     peers(every, queries, sizes, result)
     if options.milvus is None:
-        result.note("No Milvus server here (make .venv-milvus): the server is not measured.")
+        result.note("No Milvus server here (make .venv-milvus/stamp): the server is not measured.")
         return
-    with milvus_server(options.work / "milvus", options.milvus) as uri:
-        server = settings(imgsearch_home=options.work / "embedded", milvus_uri=uri)
-        for size in sizes[:1] + sizes[-1:]:
+    with milvus_server(options.work / "milvus", options.milvus) as milvus:
+        server = settings(imgsearch_home=options.work / "embedded", milvus_uri=milvus.uri)
+        for size in sizes:
             vector_part(f"Milvus 2.3.5, {size:,}", server, every[:size], queries, result,
-                        most=0.1 if size == 100_000 else None)  # fmt: skip
+                        most=0.1 if size == 100_000 else None, milvus=milvus)  # fmt: skip
+
+
+def of_its_own(milvus) -> tuple[float, float]:
+    """Milliseconds that a server's proxy took for all searches so far, and how many they were."""
+    with urlopen(f"http://127.0.0.1:{milvus.health}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    found = [0.0, 0.0]
+    for line in lines:
+        name, _, value = line.rpartition(" ")
+        if name.startswith("milvus_proxy_sq_latency_") and 'query_type="search"' in name:
+            for place, kind in enumerate(("_sum{", "_count{")):
+                found[place] += float(value) if kind in name else 0
+    return found[0], found[1]
 
 
 def features(photos: list[Path], count: int, options: Options) -> np.ndarray:
@@ -100,6 +115,7 @@ def vector_part(
     result: Result,
     *,
     most: float | None,
+    milvus: Milvus | None = None,
 ) -> None:
     from imgsearch.vectors import IndexSpec, VectorStore
 
@@ -108,7 +124,7 @@ def vector_part(
         pid = store._lease.pid if store._lease else None
         if pid:
             watch_server(pid)
-        before = memory(pid) if pid else 0
+        empty = memory(pid) if pid else 0
         store.create(name, vectors.shape[1], IndexSpec.parse("auto"))
         start = time.perf_counter()
         for at in range(0, size, 5_000):
@@ -123,7 +139,11 @@ def vector_part(
             return store.search(name, q[None], TOP)
 
         ways = {"ours": ours, "exact": lambda: exact(vectors, queries[next(turn)])}
-        times = interleaved(ways, 60, warm=5)
+        before = of_its_own(milvus) if milvus else ()
+        times = interleaved(ways, 60, warm=5, pause=PAUSE)
+        if milvus:
+            spent, calls = np.subtract(of_its_own(milvus), before)
+            result.add(f"{what}: one search as the server counts it", spent / calls, "ms")
         true = [exact(vectors, q) for q in queries]
         found = [ids for ids, _ in store.search(name, queries, TOP)]
         result.add(f"{what}: writing", size / (written - start), "rows/s")
@@ -147,7 +167,7 @@ def vector_part(
             + "."
         )
         if pid:
-            result.add(f"{what}: memory of the store", memory(pid) - before, "MiB")
+            result.add(f"{what}: memory of the store", memory(pid) - empty, "MiB")
             folder = where.imgsearch_home / "vectors.db" / "collections" / name
             disk = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
             result.add(f"{what}: disk", disk / 2**20, "MiB")
@@ -182,7 +202,8 @@ def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result
         def least():
             return exact(vectors, encoder.encode([contents[next(turn)]])[0])
 
-        times = interleaved({"ours": ours, "least": least}, 15 if options.quick else 40, warm=3)
+        rounds = 15 if options.quick else 40
+        times = interleaved({"ours": ours, "least": least}, rounds, warm=3, pause=PAUSE)
         hits = ours()
         assert len(hits) == TOP
         assert hits[0].path.endswith(".jpg")
@@ -213,7 +234,7 @@ def peers(every: np.ndarray, queries: np.ndarray, sizes: list[int], result: Resu
             if kind == "HNSW":
                 result.add(f"FAISS HNSW, {size:,}: index", time.perf_counter() - start, "s")
             ways[kind] = lambda i=index, t=turn: i.search(queries[next(t)][None], TOP)
-        times = interleaved(ways, 30, warm=3)
+        times = interleaved(ways, 30, warm=3, pause=PAUSE)
         for kind in kinds:
             result.add(f"FAISS {kind}, {size:,}: one search", 1000 * median(times[kind]), "ms")
             share = ratio(times, kind, "exact")
@@ -221,19 +242,14 @@ def peers(every: np.ndarray, queries: np.ndarray, sizes: list[int], result: Resu
 
 
 @contextlib.contextmanager
-def milvus_server(folder: Path, venv: Path) -> Iterator[str]:
-    """A real Milvus server on loopback, as the tests start it."""
-    import sys
-
-    sys.path.insert(0, str(ROOT))
-    from tests.conftest import Milvus
-
+def milvus_server(folder: Path, venv: Path) -> Iterator[Milvus]:
+    """A real Milvus server on loopback, with the rhythms that it has by itself."""
     Path("/tmp/milvus").mkdir(exist_ok=True)
     folder.mkdir()
-    server = Milvus(folder, venv)
+    server = Milvus(folder, venv, hasty=False)
     watch_server(server.process.pid)
     try:
-        yield server.uri
+        yield server
     finally:
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()

@@ -200,13 +200,27 @@ _MILVUS_PORTS = [
     *("proxy", "proxy_internal", "etcd", "root_coord", "query_coord", "query_node"),
     *("index_coord", "index_node", "data_coord", "data_node"),
 ]
+# Milliseconds, and seconds, of inner rhythms that make a load take three seconds.
+_HASTY = {
+    **{
+        f"QUERYCOORD_{rhythm}INTERVAL": "50"
+        for rhythm in ("CHECK", "CHECKCHANNEL", "CHECKSEGMENT", "CHECKINDEX", "DISTPULL")
+    },
+    "QUERYCOORD_CHECKEXECUTEDFLAGINTERVAL": "50",
+    "PROXY_TIMETICKINTERVAL": "50",
+    "DATACOORD_SEGMENTFLUSHINTERVAL": "1",
+}
 
 
 class Milvus:
-    """A private Milvus 2.3 server. ``stop`` and ``start`` keep its port and its data."""
+    """A private Milvus 2.3 server. ``stop`` and ``start`` keep its port and its data.
 
-    def __init__(self, folder: Path, venv: Path):
+    A hasty one loads and flushes quickly; its own work then takes from that of searches.
+    """
+
+    def __init__(self, folder: Path, venv: Path, *, hasty: bool = True):
         self.folder = folder
+        self.rhythms = _HASTY if hasty else {}
         ports = {f"{name}_port": free_port() for name in _MILVUS_PORTS}
         self.port, self.health = ports["proxy_port"], free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
@@ -245,20 +259,7 @@ class Milvus:
                 "LD_LIBRARY_PATH": libraries,
                 "DEPLOY_MODE": "STANDALONE",
                 "METRICS_PORT": str(self.health),
-                # Milliseconds and seconds of its inner rhythms, which make a load take three.
-                **{
-                    f"QUERYCOORD_{rhythm}INTERVAL": "50"
-                    for rhythm in (
-                        "CHECK",
-                        "CHECKCHANNEL",
-                        "CHECKSEGMENT",
-                        "CHECKINDEX",
-                        "DISTPULL",
-                    )
-                },
-                "QUERYCOORD_CHECKEXECUTEDFLAGINTERVAL": "50",
-                "PROXY_TIMETICKINTERVAL": "50",
-                "DATACOORD_SEGMENTFLUSHINTERVAL": "1",
+                **self.rhythms,
                 "ETCD_CONFIG_PATH": str(self.folder / "etcd.yaml"),
                 "MILVUS_RUN_DIR": str(self.folder / "run"),
             },
@@ -284,7 +285,7 @@ def milvus_server(tmp_path_factory) -> Iterator[Milvus]:
     """A real Milvus server of this test session."""
     venv = Path(os.environ.get("IMGSEARCH_TEST_MILVUS_VENV") or ROOT / ".venv-milvus")
     if not (venv / "bin" / "python").exists():
-        missing("a Milvus server", "make .venv-milvus")
+        missing("a Milvus server", "make .venv-milvus/stamp")
     try:
         Path("/tmp/milvus").mkdir(exist_ok=True)  # whatever it is told, it writes there too
         tempfile.TemporaryFile(dir="/tmp/milvus").close()

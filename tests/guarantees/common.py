@@ -170,9 +170,9 @@ def opened(name: str, settings: Settings) -> Iterator[Gallery]:
 
 def all_found(gallery: Gallery) -> set[str]:
     """Paths of everything that is ready, each of which a search for its own vector found."""
-    found = set()
+    found, vectors = set(), dict(zip(*gallery.embeddings(), strict=True))
     for row in gallery.metadata.browse(gallery.name, limit=1_000_000):
-        hits = gallery.search(row, 3)
+        hits = gallery.search(vectors[row.image_id], 3)
         best = {h.image_id for h in hits if h.score > 0.9999}
         assert row.image_id in best, f"{row.path} is ready, and a search does not find it"
         found.add(row.path)
