@@ -751,6 +751,7 @@ class VectorStore:
         least, since = None, time.monotonic()
         asked = since
         while wait and (found := self._index(collection)) is not None and found[1] > 0:
+            self._ready(collection)  # an embedded server that had to be replaced builds no index
             if least is None or found[1] < least:
                 least, since = found[1], time.monotonic()
             if time.monotonic() - since > STALLED:

@@ -185,6 +185,25 @@ def test_a_killed_server_is_replaced_and_nothing_acknowledged_is_lost(home):
         assert np.array_equal(read, points[got % 1200])
 
 
+def test_a_flush_ends_when_the_server_is_killed_before_the_index_is_built(home, monkeypatch):
+    monkeypatch.setattr("imgsearch.vectors.STALLED", 5)  # seconds, instead of ten minutes
+    index, asked = VectorStore._index, []
+
+    def killing(store, collection):
+        asked.append(store._lease.pid)
+        if len(asked) == 1:
+            os.kill(store._lease.pid, signal.SIGKILL)
+        return index(store, collection)
+
+    with VectorStore.open(settings(imgsearch_home=home)) as store:
+        store.create("c", DIM, AUTO)
+        store.upsert("c", np.arange(100), np.random.default_rng(0).normal(size=(100, DIM)))
+        monkeypatch.setattr(VectorStore, "_index", killing)
+        store.flush("c")
+        assert len(set(asked)) == 2
+        assert store.describe("c").pending_index_rows == 0
+
+
 def test_two_writers_at_once_lose_nothing_when_the_server_is_killed(home):
     code = """
 with VectorStore.open(settings(imgsearch_home=home)) as store:
