@@ -142,10 +142,10 @@ def connect(graph: Any, vectors: np.ndarray) -> int:
     for row in lost:
         if reached[row]:  # through another one that was lost
             continue
-        roomy = np.flatnonzero(reached & (edges[starts + width - 1] < 0))
-        if not len(roomy):
+        roomy = reached & (edges[starts + width - 1] < 0)
+        if not roomy.any():
             break
-        best = roomy[np.argmax(vectors[roomy] @ vectors[row] / lengths[roomy])]
+        best = np.argmax(np.where(roomy, vectors @ vectors[row] / lengths, -np.inf))
         place = starts[best] + np.argmax(edges[starts[best] : starts[best] + width] < 0)
         edges[place] = row
         reached |= _reached(edges, starts, width, [row], reached)
