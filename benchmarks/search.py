@@ -20,6 +20,7 @@ from benchmarks.common import (
     median,
     memory,
     photographs,
+    processor_seconds,
     ratio,
     recall,
     watch_server,
@@ -64,6 +65,16 @@ def run(options: Options, result: Result) -> None:
         for size in sizes:
             vector_part(f"Milvus 2.3.5, {size:,}", server, every[:size], queries, result,
                         most=0.1 if size == 100_000 else None, milvus=milvus)  # fmt: skip
+
+
+def until_idle(pid: int) -> None:
+    """Wait, two minutes at most, until a server has put in order what was written."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        before = processor_seconds(pid)
+        time.sleep(5)
+        if processor_seconds(pid) - before < 0.5:
+            return
 
 
 def of_its_own(milvus) -> tuple[float, float]:
@@ -139,6 +150,8 @@ def vector_part(
             return store.search(name, q[None], TOP)
 
         ways = {"ours": ours, "exact": lambda: exact(vectors, queries[next(turn)])}
+        if milvus:
+            until_idle(milvus.process.pid)
         before = of_its_own(milvus) if milvus else ()
         times = interleaved(ways, 60, warm=5, pause=PAUSE)
         if milvus:

@@ -65,7 +65,7 @@ _SEARCH = {
     "AUTOINDEX": {},
 }
 # A collection of so many vectors at most: its ef.
-_EF = ((10_000, 64), (30_000, 128), (math.inf, 256))
+_EF = ((20_000, 64), (100_000, 128), (math.inf, 256))
 
 
 @dataclass(frozen=True)
