@@ -591,7 +591,7 @@ def _index_again(gallery: Gallery) -> bool:
         with gallery.exclusive():
             gallery.ensure_vectors()
         gallery.vectors.describe(gallery.name)
-    except StoreDamaged:
+    except StoreError:  # what is there is of no use
         return False
     return True
 

@@ -780,10 +780,13 @@ class VectorStore:
         except CollectionNotFound:
             return None
         if set(fields) != {"id", "vector"} or not fields["id"].get("is_primary"):
-            raise StoreError(
-                self.where, f"collection {collection!r} was made by another program, with the "
-                f"fields {', '.join(sorted(fields))}: take another name"
-            )  # fmt: skip
+            made = f"made by another program, with the fields {', '.join(sorted(fields))}"
+            if self._home is not None:
+                raise StoreDamaged(
+                    self.where, f"collection {collection!r} is damaged, or was {made}: "
+                    "`repair` moves it aside"
+                )  # fmt: skip
+            raise StoreError(self.where, f"collection {collection!r} was {made}: take another name")
         return int(fields["vector"]["params"]["dim"])
 
     def _dim(self, collection: str) -> int:

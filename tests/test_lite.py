@@ -1,13 +1,12 @@
 """Its promises about writes that fail and damaged indexes are held by tests/guarantees."""
 
+import faiss
 import numpy as np
 import pytest
 
 from imgsearch.config import settings
 from imgsearch.lite import connect
 from imgsearch.vectors import IndexSpec, VectorStore
-
-faiss = pytest.importorskip("faiss")
 
 
 def unit(count: int, dim: int) -> np.ndarray:

@@ -176,9 +176,19 @@ def test_a_damaged_store_directory_is_rebuilt_from_the_files(home, photos, how):
         assert whole(gallery, photos)
 
 
-def test_an_index_that_nobody_builds_is_damage_and_the_store_rebuilt(home, photos):
-    (manifest,) = (home.imgsearch_home / embedded.STORE).rglob("manifest.json")
-    manifest.write_text(manifest.read_text().replace("HNSW", "HNSU"))
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("manifest.json", "HNSW", "HNSU"),
+        ("schema.json", '"vector"', '"vectos"'),
+        ("schema.json", '"dim": 512', '"dim": 516'),
+    ],
+)
+def test_a_changed_letter_is_damage_and_the_store_rebuilt(home, photos, file, old, new):
+    (victim,) = (home.imgsearch_home / embedded.STORE).rglob(file)
+    text = victim.read_text()
+    assert old in text
+    victim.write_text(text.replace(old, new))
     with Gallery.open("mine", settings=home) as gallery:
         assert not sound(gallery)
     done = repair("mine", settings=home)
