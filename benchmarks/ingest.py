@@ -47,7 +47,6 @@ def run(options: Options, result: Result) -> None:
         ours, limits, usual, cost, theirs = [], [], [], [], []
         for turn, folder in enumerate(folders):
             encode, decode = parts(encoder, folder)
-            start, spent = time.perf_counter(), time.process_time()
             target = f"bench{turn}"
             with gallery.Gallery.open(
                 target, create=True, encoder=encoder, settings=home
@@ -166,8 +165,7 @@ def imagededup(folder: Path, count: int, part: Path) -> float:
     part.mkdir()
     for path in sorted(folder.iterdir())[:count]:
         (part / path.name).symlink_to(path)
-    code = "import sys; from benchmarks.peer import main; from pathlib import Path; "
-    code += "main(Path(sys.argv[1]))"
+    code = "import sys, pathlib, benchmarks.peer as p; p.main(pathlib.Path(sys.argv[1]))"
     return float(cold(code, env={"PYTHONPATH": str(PEERS)}, args=(str(part),)))
 
 

@@ -13,30 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import library as extending
+
+from tests.helpers import load_torchvision
 
 WARM = 8  # files that are encoded before it counts
 
 
-def torchvision_loaded() -> extending.Library | None:
-    """Import torchvision, also beside a torch that its compiled operators do not fit.
-
-    imagededup uses none of them; they must be declared, as long as the answer lives.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:  # operator torchvision::nms does not exist
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        operators = extending.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            operators.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        return operators
-    return None
-
-
 def main(folder: Path) -> None:
-    operators = torchvision_loaded()
+    load_torchvision()  # imagededup uses none of its compiled operators
     from imagededup.methods import CNN
     from imagededup.utils.models import CustomModel
     from torchvision import models, transforms
@@ -62,7 +46,6 @@ def main(folder: Path) -> None:
     start = time.perf_counter()
     vectors = encoder.encode_images(folder)
     print(len(vectors) / (time.perf_counter() - start))
-    del operators
 
 
 if __name__ == "__main__":

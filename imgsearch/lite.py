@@ -136,7 +136,8 @@ def connect(graph: Any, vectors: np.ndarray) -> int:
     edges = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
     # Edges of the lowest layer, which holds all vectors; free places, at the end, are -1.
     starts = faiss.vector_to_array(hnsw.offsets)[:-1].astype(np.int64)
-    reached = _reached(edges, starts, width, [hnsw.entry_point])
+    reached = np.zeros(graph.ntotal, bool)
+    _follow(edges, starts, width, hnsw.entry_point, reached)
     lost = np.flatnonzero(~reached)
     lengths = np.linalg.norm(vectors, axis=1) if len(lost) else ()
     for row in lost:
@@ -148,26 +149,20 @@ def connect(graph: Any, vectors: np.ndarray) -> int:
         best = np.argmax(np.where(roomy, vectors @ vectors[row] / lengths, -np.inf))
         place = starts[best] + np.argmax(edges[starts[best] : starts[best] + width] < 0)
         edges[place] = row
-        reached |= _reached(edges, starts, width, [row], reached)
+        _follow(edges, starts, width, row, reached)
     return len(lost)
 
 
-def _reached(
-    edges: np.ndarray,
-    starts: np.ndarray,
-    width: int,
-    front: list[int] | np.ndarray,
-    before: np.ndarray | None = None,
-) -> np.ndarray:
-    """Which vectors edges lead to from `front`, and those of `before`: bool, shape (n,)."""
-    seen = np.zeros(len(starts), bool) if before is None else before.copy()
-    seen[front] = True
+def _follow(
+    edges: np.ndarray, starts: np.ndarray, width: int, row: int, reached: np.ndarray
+) -> None:
+    """Mark in `reached` a row, and whatever edges lead to from there."""
+    front = np.array([row])
     while len(front):
+        reached[front] = True
         near = edges[starts[front][:, None] + np.arange(width)]
-        front = np.unique(near[near >= 0])
-        front = front[~seen[front]]
-        seen[front] = True
-    return seen
+        near = np.unique(near[near >= 0])
+        front = near[~reached[near]]
 
 
 def _save(index: Any, path: Path, vectors: np.ndarray) -> None:

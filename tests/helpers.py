@@ -1,8 +1,9 @@
-"""Small makers of test data."""
+"""Small makers of test data, and a loader that tests and benchmarks share."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,3 +48,19 @@ def rows_and_vectors(
             )
         )
     return rows, vectors
+
+
+def load_torchvision() -> None:
+    """Import torchvision, also beside a torch that its compiled operators do not fit."""
+    try:
+        import torchvision
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        from torch import library as extending
+
+        operators = extending.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            operators.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        load_torchvision.operators = operators  # they live as long as this
+        import torchvision  # noqa: F401

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import sys
 import zipfile
 
 import pytest
@@ -15,6 +14,7 @@ from torch import nn
 from imgsearch import backbones, weights
 from imgsearch.errors import EncoderError, WeightsError
 from tests.conftest import CARD
+from tests.helpers import load_torchvision
 
 
 def rewritten(exported, tmp_path, change):
@@ -66,24 +66,15 @@ def test_random_weights_depend_on_the_seed_alone():
 
 
 def torchvision_models():
-    """torchvision.models, also beside a torch build that lacks its compiled operators."""
     try:
-        import torchvision.models
+        load_torchvision()
     except ImportError:
         pytest.skip(
             "torchvision is missing: pip install --no-deps torchvision, if it fits this torch"
         )
-    except RuntimeError:  # operator torchvision::nms does not exist
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        from torch import library as extending
+    from torchvision import models
 
-        operators = extending.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            operators.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        torchvision_models.operators = operators  # they live as long as this
-        import torchvision.models
-    return torchvision.models
+    return models
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
