@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -45,10 +46,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from imgsearch import lite
 from imgsearch.errors import StoreBusy, StoreDamaged, StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from imgsearch.lite_search import LiteSearch
 
 STORE = "vectors.db"
 FOLDER = "embedded"
@@ -57,6 +61,7 @@ START_TIMEOUT = 60.0  # seconds for a server to come up; imports on a busy machi
 WRITE_TIMEOUT = 60.0  # seconds to wait for one's turn to write
 ANSWERING = 64  # threads of the server; those that wait at a gate take one each
 HEARTBEAT = 5.0  # seconds between two touches of server.json
+SETTLING = 600.0  # seconds that a server whose users are gone waits for indexes to be built
 FORGOTTEN = 60.0  # seconds without a touch after which another machine's server is gone
 _LOG_BYTES = 1_000_000
 _MESSAGE_BYTES = 256 * 1024 * 1024  # Milvus' own limit
@@ -510,7 +515,8 @@ _WRITES = {"Insert", "Upsert", "Delete", "Flush", "LoadCollection", "ReleaseColl
 def _serve(home: Path, token: str, end: Callable[[], None]):
     """Open the store and serve it on a free port of 127.0.0.1.
 
-    Returns the gRPC server, the store, its port and the gates. `end` is called once
+    Returns the gRPC server, the store, its port, and what writes everything out and
+    waits for its indexes, unless the event that it is given is set. `end` is called once
     the store could not be written: nothing is acknowledged from then on.
     """
     from concurrent import futures
@@ -518,23 +524,26 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
     import grpc
     from milvus_lite.adapter.grpc.servicer import MilvusServicer
     from milvus_lite.db import MilvusLite
-    from milvus_lite.exceptions import MilvusLiteError
     from pymilvus.grpc_gen import milvus_pb2_grpc
 
     from imgsearch.lite_search import LiteSearch
 
     searches = LiteSearch()
+    searches.install()
 
     class Store(MilvusLite):
         """Two requests that open one collection at once must get the same object."""
 
         def __init__(self, folder: str):
             self._opening = threading.RLock()
+            self.opened = {}
             super().__init__(folder)
 
         def get_collection(self, *args: object, **kwargs: object):
             with self._opening:
-                return super().get_collection(*args, **kwargs)
+                collection = super().get_collection(*args, **kwargs)
+                self.opened[collection.name] = collection
+                return collection
 
         def create_collection(self, name: str, *args: object, **kwargs: object):
             with self._opening:
@@ -545,29 +554,24 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
                     remains.rename(aside(home, name))
                 return super().create_collection(name, *args, **kwargs)
 
-        def drop_collection(self, *args: object, **kwargs: object) -> None:
+        def drop_collection(self, name: str, *args: object, **kwargs: object) -> None:
             with self._opening:
-                super().drop_collection(*args, **kwargs)
+                super().drop_collection(name, *args, **kwargs)
+                self.opened.pop(name, None)
 
     class Servicer(MilvusServicer):
         """Milvus Lite calls every index finished; this says what is not built yet."""
 
-        def Search(self, request: object, context: object):
-            try:
-                collection = self._get_collection(request, context)
-            except MilvusLiteError:
-                collection = None
-            answer = searches.answer(collection, request) if collection is not None else None
-            return super().Search(request, context) if answer is None else answer
-
         def DescribeIndex(self, request: object, context: object):
             response = super().DescribeIndex(request, context)
-            if response.index_descriptions:
-                segments = self._get_collection(request, context)._segments_snapshot()
-                for index in response.index_descriptions:
-                    pending = sum(s.num_rows for s in segments if index.field_name not in s.indexes)
-                    index.pending_index_rows = pending
-                    index.indexed_rows = max(0, index.total_rows - pending)
+            for index in response.index_descriptions:
+                collection = store.get_collection(request.collection_name)
+                if collection.load_state == "loaded":
+                    pending = searches.unindexed(collection, index.field_name)
+                else:  # nobody builds it before somebody loads it
+                    pending = index.total_rows
+                index.pending_index_rows = pending
+                index.indexed_rows = max(0, index.total_rows - pending)
             return response
 
     broken = threading.Event()
@@ -628,17 +632,25 @@ def _serve(home: Path, token: str, end: Callable[[], None]):
     milvus_pb2_grpc.add_MilvusServiceServicer_to_server(Servicer(store), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    return server, store, port, gates
+    return server, store, port, functools.partial(_settle, store, gates, searches)
 
 
-def _settle(store, gates: dict[str, _Gate]) -> None:
+def _settle(store, gates: dict[str, _Gate], searches: LiteSearch, ended: threading.Event) -> None:
     """Write out and index everything, so that the end itself is quick."""
-    for (_, name), collection in list(store._collections.items()):
+    for name, collection in list(store.opened.items()):
         with gates[name].writing():
-            if store._collections.get((_, name)) is not collection:
+            if store.opened.get(name) is not collection:
                 continue
             collection.flush()
-        collection._wait_for_bg()
+        limit = time.monotonic() + SETTLING
+        while time.monotonic() < limit:
+            with gates[name].reading():
+                if store.opened.get(name) is not collection or collection.load_state != "loaded":
+                    break
+                if not any(searches.unindexed(collection, f) for f in collection.list_indexes()):
+                    break
+            if ended.wait(0.05):
+                return
 
 
 def _watch(home: Path, grace: float, state_file: Path, ended: threading.Event, settle) -> None:
@@ -663,7 +675,7 @@ def _watch(home: Path, grace: float, state_file: Path, ended: threading.Event, s
         lonely = lonely or time.monotonic()
         if time.monotonic() - lonely < grace:
             continue
-        settle()
+        settle(ended)
         if clients.take():  # nobody came while it settled, and nobody can come now
             break
         lonely = None
@@ -721,7 +733,7 @@ def main(home: Path, grace: float = GRACE) -> None:
         threading.Timer(0.2, os._exit, (1,)).start()
 
     try:
-        server, store, port, gates = _serve(home, token, end)
+        server, store, port, settle = _serve(home, token, end)
     except Exception as error:
         log.exception("cannot open %s", home / STORE)
         busy = type(error).__name__ == "DataDirLockedError"
@@ -745,7 +757,7 @@ def main(home: Path, grace: float = GRACE) -> None:
     tell(**state)
     log.info("serving %s on 127.0.0.1:%d", home / STORE, port)
     try:
-        _watch(home, grace, path, ended, lambda: _settle(store, gates))
+        _watch(home, grace, path, ended, settle)
         log.info("leaving")
         server.stop(grace=5).wait()
         store.close()

@@ -19,6 +19,7 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -46,13 +47,42 @@ def harden(failed: Callable[[BaseException], None]) -> None:
     from milvus_lite.engine.collection import Collection
     from milvus_lite.engine.compaction import CompactionManager
     from milvus_lite.storage.segment import Segment
+    from milvus_lite.storage.wal import WAL
 
-    for owner, name in (
-        (Collection, "_apply"),
-        (Collection, "_trigger_flush"),
-        (CompactionManager, "maybe_compact"),
+    mine = threading.local()
+
+    def begins(write: Callable[..., Any]) -> Any:
+        @functools.wraps(write)
+        def noted(*args: object, **kwargs: object) -> Any:
+            mine.begun = True
+            return write(*args, **kwargs)
+
+        return noted
+
+    def telling(work: Callable[..., Any], begun: bool) -> Any:
+        @functools.wraps(work)
+        def told(*args: object, **kwargs: object) -> Any:
+            mine.begun = begun
+            try:
+                return work(*args, **kwargs)
+            except BaseException as error:
+                if mine.begun:
+                    failed(error)
+                raise
+
+        return told
+
+    # What is refused before it reaches the log harms nothing.
+    for name in ("write_insert", "write_delete"):
+        setattr(WAL, name, begins(getattr(WAL, name)))
+    for owner, name, begun in (
+        (Collection, "insert", False),
+        (Collection, "delete", False),
+        (Collection, "flush", True),
+        (Collection, "close", True),
+        (CompactionManager, "maybe_compact", True),
     ):
-        setattr(owner, name, _telling(getattr(owner, name), failed))
+        setattr(owner, name, telling(getattr(owner, name), begun))
     Segment.build_or_load_index = _build_or_load_index
 
 
@@ -68,21 +98,9 @@ def remove_drafts(store: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _telling(work: Callable[..., Any], failed: Callable[[BaseException], None]) -> Any:
-    @functools.wraps(work)
-    def told(*args: object, **kwargs: object) -> Any:
-        try:
-            return work(*args, **kwargs)
-        except BaseException as error:
-            failed(error)
-            raise
-
-    return told
-
-
 def _build_or_load_index(segment: Any, spec: Any, index_dir: str) -> None:
     """Attach the index of a segment: the one on disk if it is sound, else a new one."""
-    from milvus_lite.index.factory import build_index_from_spec, load_index_from_spec
+    from milvus_lite.index.factory import load_index_from_spec
 
     name = spec.field_name
     if name in segment.indexes or segment.num_rows == 0:
@@ -98,14 +116,31 @@ def _build_or_load_index(segment: Any, spec: Any, index_dir: str) -> None:
     if index is None:
         if path.exists():
             _log.warning("%s is damaged: building it again", path)
-        index = build_index_from_spec(spec, vectors)
-        if index.index_type == "HNSW":
-            connect(index._index, vectors)
+        index = _built(spec, vectors)
         try:
             _save(index, path, vectors)
         except Exception:  # it serves from memory as well; the next server builds it again
             _log.exception("cannot write %s", path)
     segment.attach_index(index, field_name=name)
+
+
+def _built(spec: Any, vectors: np.ndarray) -> Any:
+    from milvus_lite.index.factory import build_index_from_spec
+
+    if (spec.index_type, spec.metric_type) != ("HNSW", "COSINE"):
+        return build_index_from_spec(spec, vectors)
+    import faiss
+    from milvus_lite.index.faiss_hnsw import FaissHnswIndex
+
+    # Built here as there, because an index does not hand out its graph.
+    count, dim = vectors.shape
+    params = {"M": 16, "efConstruction": 200} | dict(spec.build_params)
+    graph = faiss.IndexHNSWFlat(dim, int(params["M"]), faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = int(params["efConstruction"])
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    graph.add(vectors / np.where(lengths == 0, 1, lengths))
+    connect(graph, vectors)
+    return FaissHnswIndex(graph, spec.metric_type, count, dim)
 
 
 def connect(graph: Any, vectors: np.ndarray) -> int:

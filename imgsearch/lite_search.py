@@ -1,28 +1,27 @@
-"""Search of the embedded store without what Milvus Lite spends on each row.
+"""Milvus Lite's searches and counts without what they spend on each row.
 
-At every search Milvus Lite asks each row, in Python, whether it is alive, and reads back
-all fields of every hit: at 17,125 rows of 2,048 numbers that costs ten times what the
-index itself needs, and it grows with the rows. Here the living rows are found once after
-each write, with numpy, and only ids and scores leave the index. Requests of any other
-kind than those of :class:`imgsearch.vectors.VectorStore` are left to Milvus Lite.
+At every search and every count Milvus Lite asks each row, in Python, whether it is
+alive, and a search reads back all fields of every hit: at 17,125 rows of 2,048 numbers
+that costs ten times what the index itself needs, and it grows with the rows. Here two
+of its functions are replaced by ones that keep their contract and ask with numpy, a
+search once after each write, and that let only ids and scores leave the index. What is
+not asked in the way of :class:`imgsearch.vectors.VectorStore` is left to Milvus Lite's.
 """
 
 from __future__ import annotations
 
-import json
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from milvus_lite.exceptions import MilvusLiteError
-from milvus_lite.index.brute_force import BruteForceIndex
-from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 if TYPE_CHECKING:
-    from milvus_lite.engine.collection import Collection
+    from milvus_lite import Collection
+    from milvus_lite.storage.delta_index import DeltaIndex
+    from milvus_lite.storage.memtable import MemTable
+    from milvus_lite.storage.segment import Segment
 
-_FLOAT_VECTOR = 101  # common.proto, PlaceholderType
-_MINE = {"topk", "round_decimal", "ignore_growing", "metric_type", "anns_field", "params"}
 _AT_ONCE = 2**24  # scores in memory: 64 MiB
 
 
@@ -33,146 +32,208 @@ class _Part(NamedTuple):
     vectors: np.ndarray
     lengths: np.ndarray
     alive: np.ndarray | None
-    segment: Any | None
+    segment: Segment | None
 
 
 class LiteSearch:
-    """Answers searches; one for a server, used by all its threads."""
+    """Answers the searches and counts of one process; used by all its threads."""
 
     def __init__(self) -> None:
-        self._parts: dict[int, tuple[Any, tuple, list[_Part]]] = {}
+        self._parts: dict[int, tuple[MemTable, tuple[Segment, ...], list[_Part]]] = {}
         self._lock = threading.Lock()
+        self._asked = threading.local()
+
+    def install(self) -> None:
+        """Put itself in the place of Milvus Lite's functions."""
+        from milvus_lite.engine import collection
+        from milvus_lite.search import bitmap
+
+        self._search, self._mask = collection.execute_search_with_index, bitmap.build_valid_mask
+        collection.execute_search_with_index = self.search
+        bitmap.build_valid_mask = self.mask
 
     def forget(self) -> None:
         """Note that something was written: what is alive must be found anew."""
         with self._lock:
             self._parts.clear()
 
-    def answer(self, collection: Collection, request: Any) -> Any | None:
-        """Answer a request, while nobody writes to the collection.
+    def unindexed(self, collection: Collection, field: str) -> int:
+        """Count the rows that are written out and in no index yet.
 
         Parameters
         ----------
-        collection : milvus_lite.engine.collection.Collection
-        request : pymilvus.grpc_gen.milvus_pb2.SearchRequest
+        collection : milvus_lite.Collection
+            Must be loaded.
+        field : str
+            The index's; none is missing of one that is not of float vectors.
 
         Returns
         -------
-        pymilvus.grpc_gen.milvus_pb2.SearchResults or None
-            None where Milvus Lite should answer itself.
+        int
         """
-        asked = _asked(request)
-        if asked is None:
-            return None
-        queries, top_k, params = asked
-        try:
-            collection._require_loaded()
-            parts = self._living(collection)
-        except (MilvusLiteError, _Foreign):
-            return None
-        if any(part.vectors.shape[1] != queries.shape[1] for part in parts):
-            return None  # Milvus Lite has the words for it
-        found = [_nearest(part, queries, top_k, params) for part in parts]
-        ids, scores = _merged(found, len(queries), top_k)
-        return milvus_pb2.SearchResults(
-            status=common_pb2.Status(),
-            collection_name=request.collection_name,
-            results=schema_pb2.SearchResultData(
-                num_queries=len(queries),
-                top_k=top_k,
-                topks=[len(each) for each in ids],
-                ids=schema_pb2.IDs(int_id=schema_pb2.LongArray(data=np.concatenate(ids))),
-                scores=np.concatenate(scores),
-                primary_field_name="id",
-            ),
-        )
+        from milvus_lite import DataType
 
-    def _living(self, collection: Collection) -> list[_Part]:
-        segments, deleted = collection._read_snapshot()
+        types = {f.name: f.dtype for f in collection.schema.fields}
+        if types[field] != DataType.FLOAT_VECTOR:
+            return 0
+        # A search is handed the segments; nothing else that Milvus Lite offers tells them.
+        self._asked.segments = ()
+        try:
+            collection.search([[0.0]], 1, anns_field=field)
+            segments = self._asked.segments
+        finally:
+            del self._asked.segments
+        return sum(s.num_rows for s in segments if field not in s.indexes)
+
+    def search(
+        self,
+        query_vectors: np.ndarray,
+        segments: Sequence[Segment],
+        memtable: MemTable,
+        delta_index: DeltaIndex,
+        top_k: int,
+        metric_type: str,
+        pk_field: str,
+        vector_field: str,
+        partition_names: list[str] | None = None,
+        compiled_filter: object = None,
+        output_fields: list[str] | None = None,
+        search_params: dict[str, Any] | None = None,
+        **others: object,
+    ) -> list[list[dict]]:
+        """Find the rows nearest to each query, while nobody writes to the collection.
+
+        Takes and returns what ``execute_search_with_index`` of Milvus Lite does.
+        """
+        if hasattr(self._asked, "segments"):
+            self._asked.segments = segments
+            return []
+        parts = None
+        plain = metric_type == "COSINE" and partition_names is None and compiled_filter is None
+        if plain and output_fields == [pk_field]:
+            parts = self._living(tuple(segments), memtable, delta_index, vector_field)
+        dim = query_vectors.shape[1]
+        if parts is None or any(part.vectors.shape[1] != dim for part in parts):
+            return self._search(
+                query_vectors, segments, memtable, delta_index, top_k, metric_type, pk_field,
+                vector_field, partition_names, compiled_filter, output_fields,
+                search_params=search_params, **others,
+            )  # fmt: skip
+        found = [
+            _nearest(part, vector_field, query_vectors, top_k, search_params) for part in parts
+        ]
+        return [
+            [{"id": i, "distance": d, "entity": {}} for i, d in hits]
+            for hits in _merged(found, len(query_vectors), top_k)
+        ]
+
+    def mask(
+        self,
+        all_pks: list,
+        all_seqs: np.ndarray,
+        delta_index: DeltaIndex,
+        filter_mask: np.ndarray | None = None,
+        memtable: MemTable | None = None,
+    ) -> np.ndarray:
+        """Tell which rows are alive.
+
+        Takes and returns what ``build_valid_mask`` of Milvus Lite does.
+        """
+        ids = _numbers(all_pks)
+        if ids is None:
+            return self._mask(all_pks, all_seqs, delta_index, filter_mask, memtable)
+        alive = _alive(ids, all_seqs, delta_index, memtable)
+        return alive if filter_mask is None else alive & filter_mask.astype(bool)
+
+    def _living(
+        self,
+        segments: tuple[Segment, ...],
+        memtable: MemTable,
+        deleted: DeltaIndex,
+        field: str,
+    ) -> list[_Part] | None:
         with self._lock:
-            known = self._parts.get(id(collection))
+            known = self._parts.get(id(memtable))
         # Compaction replaces segments without a request.
-        if known and known[0] is collection and known[1] == segments:
+        if known and known[0] is memtable and known[1] == segments:
             return known[2]
-        parts = _parts(collection, segments, deleted)
-        with self._lock:
-            self._parts[id(collection)] = collection, segments, parts
+        parts = _parts(segments, memtable, deleted, field)
+        if parts is not None:
+            with self._lock:
+                self._parts[id(memtable)] = memtable, segments, parts
         return parts
 
 
-class _Foreign(Exception):
-    """A collection that is not made of ids and one vector each."""
+def _numbers(ids: Sequence) -> np.ndarray | None:
+    """Primary keys as int64; None where they are strings."""
+    return None if len(ids) and isinstance(ids[0], str) else np.asarray(ids, np.int64)
 
 
-def _asked(request: Any) -> tuple[np.ndarray, int, dict] | None:
-    """Queries, number of hits and index parameters of a plain search."""
-    given = {pair.key: pair.value for pair in request.search_params}
-    if (
-        request.dsl
-        or request.partition_names
-        or list(request.output_fields) != ["id"]
-        or set(given) - _MINE
-        or given.get("anns_field") != "vector"
-        or given.get("metric_type") != "COSINE"
+def _alive(
+    ids: np.ndarray, written: np.ndarray, deleted: DeltaIndex, memtable: MemTable | None
+) -> np.ndarray:
+    """Which rows are the last of their id and not deleted after that."""
+    alive = np.zeros(len(ids), bool)
+    if not len(ids):
+        return alive
+    written = np.asarray(written, np.int64)
+    order = np.lexsort((written, ids))
+    alive[order[np.append(ids[order[1:]] != ids[order[:-1]], True)]] = True
+    for gone in (
+        deleted.snapshot,
+        {i: at for i, (at, _) in memtable.delete_index_snapshot().items()} if memtable else {},
     ):
-        return None
-    params = json.loads(given.get("params") or "{}")
-    if set(params) - {"ef", "nprobe", "metric_type"}:
-        return None
-    group = common_pb2.PlaceholderGroup.FromString(request.placeholder_group)
-    if len(group.placeholders) != 1 or group.placeholders[0].type != _FLOAT_VECTOR:
-        return None
-    values = group.placeholders[0].values
-    if not values or len({len(value) for value in values}) != 1 or len(values[0]) % 4:
-        return None
-    queries = np.frombuffer(b"".join(values), "<f4").reshape(len(values), -1)
-    return queries, int(given["topk"]), params
+        if gone:
+            names = np.fromiter(gone, np.int64, len(gone))
+            since = np.fromiter(gone.values(), np.int64, len(gone))
+            order = np.argsort(names)
+            near = order[np.searchsorted(names, ids, sorter=order).clip(max=len(gone) - 1)]
+            alive &= (names[near] != ids) | (since[near] <= written)
+    return alive
 
 
-def _parts(collection: Collection, segments: tuple, deleted: Any) -> list[_Part]:
-    memory = collection._memtable
-    ids, seqs, vectors, _, _ = memory.to_search_snapshot(vector_field="vector")
-    gone = memory.delete_index_snapshot()
-    sources = [(s.pks, s.seqs, s.vectors, s) for s in segments if s.num_rows]
+def _parts(
+    segments: tuple[Segment, ...], memtable: MemTable, deleted: DeltaIndex, field: str
+) -> list[_Part] | None:
+    """Everything to be searched; None where rows may lack a vector or have names for ids."""
+    sources = []
+    for segment in segments:
+        vectors, nulls = segment.vector_data(field)
+        if nulls is not None:
+            return None
+        if segment.num_rows:
+            sources.append((segment.pks, segment.seqs, vectors, segment))
+    ids, written, vectors, _, _ = memtable.to_search_snapshot(vector_field=field)
     if len(ids):
-        sources.append((ids, seqs, vectors, None))
-    columns = {field.name for field in collection.schema.fields}
-    if columns != {"id", "vector"} or any(s.vector_null_mask is not None for s in segments):
-        raise _Foreign
+        sources.append((ids, written, vectors, None))
+    each = [_numbers(ids) for ids, *_ in sources]
+    if any(ids is None for ids in each):
+        return None
     if not sources:
         return []
-    every = np.concatenate([np.asarray(ids, np.int64) for ids, *_ in sources])
-    when = np.concatenate([np.asarray(seqs, np.uint64) for _, seqs, *_ in sources])
-    # Of rows with the same id, the one written last counts.
-    order = np.lexsort((when, every))
-    alive = np.zeros(len(every), bool)
-    alive[order[np.append(every[order[1:]] != every[order[:-1]], True)]] = True
-    if len(deleted) or gone:
-        for row in np.flatnonzero(alive).tolist():
-            number, written = int(every[row]), int(when[row])
-            later = gone.get(number)
-            if deleted.is_deleted(number, written) or (later and later[0] > written):
-                alive[row] = False
-    parts, start = [], 0
-    for ids, _, vectors, segment in sources:
-        rows = slice(start, start + len(ids))
-        mine, start = alive[rows], rows.stop
+    written = np.concatenate([written for _, written, *_ in sources])
+    alive = _alive(np.concatenate(each), written, deleted, memtable)
+    parts = []
+    for ids, (_, _, vectors, segment) in zip(each, sources, strict=True):
+        mine, alive = alive[: len(ids)], alive[len(ids) :]
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         lengths[lengths == 0] = 1
-        parts.append(_Part(every[rows], vectors, lengths, None if mine.all() else mine, segment))
+        parts.append(_Part(ids, vectors, lengths, None if mine.all() else mine, segment))
     return parts
 
 
 def _nearest(
-    part: _Part, queries: np.ndarray, top_k: int, params: dict
+    part: _Part, field: str, queries: np.ndarray, top_k: int, params: dict | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int64 (q, k) and cosines float32 (q, k) of one part; -inf where there is none."""
-    index = part.segment.indexes.get("vector") if part.segment is not None else None
+    """Ids int64 and distances float32 of one part, both (q, k); inf where there is none."""
+    from milvus_lite.index.brute_force import BruteForceIndex
+
+    # Looked up each time: an index is built after its segment can be searched.
+    index = part.segment.indexes.get(field) if part.segment is not None else None
     if index is None or isinstance(index, BruteForceIndex):
         return _exact(part, queries, top_k)
     rows, distances = index.search(queries, top_k, valid_mask=part.alive, params=params)
-    scores = np.where(rows < 0, -np.inf, 1 - distances).astype(np.float32)
-    return part.ids[rows], scores
+    return part.ids[rows], np.where(rows < 0, np.inf, distances)
 
 
 def _exact(part: _Part, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,31 +241,30 @@ def _exact(part: _Part, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np
     queries = queries / np.where(lengths == 0, 1, lengths)
     kept = min(top_k, len(part.ids))
     ids = np.empty((len(queries), kept), np.int64)
-    scores = np.empty((len(queries), kept), np.float32)
+    distances = np.empty((len(queries), kept), np.float32)
     step = max(1, _AT_ONCE // len(part.ids))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
-        product = (part.vectors @ queries[rows].T).T / part.lengths
+        far = 1 - (part.vectors @ queries[rows].T).T / part.lengths
         if part.alive is not None:
-            product[:, ~part.alive] = -np.inf
-        best = np.argpartition(product, -kept, axis=1)[:, -kept:]
+            far[:, ~part.alive] = np.inf
+        best = np.argpartition(far, kept - 1, axis=1)[:, :kept]
         ids[rows] = part.ids[best]
-        scores[rows] = np.take_along_axis(product, best, axis=1)
-    return ids, scores
+        distances[rows] = np.take_along_axis(far, best, axis=1)
+    return ids, distances
 
 
 def _merged(
     found: list[tuple[np.ndarray, np.ndarray]], queries: int, top_k: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Best of all parts for each query, best first."""
+) -> list[list[tuple[int, float]]]:
+    """Best of all parts for each query: ids and distances, best first."""
     if not found:
-        return [np.empty(0, np.int64)] * queries, [np.empty(0, np.float32)] * queries
+        return [[] for _ in range(queries)]
     ids = np.concatenate([ids for ids, _ in found], axis=1)
-    scores = np.concatenate([scores for _, scores in found], axis=1)
-    answer: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    for mine, points in zip(ids, scores, strict=True):
-        order = np.lexsort((mine, -points))[:top_k]
-        order = order[points[order] > -np.inf]
-        answer[0].append(mine[order])
-        answer[1].append(points[order])
+    distances = np.concatenate([distances for _, distances in found], axis=1)
+    answer = []
+    for mine, far in zip(ids, distances, strict=True):
+        order = np.lexsort((mine, far))[:top_k]
+        order = order[far[order] < np.inf]
+        answer.append(list(zip(mine[order].tolist(), far[order].tolist(), strict=True)))
     return answer

@@ -1,4 +1,4 @@
-"""The map in docs/design.md is true: every room is on it, and imports go downwards only."""
+"""The map in docs/design.md is true, imports go downwards, and Milvus's inside stays its own."""
 
 from __future__ import annotations
 
@@ -56,6 +56,39 @@ def test_imports_go_downwards_only(path):
         other for other in imported(path) & known.keys() - {room} if known[other] >= known[room]
     }
     assert not upwards, f"{room} is on floor {known[room]} of docs/design.md"
+
+
+def hidden(tree: ast.AST) -> set[str]:
+    """Names that begin with an underscore and are not of the module itself."""
+    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                own.add(node.attr)
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and not node.module.startswith("__"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)  # as in getattr(collection, "_wal")
+    return {
+        name
+        for name in found - {"os._exit"}  # documented, in spite of its name
+        for part in [name.rsplit(".", 1)[-1]]
+        if re.fullmatch(r"_[a-z]\w*", part) and part not in own
+    }
+
+
+def test_what_is_hidden_is_seen():
+    lines = "import os", "os._exit(1)", "class A:", "    def _b(self): self._c", "A()._b(), it._c"
+    assert hidden(ast.parse("\n".join(lines))) == set()
+    for line in ("it._wal.write()", "getattr(it, '_wal')", "from milvus_lite.db import _wal"):
+        assert len(hidden(ast.parse(line))) == 1
+
+
+@pytest.mark.parametrize("name", ["embedded", "lite", "lite_search", "vectors"])
+def test_milvus_is_used_by_its_public_names_only(name):
+    assert not hidden(ast.parse((PACKAGE / f"{name}.py").read_text()))
 
 
 ELSEWHERE = {
