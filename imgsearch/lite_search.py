@@ -103,7 +103,35 @@ class LiteSearch:
     ) -> list[list[dict]]:
         """Find the rows nearest to each query, while nobody writes to the collection.
 
-        Takes and returns what ``execute_search_with_index`` of Milvus Lite does.
+        Keeps the contract of ``execute_search_with_index``, in whose place it is.
+
+        Parameters
+        ----------
+        query_vectors : numpy.ndarray
+            float32 (q, dim).
+        segments : sequence of Segment
+            What is written out.
+        memtable : MemTable
+            What is not yet.
+        delta_index : DeltaIndex
+            Deletions of what is.
+        top_k : int
+        metric_type : str
+        pk_field, vector_field : str
+            Names of the fields.
+        partition_names, compiled_filter : optional
+            What to search only; left to Milvus Lite.
+        output_fields : list of str, optional
+            What hits bring along; more than the primary key is left to Milvus Lite.
+        search_params : dict, optional
+            The index's, as ``{"ef": 128}``.
+        **others
+            For Milvus Lite.
+
+        Returns
+        -------
+        list of list of dict
+            For each query its hits, nearest first: id, distance (1 - cosine) and, empty, entity.
         """
         if hasattr(self._asked, "segments"):
             self._asked.segments = segments
@@ -135,9 +163,27 @@ class LiteSearch:
         filter_mask: np.ndarray | None = None,
         memtable: MemTable | None = None,
     ) -> np.ndarray:
-        """Tell which rows are alive.
+        """Tell which rows are the last of their id, and neither deleted nor filtered out.
 
-        Takes and returns what ``build_valid_mask`` of Milvus Lite does.
+        Keeps the contract of ``build_valid_mask``, in whose place it is.
+
+        Parameters
+        ----------
+        all_pks : list of int or str
+            Primary keys.
+        all_seqs : numpy.ndarray
+            int64 (n,); a greater number was written later.
+        delta_index : DeltaIndex
+            Deletions of what is written out.
+        filter_mask : numpy.ndarray, optional
+            bool (n,).
+        memtable : MemTable, optional
+            Deletions of what is not yet.
+
+        Returns
+        -------
+        numpy.ndarray
+            bool (n,).
         """
         ids = _numbers(all_pks)
         if ids is None:
