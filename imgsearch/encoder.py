@@ -140,7 +140,7 @@ class Encoder:
         self.fingerprint = _fingerprint(identity)
         self.device, self.precision, self.backend = device, precision, backend
         self._run, self._batch, self._quicker = run, batch, quicker
-        self._lock, self._choosing = threading.Lock(), threading.Lock()
+        self._choosing = threading.Lock()
 
     def __repr__(self) -> str:
         return (
@@ -169,8 +169,7 @@ class Encoder:
             found = self._quicker(images) if self._quicker else None
             if found is not None:
                 backend, run = found
-                with self._lock:
-                    self.backend, self.precision, self._run = backend, run.precision, run
+                self.backend, self.precision, self._run = backend, run.precision, run
                 self._quicker = None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
@@ -214,17 +213,16 @@ class Encoder:
             )
         features = np.empty((len(batch), self.dim), dtype=np.float32)
         least, most = self._batch
-        with self._lock:
-            for start in range(0, len(batch), most):
-                part = np.ascontiguousarray(batch[start : start + most])
-                count = len(part)
-                if count < least:  # a program that was exported for larger batches
-                    part = np.concatenate([part, np.repeat(part[-1:], least - count, axis=0)])
-                features[start : start + count] = self._run(part)[:count]
+        for start in range(0, len(batch), most):
+            part = np.ascontiguousarray(batch[start : start + most])
+            count = len(part)
+            if count < least:  # a program that was exported for larger batches
+                part = np.concatenate([part, np.repeat(part[-1:], least - count, axis=0)])
+            features[start : start + count] = self._run(part)[:count]
         return features
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
-        """Vectors of prepared pictures, from any thread (they take turns).
+        """Vectors of prepared pictures, from any thread.
 
         Parameters
         ----------
@@ -539,12 +537,15 @@ def _runner(
     from imgsearch import runners
 
     crop, (least, most) = parts.preprocessing.crop, parts.batch
-    plain = (precision.value, backend.value) == ("fp32", "eager")
+
+    def plain() -> bool:
+        return (precision.value, backend.value) == ("fp32", "eager")
+
     pictures = runners.pictures(crop, max(least, min(3, most)))
-    expected = None if plain else _make(parts, "cpu", "fp32", "eager")(pictures)
+    expected = None if plain() else _make(parts, "cpu", "fp32", "eager")(pictures)
 
     def agreement(run: Runner) -> float:
-        if plain:
+        if plain():
             return 1.0
         try:
             return runners.agreement(run(pictures), expected)
