@@ -12,9 +12,12 @@ import importlib.metadata
 import importlib.util
 import shutil
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from torch import nn
 from imgsearch.errors import EncoderError
 
 Runner = Callable[[np.ndarray], np.ndarray]
-"""uint8 (n, crop, crop, 3) to float32 (n, dim)."""
+"""uint8 (n, crop, crop, 3) to float32 (n, dim), from any thread."""
 
 _CONVERSION = 1  # to be raised when openvino_model makes something else of the same encoder
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,7 +95,7 @@ def agreement(features: np.ndarray, expected: np.ndarray) -> float:
 
 
 class TorchRunner:
-    """Runs a network with torch, channels last.
+    """Runs a network with torch, channels last; one batch at a time, on all of its threads.
 
     Parameters
     ----------
@@ -131,6 +134,7 @@ class TorchRunner:
         shift = torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
         self._scale = scale.float().view(1, 3, 1, 1).to(self._device)
         self._shift = shift.float().view(1, 3, 1, 1).to(self._device)
+        self._lock = threading.Lock()
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Compute the features of a batch.
@@ -145,7 +149,7 @@ class TorchRunner:
         numpy.ndarray
             float32, shape ``(n, dim)``.
         """
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             # (n, h, w, c) seen as (n, c, h, w) is already channels last
             x = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2).float()
             x = x.mul_(self._scale).sub_(self._shift)
@@ -160,8 +164,9 @@ class TorchRunner:
 class OpenVinoRunner:
     """Runs a model on the CPU with OpenVINO.
 
-    Where there are several threads, the batch is halved and the halves run side by side:
-    threads that decode pictures meanwhile then hold up one half and not the whole.
+    Where there are several threads, the batch is halved and the halves run side by side, and
+    those of the next batch follow as each of them ends: threads that decode pictures
+    meanwhile then hold up one half, and nothing waits for it.
 
     Parameters
     ----------
@@ -190,7 +195,10 @@ class OpenVinoRunner:
         )
         runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[runs]
-        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        self._streams, self._idle = streams, SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(compiled.create_infer_request())
+        self._threads = ThreadPoolExecutor(streams, "openvino")  # first come, first served
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Compute the features of a batch.
@@ -205,15 +213,16 @@ class OpenVinoRunner:
         numpy.ndarray
             float32, shape ``(n, dim)``.
         """
-        parts = np.array_split(batch, min(len(self._requests), len(batch)))
-        under_way = list(zip(self._requests, parts, strict=False))
-        for request, part in under_way:
-            request.start_async([part], share_inputs=True)
-        for request, _ in under_way:
-            request.wait()
-        return np.concatenate(
-            [request.get_output_tensor(0).data for request, _ in under_way], dtype=np.float32
-        )
+        parts = np.array_split(batch, min(self._streams, len(batch)))
+        return np.concatenate(list(self._threads.map(self._infer, parts)))
+
+    def _infer(self, part: np.ndarray) -> np.ndarray:
+        request = self._idle.get()
+        try:
+            request.infer([part], share_inputs=True)
+            return request.get_output_tensor(0).data.astype(np.float32)  # a copy
+        finally:
+            self._idle.put(request)
 
 
 def openvino_model(
