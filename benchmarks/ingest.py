@@ -19,9 +19,9 @@ from benchmarks.common import (
     small_files,
     watch_server,
 )
+from benchmarks.encode import RESNET, plain
 
 TITLE = "Ingest"
-RESNET = "resnet50@random:0"
 SECOND = 17_125  # files of VOC2012
 PEERS = ROOT / ".peers"
 
@@ -34,7 +34,7 @@ def run(options: Options, result: Result) -> None:
 
     home = settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
     photos = photographs(options.photos)
-    sizes = {RESNET: (192, 32, 2), "mini": (2_400, 96, 2)}
+    sizes = {RESNET: (480, 48, 3), "mini": (2_400, 96, 3)}
     if options.quick:
         sizes = {RESNET: (64, 32, 1), "mini": (320, 64, 1)}
     for name, (count, few, rounds) in sizes.items():
@@ -64,7 +64,7 @@ def run(options: Options, result: Result) -> None:
             encode, decode = (encode + again[0]) / 2, (decode + again[1]) / 2
             limits.append(1 / (1 / encode + 1 / decode))
             cost.append(spent / report.encoded)
-            usual.append(the_usual_way(name, folder, few, options.work / f"usual-{name}{turn}"))
+            usual.append(the_usual_way(encoder, folder, few, options.work / f"usual-{name}{turn}"))
             if name == RESNET and PEERS.is_dir():
                 theirs.append(imagededup(folder, few, options.work / f"imagededup{turn}"))
         result.note(
@@ -121,41 +121,46 @@ def parts(encoder, folder: Path) -> tuple[float, float]:
     return count / (time.perf_counter() - start), decode
 
 
-def the_usual_way(name: str, folder: Path, count: int, store: Path) -> float:
+def the_usual_way(encoder, folder: Path, count: int, store: Path) -> float:
     """Images a second as in the original demo: one image a Towhee call, everything at the end.
 
-    A pipeline of decode, embed (torch, fp32) and normalise runs once for each file; ids and
-    vectors pile up in lists, and go into a fresh embedded Milvus in one insert.
+    A pipeline of decode, embed (the network as it comes: torch, fp32) and normalise runs
+    once for each file; ids and vectors pile up in lists, and go into a fresh embedded Milvus
+    in one insert.
     """
+    from PIL import Image
     from pymilvus import DataType, MilvusClient
     from towhee import ops, pipe
 
     from imgsearch.pipeline import register
 
     register()
+    network = plain(encoder.name)
+
+    def features(pixels: np.ndarray) -> np.ndarray:
+        return network(encoder.prepare(Image.fromarray(np.asarray(pixels)))[None])[0]
+
     embed = (
         pipe.input("path")
         .map("path", "picture", ops.image_decode.cv2("rgb"))
-        .map("picture", "features", ops.image_embedding.timm(model_name=name, device="cpu"))
+        .map("picture", "features", features)
         .map("features", "vector", ops.towhee.np_normalize())
         .output("vector")
     )
     files = [str(path) for path in sorted(folder.iterdir())[: count + 2]]
-    with _fp32():
-        for path in files[:2]:
-            embed(path).get()
-        client = MilvusClient(f"{store}.db")
-        dim = len(embed(files[0]).get()[0])
-        schema = client.create_schema(auto_id=True)
-        schema.add_field("id", DataType.INT64, is_primary=True)
-        schema.add_field("path", DataType.VARCHAR, max_length=500)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-        client.create_collection("usual", schema=schema)
-        start = time.perf_counter()
-        rows = [{"path": path, "vector": embed(path).get()[0]} for path in files[2:]]
-        client.insert("usual", rows)
-        client.flush("usual")
-        seconds = time.perf_counter() - start
+    for path in files[:2]:
+        embed(path).get()
+    client = MilvusClient(f"{store}.db")
+    schema = client.create_schema(auto_id=True)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("path", DataType.VARCHAR, max_length=500)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=encoder.dim)
+    client.create_collection("usual", schema=schema)
+    start = time.perf_counter()
+    rows = [{"path": path, "vector": embed(path).get()[0]} for path in files[2:]]
+    client.insert("usual", rows)
+    client.flush("usual")
+    seconds = time.perf_counter() - start
     client.close()
     return len(rows) / seconds
 
@@ -167,24 +172,6 @@ def imagededup(folder: Path, count: int, part: Path) -> float:
         (part / path.name).symlink_to(path)
     code = "import sys, pathlib, benchmarks.peer as p; p.main(pathlib.Path(sys.argv[1]))"
     return float(cold(code, env={"PYTHONPATH": str(PEERS)}, args=(str(part),)))
-
-
-class _fp32:
-    """The environment says: torch, eager, fp32."""
-
-    def __enter__(self):
-        import os
-
-        self.old = {k: os.environ.get(k) for k in ("IMGSEARCH_BACKEND", "IMGSEARCH_PRECISION")}
-        os.environ.update(IMGSEARCH_BACKEND="eager", IMGSEARCH_PRECISION="fp32")
-
-    def __exit__(self, *_):
-        import os
-
-        for name, value in self.old.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def agreement(encoder, photos: list[Path], result: Result) -> None:
