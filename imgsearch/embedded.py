@@ -58,6 +58,7 @@ STORE = "vectors.db"
 FOLDER = "embedded"
 GRACE = 20.0  # seconds that the server outlives its last lease
 START_TIMEOUT = 60.0  # seconds for a server to come up; imports on a busy machine are slow
+LEAVING_TIMEOUT = 40.0  # seconds that it waits, among these, for the one before it to end
 WRITE_TIMEOUT = 60.0  # seconds to wait for one's turn to write
 ANSWERING = 64  # threads of the server; those that wait at a gate take one each
 HEARTBEAT = 5.0  # seconds between two touches of server.json
@@ -719,12 +720,21 @@ def main(home: Path, grace: float = GRACE) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
 
-    serving = _FileLock(folder / "server.lock")
-    if not serving.wait(START_TIMEOUT):
-        tell(kind="error", reason="the server before this one is still writing")
-        return
-    token = secrets.token_hex(16)
     path = folder / "server.json"
+    serving = _FileLock(folder / "server.lock")
+    limit = time.monotonic() + LEAVING_TIMEOUT
+    while not serving.take():
+        # Whoever began another server may have been killed before that was up: it serves now.
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(path.read_text())
+            if state["host"] == socket.gethostname() and _listens(state["port"]):
+                tell(**state)
+                return
+        if time.monotonic() >= limit:
+            tell(kind="error", reason="the server before this one is still writing")
+            return
+        time.sleep(0.02)
+    token = secrets.token_hex(16)
 
     def end() -> None:
         # Who asks now finds no server and starts the next one, which waits for this one's

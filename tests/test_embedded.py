@@ -251,6 +251,22 @@ def test_the_server_ends_after_holders_that_were_killed(home):
     assert gone(pid)
 
 
+def test_a_server_whose_starter_was_killed_serves_the_next(home):
+    code = "embedded._answer = lambda process: os._exit(0); embedded.lease(home)"
+    for _ in range(2):
+        Script(home, "import os; " + code).end()
+    with embedded.lease(home, grace=0.5) as lease:
+        with embedded.lease(home) as second:
+            assert second.pid == lease.pid
+        pid = lease.pid
+    assert gone(pid)
+    folder = home / "embedded"
+    lock = embedded._FileLock(folder / "server.lock")
+    assert lock.wait(30)
+    lock.close()
+    assert not (folder / "server.json").exists()
+
+
 def test_the_server_is_nobodys_child_and_holds_no_pipe(home):
     # `end` waits for the end of standard output, which a server that inherits it would hold open.
     script = Script(home, "lease = embedded.lease(home, grace=30); say(lease.pid)")
