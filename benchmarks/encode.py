@@ -17,16 +17,17 @@ RESNET = "resnet50@random:0"
 def run(options: Options, result: Result) -> None:
     import torch
 
-    from imgsearch import images, runners
-    from imgsearch.config import settings
-    from imgsearch.encoder import load_encoder
+    from imgsearch import images
+    from imgsearch.config import load_settings
+    from imgsearch.encoders import backends
+    from imgsearch.encoders.base import load_encoder
 
-    home = settings(
+    home = load_settings(
         imgsearch_home=options.work, imgsearch_backend="auto", imgsearch_precision="auto"
     )
     rounds = 3 if options.quick else 5
     photos = photographs(options.photos, 64 if options.quick else 400)
-    bf16 = runners.cpu_has_bf16()
+    bf16 = backends.cpu_has_bf16()
     precisions = ("fp32", "bf16") if bf16 else ("fp32",)
     result.note(
         f"Batches of {BATCH}, {torch.get_num_threads()} threads, {rounds} interleaved rounds; "
@@ -44,7 +45,7 @@ def run(options: Options, result: Result) -> None:
             encoders[f"eager {precision}"] = load_encoder(
                 name, precision=precision, backend="eager", settings=home
             )
-            if name == RESNET and runners.compiler_is_there() and not options.quick:
+            if name == RESNET and backends.compiler_is_there() and not options.quick:
                 encoders[f"compile {precision}"] = load_encoder(
                     name, precision=precision, backend="compile", settings=home
                 )
@@ -55,7 +56,7 @@ def run(options: Options, result: Result) -> None:
         batch = np.resize(prepared, (BATCH, crop, crop, 3))
         features = {way: encoder.features for way, encoder in encoders.items()}
         features["plain torch fp32"] = plain(name)
-        if runners.openvino_is_there():
+        if backends.openvino_is_there():
             for precision in precisions:
                 features[f"plain OpenVINO {precision}"] = plain_openvino(name, home, precision)
         ways = {way: (lambda f=f, batch=batch: f(batch)) for way, f in features.items()}
@@ -100,10 +101,10 @@ def run(options: Options, result: Result) -> None:
 
 def agreement(features, prepared: np.ndarray, wanted: np.ndarray) -> float:
     """Smallest cosine of what a way makes of the photographs with what fp32 does."""
-    from imgsearch import runners
+    from imgsearch.encoders import backends
 
     made = [features(prepared[i : i + BATCH]) for i in range(0, len(prepared), BATCH)]
-    return runners.agreement(np.concatenate(made), wanted)
+    return backends.agreement(np.concatenate(made), wanted)
 
 
 def plain(name: str):
@@ -113,13 +114,13 @@ def plain(name: str):
     """
     import torch
 
-    from imgsearch import backbones, mini
+    from imgsearch.encoders import mini, resnet
 
     if name == "mini":
         network, mean, std = mini.build(), mini.SPEC.mean, mini.SPEC.std
     else:
-        network = backbones.resnet("resnet50")
-        network.load_state_dict(backbones.random_state(network, 0), assign=True, strict=False)
+        network = resnet.resnet("resnet50")
+        network.load_state_dict(resnet.random_state(network, 0), assign=True, strict=False)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.num_batches_tracked = torch.tensor(0)
@@ -139,12 +140,12 @@ def plain_openvino(name: str, home, precision: str):
     """OpenVINO as its documentation says: one request, the hint LATENCY."""
     import openvino as ov
 
-    from imgsearch import runners
-    from imgsearch.encoder import load_encoder
+    from imgsearch.encoders import backends
+    from imgsearch.encoders.base import load_encoder
 
     encoder = load_encoder(name, backend="openvino", settings=home)
-    kept = runners.openvino_cache(home.imgsearch_home, encoder.fingerprint)
-    model = runners.openvino_model(None, (), (), crop=0, cache=kept)
+    kept = backends.openvino_cache(home.imgsearch_home, encoder.fingerprint)
+    model = backends.openvino_model(None, (), (), crop=0, cache=kept)
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],

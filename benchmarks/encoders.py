@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from imgsearch.encoder import load_encoder
-from imgsearch.runners import openvino_is_there
+from imgsearch.encoders.backends import openvino_is_there
+from imgsearch.encoders.base import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = """
 import time
 import torch
 from PIL import Image
-from imgsearch.encoder import load_encoder
+from imgsearch.encoders.base import load_encoder
 begin = time.perf_counter()
 load_encoder("mini", backend=BACKEND).encode([Image.new("RGB", (500, 375))])
 print(f"{time.perf_counter() - begin:.2f}")
@@ -44,7 +44,7 @@ def speed(backend: str, batch: int, repeats: int) -> None:
             side = encoder.preprocessing.crop
             pixels = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
             begin = time.perf_counter()
-            encoder.encode_prepared(pixels)
+            encoder.encode_batch(pixels)
             if turn:  # the first turn prepares things
                 taken[name].append(time.perf_counter() - begin)
     for what, reduce in (("median", np.median), ("best", min)):

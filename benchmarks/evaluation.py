@@ -29,9 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytrec_eval
 
-from imgsearch import metrics
-from imgsearch.evaluation import ranking, relevance, scoring
-from imgsearch.voc import CLASSES, Voc
+from imgsearch.datasets.voc import CLASSES, Voc
+from imgsearch.evaluation import metrics, ranking, relevance, scoring
 
 KS = (1, 5, 10, 100)
 

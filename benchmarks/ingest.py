@@ -28,11 +28,11 @@ PEERS = ROOT / ".peers"
 
 def run(options: Options, result: Result) -> None:
     from imgsearch import gallery
-    from imgsearch.config import settings
-    from imgsearch.encoder import load_encoder
+    from imgsearch.config import load_settings
+    from imgsearch.encoders.base import load_encoder
     from imgsearch.ingest import ingest
 
-    home = settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
+    home = load_settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
     photos = photographs(options.photos)
     sizes = {RESNET: (480, 48, 3), "mini": (2_400, 96, 3)}
     if options.quick:
@@ -113,10 +113,10 @@ def parts(encoder, folder: Path) -> tuple[float, float]:
         prepared = [pixels for pixels, _ in pool.map(lambda f: pipeline._prepare(f, None), files)]
         decode = len(files) / (time.perf_counter() - start)
     batch = np.stack(prepared[:64])
-    encoder.encode_prepared(batch[:32])
+    encoder.encode_batch(batch[:32])
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < 3:
-        encoder.encode_prepared(batch[:32])
+        encoder.encode_batch(batch[:32])
         count += 32
     return count / (time.perf_counter() - start), decode
 
@@ -138,7 +138,7 @@ def the_usual_way(encoder, folder: Path, count: int, store: Path) -> float:
     network = plain(encoder.name)
 
     def features(pixels: np.ndarray) -> np.ndarray:
-        return network(encoder.prepare(Image.fromarray(np.asarray(pixels)))[None])[0]
+        return network(encoder.preprocess(Image.fromarray(np.asarray(pixels)))[None])[0]
 
     embed = (
         pipe.input("path")
@@ -192,9 +192,9 @@ def agreement(encoder, photos: list[Path], result: Result) -> None:
         left, upper = (round((side - spec.crop) / 2) for side in picture.size)
         return np.asarray(picture.crop((left, upper, left + spec.crop, upper + spec.crop)))
 
-    ours = np.stack([encoder.prepare(decode(p, draft=spec.resize)) for p in photos])
+    ours = np.stack([encoder.preprocess(decode(p, draft=spec.resize)) for p in photos])
     theirs = np.stack([published(path) for path in photos])
-    cosine = (encoder.encode_prepared(ours) * encoder.encode_prepared(theirs)).sum(axis=1)
+    cosine = (encoder.encode_batch(ours) * encoder.encode_batch(theirs)).sum(axis=1)
     least = float(cosine.min())
     result.add(
         f"least cosine with the published preprocessing, {len(photos)} photographs", f"{least:.6f}"
@@ -205,12 +205,12 @@ def agreement(encoder, photos: list[Path], result: Result) -> None:
 def second(home, options: Options, result: Result) -> None:
     """The same files again: nothing is read, nothing encoded."""
     from imgsearch import images
-    from imgsearch.config import settings
-    from imgsearch.encoder import load_encoder
+    from imgsearch.config import load_settings
+    from imgsearch.encoders.base import load_encoder
     from imgsearch.gallery import Gallery
     from imgsearch.ingest import ingest
 
-    home = settings(imgsearch_home=options.work / "second")
+    home = load_settings(imgsearch_home=options.work / "second")
     folder = small_files(options.work / "many", SECOND)
     encoder = load_encoder("mini", settings=home)
     one = encoder.encode([next(folder.iterdir())])[0]
@@ -223,7 +223,7 @@ def second(home, options: Options, result: Result) -> None:
     ) as gallery:
         batch, vectors = [], {}
         for found in images.find(folder):
-            facts = images.facts(found.path.read_bytes())
+            facts = images.probe(found.path.read_bytes())
             batch.append(new_row(found, facts))
             noisy = one + 0.5 * random.standard_normal(len(one), dtype=np.float32)
             vectors[facts.image_id] = noisy / np.linalg.norm(noisy)

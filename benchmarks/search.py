@@ -36,7 +36,7 @@ EF = (32, 64, 128, 256, 512)
 
 
 def run(options: Options, result: Result) -> None:
-    from imgsearch.config import settings
+    from imgsearch.config import load_settings
 
     photos = photographs(options.photos)
     sizes = [1_000, WHOLE] if options.quick else [1_000, WHOLE, 100_000]
@@ -49,7 +49,7 @@ def run(options: Options, result: Result) -> None:
         f"between two of those, with noise. {QUERIES} other parts are the queries. Default "
         "index. The numpy product is exact."
     )
-    embedded = settings(imgsearch_home=options.work / "embedded")
+    embedded = load_settings(imgsearch_home=options.work / "embedded")
     for size in sizes:
         vectors = every[:size]
         vector_part(f"embedded, {size:,}", embedded, vectors, queries, result,
@@ -61,7 +61,7 @@ def run(options: Options, result: Result) -> None:
         result.note("No Milvus server here (make .venv-milvus/stamp): the server is not measured.")
         return
     with milvus_server(options.work / "milvus", options.milvus) as milvus:
-        server = settings(imgsearch_home=options.work / "embedded", milvus_uri=milvus.uri)
+        server = load_settings(imgsearch_home=options.work / "embedded", milvus_uri=milvus.uri)
         for size in sizes:
             vector_part(f"Milvus 2.3.5, {size:,}", server, every[:size], queries, result,
                         most=0.1 if size == 100_000 else None, milvus=milvus)  # fmt: skip
@@ -92,11 +92,11 @@ def of_its_own(milvus) -> tuple[float, float]:
 
 def features(photos: list[Path], count: int, options: Options) -> np.ndarray:
     """mini's vectors of so many parts of the photographs, turned into `DIM` dimensions."""
-    from imgsearch.config import settings
-    from imgsearch.encoder import load_encoder
+    from imgsearch.config import load_settings
+    from imgsearch.encoders.base import load_encoder
     from imgsearch.images import decode
 
-    encoder = load_encoder("mini", settings=settings(imgsearch_home=options.work / "home"))
+    encoder = load_encoder("mini", settings=load_settings(imgsearch_home=options.work / "home"))
     encoder.expect(count)
     random, found, opened = np.random.default_rng(3), [], lru_cache(1)(decode)
     for rows in np.array_split(np.arange(count), max(1, count // 256)):
@@ -106,8 +106,8 @@ def features(photos: list[Path], count: int, options: Options) -> np.ndarray:
             across, down = random.uniform(0.25, 1, 2) * picture.size
             left, upper = random.uniform(0, 1, 2) * (picture.width - across, picture.height - down)
             box = [round(side) for side in (left, upper, left + across, upper + down)]
-            prepared.append(encoder.prepare(picture.crop(box)))
-        found.append(encoder.encode_prepared(np.stack(prepared)))
+            prepared.append(encoder.preprocess(picture.crop(box)))
+        found.append(encoder.encode_batch(np.stack(prepared)))
     turn = random.standard_normal((DIM, encoder.dim), dtype=np.float32)
     return random.permutation(np.concatenate(found)) @ np.linalg.qr(turn)[0].T
 
@@ -128,7 +128,7 @@ def vector_part(
     most: float | None,
     milvus: Milvus | None = None,
 ) -> None:
-    from imgsearch.vectors import IndexSpec, VectorStore
+    from imgsearch.stores.vectors import IndexSpec, VectorStore
 
     name, size = f"v{len(vectors)}", len(vectors)
     with VectorStore.open(where) as store:
@@ -189,12 +189,12 @@ def vector_part(
 
 def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result: Result) -> None:
     """From the bytes of a photograph to hits with their paths."""
-    from imgsearch.config import settings
-    from imgsearch.encoder import load_encoder
+    from imgsearch.config import load_settings
+    from imgsearch.encoders.base import load_encoder
     from imgsearch.gallery import Gallery
-    from imgsearch.metadata import ImageRow
+    from imgsearch.stores.metadata import ImageRow
 
-    home = settings(imgsearch_home=options.work / "whole", imgsearch_backend="auto")
+    home = load_settings(imgsearch_home=options.work / "whole", imgsearch_backend="auto")
     name = RESNET
     encoder = load_encoder(name, settings=home)
     with Gallery.open("whole", create=True, encoder=encoder, settings=home) as gallery:

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from imgsearch.datasets.voc import Voc
 from imgsearch.evaluation import protocols, scoring
-from imgsearch.voc import Voc
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 
 
 def encoded(name: str, paths: list[Path]) -> np.ndarray:
-    from imgsearch.encoder import load_encoder
+    from imgsearch.encoders.base import load_encoder
 
     encoder = load_encoder(name)
     return np.concatenate([encoder.encode(paths[i : i + 32]) for i in range(0, len(paths), 32)])

@@ -24,7 +24,7 @@ def lap(name):
 import imgsearch
 lap("import imgsearch")
 import imgsearch.config
-settings = imgsearch.config.settings()
+settings = imgsearch.config.load_settings()
 lap("settings (pydantic, SQLAlchemy)")
 from imgsearch.gallery import Gallery
 lap("gallery")
@@ -63,9 +63,9 @@ manager.shutdown_kernel(now=True)
 
 
 def run(options: Options, result: Result) -> None:
-    from imgsearch.config import settings
-    from imgsearch.embedded import lease
+    from imgsearch.config import load_settings
     from imgsearch.ingest import ingest
+    from imgsearch.stores.embedded import lease
 
     rounds = 2 if options.quick else 3
     cold(IMPORT)  # so that files are in the page cache and compiled
@@ -83,7 +83,7 @@ def run(options: Options, result: Result) -> None:
     env = {"IMGSEARCH_HOME": str(home), "IMGSEARCH_BACKEND": "auto"}
     query = str(photos[0])
     for name, collection in (("mini", "start"), ("resnet50@random:0", "start_resnet")):
-        chosen = settings(imgsearch_home=home, imgsearch_backend="auto")
+        chosen = load_settings(imgsearch_home=home, imgsearch_backend="auto")
         ingest(folder, collection, encoder=name, settings=chosen)
         laps = [json.loads(cold(SEARCH, env=env, args=(collection, query))) for _ in range(rounds)]
         goal = {"most": 6} if name == "mini" else {}
@@ -116,12 +116,12 @@ def page(photos: Path, options: Options, result: Result, rounds: int) -> None:
         return
     from playwright.sync_api import sync_playwright
 
-    from imgsearch.config import settings
+    from imgsearch.config import load_settings
     from imgsearch.ingest import ingest
     from tests.browser.conftest import TOKEN, Server
 
     home, served = options.work / "app", options.work / "served"
-    ingest(photos, "photos", encoder="mini", settings=settings(imgsearch_home=home))
+    ingest(photos, "photos", encoder="mini", settings=load_settings(imgsearch_home=home))
     shutil.copytree(ROOT / "notebooks", served / "notebooks")
     filled = "is filled with"
     server = Server(served, home, ["voila", "notebooks/search.ipynb", f"--token={TOKEN}"], filled)

@@ -14,10 +14,10 @@ _HOMES = {
     "ImgSearchError": "errors",
     "IngestReport": "ingest",
     "Settings": "config",
-    "load_encoder": "encoder",
-    "repair": "upkeep",
-    "settings": "config",
-    "verify": "upkeep",
+    "load_encoder": "encoders",
+    "repair": "maintenance",
+    "load_settings": "config",
+    "verify": "maintenance",
 }
 
 __all__ = sorted(_HOMES)

@@ -16,16 +16,19 @@ from pathlib import Path
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
-from imgsearch import config, plots, reports, upkeep
+from imgsearch import config, maintenance, plots
+from imgsearch.datasets.voc import Voc
 from imgsearch.errors import ConfigError
-from imgsearch.evaluation import comparison, figures, protocols, results
+from imgsearch.evaluation import comparison, protocols
+from imgsearch.evaluation import plots as evaluation_plots
+from imgsearch.evaluation import report as evaluation_report
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.protocols import IndexPoint
 from imgsearch.evaluation.scoring import KS, Evaluation
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
-from imgsearch.metadata import MetadataStore
-from imgsearch.voc import Voc
+from imgsearch.io import write_figure, write_json
+from imgsearch.stores.metadata import MetadataStore
 
 SWEEP = (
     "FLAT",
@@ -168,7 +171,7 @@ def ingest_folder(
             progress=lambda progress: _advance(bar, progress),
         )
     name = f"ingest-{shard.replace('/', '-of-')}.json" if shard else "ingest.json"
-    reports.write_json(Path(output_dir) / name, report.to_dict())
+    write_json(Path(output_dir) / name, report.to_dict())
     return report
 
 
@@ -178,7 +181,7 @@ def _advance(bar: tqdm, progress: IngestReport) -> None:
 
 
 @checked
-def search_folder(
+def search_image(
     query_path: str,
     collection: str | None = None,
     top_k: int = 10,
@@ -215,14 +218,14 @@ def search_folder(
     with Gallery.open(collection or None) as gallery:
         hits = gallery.search(query, top_k, box=box)
     figure = plots.result_grid(query, hits, box=box, title=heading(hits))
-    grid = reports.write_figure(Path(output_dir) / "search.png", figure)
+    grid = write_figure(Path(output_dir) / "search.png", figure)
     content = {"query": str(query), "box": box, "grid": str(grid)} | hits.to_dict()
-    reports.write_json(Path(output_dir) / "search.json", content)
+    write_json(Path(output_dir) / "search.json", content)
     return hits
 
 
 @checked
-def survey(output_dir: str, collection: str | None = None, files: bool = False) -> dict:
+def status(output_dir: str, collection: str | None = None, files: bool = False) -> dict:
     """Run ``admin.ipynb`` without a panel: look at everything, change nothing.
 
     Parameters
@@ -249,8 +252,8 @@ def survey(output_dir: str, collection: str | None = None, files: bool = False) 
     StoreError
         A store cannot be reached.
     """
-    settings = config.settings()
-    collections = upkeep.overview(settings)
+    settings = config.load_settings()
+    collections = maintenance.overview(settings)
     with MetadataStore.open(settings) as metadata:
         if collection:
             metadata.collection(collection)
@@ -259,13 +262,13 @@ def survey(output_dir: str, collection: str | None = None, files: bool = False) 
     verifications = []
     for name in [collection] if collection else known:
         with Gallery.open(name, settings=settings) as gallery:
-            verifications.append(upkeep.verify(gallery, files=files))
+            verifications.append(maintenance.verify(gallery, files=files))
     content = {
         "collections": [one.to_dict() for one in collections],
         "verifications": [one.to_dict() for one in verifications],
-        "runs": [upkeep.run_to_dict(run) for run in runs],
+        "runs": [maintenance.run_to_dict(run) for run in runs],
     }
-    reports.write_json(Path(output_dir) / "admin.json", content)
+    write_json(Path(output_dir) / "admin.json", content)
     return content
 
 
@@ -408,7 +411,7 @@ def evaluations(
     ImgSearchError
         As :func:`imgsearch.evaluation.prepare`.
     """
-    settings = settings or config.settings()
+    settings = settings or config.load_settings()
     tell = progress or (lambda _: None)
     if not ks or min(ks) < 1:
         raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
@@ -484,35 +487,39 @@ def write_evaluations(
     compared = comparisons(found, seed=seed)
     files, photographs = [], {}
     drawn = {
-        "evaluation-curves": figures.precision_recall(found),
-        "evaluation-classes": figures.per_class(found),
+        "evaluation-curves": evaluation_plots.precision_recall(found),
+        "evaluation-classes": evaluation_plots.per_class(found),
     }
     for name, one in found.items():
-        files += results.write(one, folder, f"evaluation-{name}")
-        drawn[f"evaluation-{name}-confusion"] = figures.confusion(one, title=name)
-        photographs[f"evaluation-{name}-worst"] = figures.cases(
+        files += evaluation_report.write(one, folder, f"evaluation-{name}")
+        drawn[f"evaluation-{name}-confusion"] = evaluation_plots.confusion(one, title=name)
+        photographs[f"evaluation-{name}-worst"] = evaluation_plots.cases(
             one.cases(6, worst=True), title=f"{name}, worst queries"
         )
-        photographs[f"evaluation-{name}-best"] = figures.cases(
+        photographs[f"evaluation-{name}-best"] = evaluation_plots.cases(
             one.cases(6), title=f"{name}, best queries"
         )
     if points:
-        drawn["evaluation-indexes"] = figures.index_sweep(points)
+        drawn["evaluation-indexes"] = evaluation_plots.index_sweep(points)
         rows = [point._asdict() for point in points]
-        files.append(results.write_rows(folder / "evaluation-indexes.csv", rows))
+        files.append(evaluation_report.write_rows(folder / "evaluation-indexes.csv", rows))
     for stem, figure in (drawn | photographs).items():
         for kind in ("png", "svg") if stem in drawn else ("png",):
-            files.append(reports.write_figure(folder / f"{stem}.{kind}", figure))
+            files.append(write_figure(folder / f"{stem}.{kind}", figure))
     content = {
         "evaluations": {
-            name: {key: results.to_dict(one)[key] for key in ("about", "counts", "summary")}
+            name: {
+                key: evaluation_report.to_dict(one)[key] for key in ("about", "counts", "summary")
+            }
             for name, one in found.items()
         },
         "indexes": [point._asdict() for point in points],
-        "comparisons": {name: results.comparison_to_dict(c) for name, c in compared.items()},
+        "comparisons": {
+            name: evaluation_report.comparison_to_dict(c) for name, c in compared.items()
+        },
         "files": [path.name for path in files],
     }
-    reports.write_json(folder / "evaluation.json", content)
+    write_json(folder / "evaluation.json", content)
     return content
 
 

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     Raises
     ------
     ConfigError
-        From :func:`settings`, when a variable has a value that cannot be used.
+        From :func:`load_settings`, when a variable has a value that cannot be used.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         return URL.create("sqlite", database=str(self.imgsearch_home / "metadata.sqlite"))
 
 
-def settings(**overrides: object) -> Settings:
+def load_settings(**overrides: object) -> Settings:
     """Read the settings from the environment, now.
 
     Parameters
@@ -164,7 +164,7 @@ def settings(**overrides: object) -> Settings:
 
     Examples
     --------
-    >>> settings(milvus_host="db.example", milvus_port=19531).milvus_address
+    >>> load_settings(milvus_host="db.example", milvus_port=19531).milvus_address
     'http://db.example:19531'
     """
     try:

@@ -2,7 +2,7 @@
 
 Metadata announces, vectors follow, metadata confirms; deletion goes the other
 way. So a ``ready`` row always has a vector, and whatever a crash leaves half
-done is known without a scan and made whole by :meth:`Gallery.settle`, with
+done is known without a scan and made whole by :meth:`Gallery.recover`, with
 which every ingest begins.
 """
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imgsearch import config
-from imgsearch.encoder import Encoder, load_encoder
+from imgsearch.encoders.base import Encoder, load_encoder
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
@@ -34,10 +34,10 @@ from imgsearch.errors import (
     StoreDamaged,
     StoreError,
 )
-from imgsearch.images import Box, Found, ImageFacts, Source
-from imgsearch.metadata import CollectionRow, Counts, ImageRow, MetadataStore
+from imgsearch.images import Box, ImageFile, ImageInfo, Source
 from imgsearch.pipeline import Pipeline
-from imgsearch.vectors import MAX_TOP_K, IndexSpec, VectorStore
+from imgsearch.stores.metadata import CollectionRow, Counts, ImageRow, MetadataStore
+from imgsearch.stores.vectors import MAX_TOP_K, IndexSpec, VectorStore
 
 
 class Hit(NamedTuple):
@@ -196,7 +196,7 @@ class Gallery:
         StoreError
             A store cannot be reached or read.
         """
-        settings = settings or config.settings()
+        settings = settings or config.load_settings()
         name = config.collection_name(collection or settings.default_table)
         how = {
             "device": device or "auto",
@@ -363,16 +363,16 @@ class Gallery:
                 [r.path for r in rows if r.path in old and old[r.path].image_id != r.image_id]
             )
             new = {i: vectors[i] for i in (ids & vectors.keys()) - stored.keys()}
-            self._announce(rows, new, stored)
+            self._prepare_rows(rows, new, stored)
             self._upsert(new)
-            self.metadata.confirm(self.name, [row.path for row in rows])
+            self.metadata.commit(self.name, [row.path for row in rows])
         return left
 
     def replace(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> None:
         """Write the vectors of stored images anew.
 
         The rows stay as they are until the vectors are there, so that a crash leaves
-        images that :func:`imgsearch.upkeep.verify` still names, and loses none.
+        images that :func:`imgsearch.maintenance.verify` still names, and loses none.
 
         Parameters
         ----------
@@ -391,15 +391,15 @@ class Gallery:
             now = self.metadata.by_path(self.name, [row.path for row in rows])
             rows = [r for r in rows if r.path in now and now[r.path].image_id == r.image_id]
             self._upsert({row.image_id: vectors[row.image_id] for row in rows})
-            self._announce(rows, vectors, {})
-            self.metadata.confirm(self.name, [row.path for row in rows])
+            self._prepare_rows(rows, vectors, {})
+            self.metadata.commit(self.name, [row.path for row in rows])
 
-    def _announce(
+    def _prepare_rows(
         self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray], crcs: Mapping[int, int]
     ) -> None:
         """Announce rows with their checksums. `crcs` are of vectors that are stored already."""
         crcs = {i: checksum(vector) for i, vector in vectors.items()} | crcs
-        self.metadata.announce(
+        self.metadata.prepare(
             self.name, [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
         )
 
@@ -470,7 +470,7 @@ class Gallery:
         if unneeded and self.name in self.vectors.collections():
             self.vectors.delete(self.name, np.array(unneeded, np.int64))
 
-    def settle(self) -> int:
+    def recover(self) -> int:
         """Finish or withdraw what an interrupted process left half done.
 
         Returns
@@ -490,7 +490,7 @@ class Gallery:
             if pending:
                 intact = self.intact(pending)
                 whole = [row.path for row in pending if row.image_id in intact]
-                self.metadata.confirm(self.name, whole)
+                self.metadata.commit(self.name, whole)
                 # The others' vectors never came: the next ingest of their folder makes them.
                 self._delete([row.path for row in pending if row.image_id not in intact])
             return len(rows)
@@ -738,14 +738,14 @@ class Gallery:
         self.close()
 
 
-def new_row(file: Found, facts: ImageFacts) -> ImageRow:
+def new_row(file: ImageFile, facts: ImageInfo) -> ImageRow:
     """Row of a file that was read.
 
     Parameters
     ----------
-    file : Found
+    file : ImageFile
         As it was listed: a change since then shows at the next ingest.
-    facts : ImageFacts
+    facts : ImageInfo
         What was read.
 
     Returns

@@ -74,7 +74,7 @@ _UPRIGHT = {
 }
 
 
-class Found(NamedTuple):
+class ImageFile(NamedTuple):
     """A regular file below a folder: path, size in bytes, time of change in ns."""
 
     path: Path
@@ -82,7 +82,7 @@ class Found(NamedTuple):
     mtime_ns: int
 
 
-class ImageFacts(NamedTuple):
+class ImageInfo(NamedTuple):
     """What is kept of an image beside its vector.
 
     ``image_id`` and ``sha256`` (hex) are of the file's bytes, ``size`` counts them;
@@ -105,7 +105,7 @@ def find(
     *,
     recursive: bool = True,
     on_error: Callable[[ImageError], None] | None = None,
-) -> Iterator[Found]:
+) -> Iterator[ImageFile]:
     """Every regular file below a folder, images or not, in a stable order.
 
     The order is that of the bytes of the relative paths. Hidden files and folders
@@ -125,7 +125,7 @@ def find(
 
     Returns
     -------
-    iterator of Found
+    iterator of ImageFile
 
     Raises
     ------
@@ -163,7 +163,7 @@ def _walk(
     stack: list[os.DirEntry[str]],
     recursive: bool,
     on_error: Callable[[ImageError], None],
-) -> Iterator[Found]:
+) -> Iterator[ImageFile]:
     while stack:
         entry = stack.pop()
         path = Path(entry.path)
@@ -186,7 +186,7 @@ def _walk(
             on_error(ImageError(path, _why(error, "vanished, or a link to nothing")))
             continue
         if stat.S_ISREG(facts.st_mode):
-            yield Found(path, facts.st_size, facts.st_mtime_ns)
+            yield ImageFile(path, facts.st_size, facts.st_mtime_ns)
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -313,13 +313,13 @@ def image_id(sha256_hex: str) -> int:
     return int(sha256_hex[:16], 16) >> 1
 
 
-def facts(
+def probe(
     data: bytes,
     *,
     path: str | Path = "image",
     formats: Sequence[str] = FORMATS,
     max_pixels: int = MAX_PIXELS,
-) -> ImageFacts:
+) -> ImageInfo:
     """Identity, size and format of an image from its file's bytes, without decoding it.
 
     Parameters
@@ -333,7 +333,7 @@ def facts(
 
     Returns
     -------
-    ImageFacts
+    ImageInfo
 
     Raises
     ------
@@ -343,7 +343,7 @@ def facts(
     header = _header(path, data, formats, max_pixels)
     sha256 = hashlib.sha256(data).hexdigest()
     width, height = header.upright
-    return ImageFacts(image_id(sha256), sha256, len(data), width, height, header.format)
+    return ImageInfo(image_id(sha256), sha256, len(data), width, height, header.format)
 
 
 # --------------------------------------------------------------------------- decoding

@@ -30,9 +30,9 @@ from imgsearch.errors import (
     printable,
 )
 from imgsearch.gallery import Gallery, new_row
-from imgsearch.images import Found, ImageFacts
-from imgsearch.metadata import ImageRow
+from imgsearch.images import ImageFile, ImageInfo
 from imgsearch.pipeline import Pipeline
+from imgsearch.stores.metadata import ImageRow
 
 AHEAD = 3
 """Chunks in work beside the one being written: one read, one decoded, one encoded."""
@@ -101,7 +101,7 @@ class IngestReport(Progress):
     state : str
         ``done``, or ``stopped`` when it was asked to.
     encoder : dict
-        What :meth:`imgsearch.encoder.Encoder.describe` says.
+        What :meth:`imgsearch.encoders.base.Encoder.describe` says.
     index : str
         Index of the collection.
     shard : str or None
@@ -282,9 +282,11 @@ def parse_shard(shard: str | None) -> tuple[int, int] | None:
 
 def _listed(
     folder: Path, recursive: bool, part: tuple[int, int] | None, limit: int | None
-) -> tuple[list[Found], list[ImageError]]:
+) -> tuple[list[ImageFile], list[ImageError]]:
     unreadable: list[ImageError] = []
-    files: Iterable[Found] = images.find(folder, recursive=recursive, on_error=unreadable.append)
+    files: Iterable[ImageFile] = images.find(
+        folder, recursive=recursive, on_error=unreadable.append
+    )
     if part:
         i, n = part
         files = (f for f in files if _part(f.path.relative_to(folder), n) == i)
@@ -333,11 +335,11 @@ class _Ingest:
         self.start = time.perf_counter()
         self.unflushed = 0
 
-    def run(self, found: Sequence[Found], prune: bool) -> IngestReport:
+    def run(self, found: Sequence[ImageFile], prune: bool) -> IngestReport:
         gallery, report = self.gallery, self.report
         report.run_id = gallery.metadata.start_run(gallery.name, report.folder, report.total)
         try:
-            report.settled = gallery.settle()
+            report.settled = gallery.recover()
             new = self._pass_over_known(found, prune)
             gallery.encoder.expect(len(new))
             report.encoder = gallery.encoder.describe()
@@ -368,7 +370,7 @@ class _Ingest:
             raise
         return report
 
-    def _pass_over_known(self, found: Sequence[Found], prune: bool) -> list[Found]:
+    def _pass_over_known(self, found: Sequence[ImageFile], prune: bool) -> list[ImageFile]:
         gallery, report = self.gallery, self.report
         known = gallery.metadata.known(gallery.name, report.folder + os.sep)
         new = []
@@ -385,7 +387,7 @@ class _Ingest:
         report.missing = tuple(sorted(filter(_gone, known)))
         return new
 
-    def _chunks(self, files: Sequence[Found]) -> Iterator[_Chunk]:
+    def _chunks(self, files: Sequence[ImageFile]) -> Iterator[_Chunk]:
         """Chunks in the order of the files, made by threads that run ahead."""
         parts = iter(
             [files[i : i + self.batch_size] for i in range(0, len(files), self.batch_size)]
@@ -406,7 +408,7 @@ class _Ingest:
                 for future in under_way:
                     future.cancel()
 
-    def _make(self, files: Sequence[Found]) -> _Chunk:
+    def _make(self, files: Sequence[ImageFile]) -> _Chunk:
         """Read, hash and, where the content is new, embed some files."""
         chunk, data, read = _Chunk(), {}, []
         for file in files:
@@ -428,9 +430,7 @@ class _Ingest:
             image_id = images.image_id(digest)
             if image_id in known:
                 twin = known[image_id][0]
-                facts = ImageFacts(
-                    image_id, digest, file.size, twin.width, twin.height, twin.format
-                )
+                facts = ImageInfo(image_id, digest, file.size, twin.width, twin.height, twin.format)
                 chunk.rows.append(new_row(file, facts))
                 continue
             result = made[image_id]

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgsearch import images
-from imgsearch.encoder import Encoder, load_encoder
+from imgsearch.encoders.base import Encoder, load_encoder
 from imgsearch.errors import EncoderError, ImageError
-from imgsearch.images import Box, ImageFacts, Source
+from imgsearch.images import Box, ImageInfo, Source
 
 OPERATORS = (
     "imgsearch/image-decode",
@@ -42,7 +42,7 @@ class Embedded(NamedTuple):
     """
 
     vector: np.ndarray
-    facts: ImageFacts | None
+    facts: ImageInfo | None
 
 
 class Pipeline:
@@ -116,18 +116,18 @@ class Pipeline:
             raise result.error
         return result
 
-    def _prepare(self, source: Source, box: Box | None) -> tuple[np.ndarray, ImageFacts | None]:
+    def _prepare(self, source: Source, box: Box | None) -> tuple[np.ndarray, ImageInfo | None]:
         """Read once, then hash, decode, resize and crop."""
         facts, path = None, None
         preprocessing = self.encoder.preprocessing
         if isinstance(source, str | Path):
             path, source = source, images.read(source)
         if isinstance(source, bytes):
-            facts = images.facts(source, path=path or "uploaded bytes", formats=self.formats)
+            facts = images.probe(source, path=path or "uploaded bytes", formats=self.formats)
         picture = images.decode(
             source, box=box, formats=self.formats, draft=preprocessing.resize, path=path
         )
-        return self.encoder.prepare(picture), facts
+        return self.encoder.preprocess(picture), facts
 
     def _attempt(self, item: tuple[Source, Box | None]) -> Any:
         try:
@@ -213,7 +213,7 @@ class ImageEmbedding:
             good = [item for item in prepared if not isinstance(item, ImageError)]
             if not good:
                 return prepared
-            vectors = iter(encoder.encode_prepared(np.stack([pixels for pixels, _ in good])))
+            vectors = iter(encoder.encode_batch(np.stack([pixels for pixels, _ in good])))
             return [
                 item if isinstance(item, ImageError) else Embedded(next(vectors), item[1])
                 for item in prepared
@@ -317,7 +317,7 @@ class EmbedTimm:
         """
         encoder = self._encoder()
         many = picture if isinstance(picture, list) else [picture]
-        batch = np.stack([encoder.prepare(self._decoded(each)) for each in many])
+        batch = np.stack([encoder.preprocess(self._decoded(each)) for each in many])
         features = list(encoder.features(batch))
         return features if isinstance(picture, list) else features[0]
 

@@ -302,7 +302,7 @@ def milvus_server(tmp_path_factory) -> Iterator[Milvus]:
 @pytest.fixture(scope="session")
 def shared_home(tmp_path_factory) -> Iterator[Path]:
     """An embedded home of this test session; its server stays until the end."""
-    from imgsearch import embedded
+    from imgsearch.stores import embedded
 
     home = tmp_path_factory.mktemp("embedded")
     with embedded.lease(home, grace=0.2):
@@ -315,18 +315,18 @@ def settings_of(kind: str, request, tmp_path) -> Iterator[Settings]:
     The metadata are the test's own; vectors are in a store that lives as long as the
     session, so take the name of a collection from the fixture ``collection``.
     """
-    from imgsearch.config import settings
+    from imgsearch.config import load_settings
 
     if kind == "embedded":
         home = request.getfixturevalue("shared_home")
-        yield settings(
+        yield load_settings(
             imgsearch_home=home, database_url=f"sqlite:///{tmp_path / 'metadata.sqlite'}"
         )
         return
     milvus = request.getfixturevalue("milvus_server")
     database = request.getfixturevalue("mariadb")
     name = f"t_{uuid.uuid4().hex[:12]}"
-    yield settings(
+    yield load_settings(
         imgsearch_home=tmp_path / "home", milvus_uri=milvus.uri, **database.settings(name)
     )
     database.sql(f"DROP DATABASE IF EXISTS {name}")
@@ -347,7 +347,7 @@ def collection() -> str:
 @pytest.fixture(scope="session")
 def encoder():
     """An encoder that needs no file: quick, and unlike any other."""
-    from imgsearch.encoder import load_encoder
+    from imgsearch.encoders.base import load_encoder
 
     return load_encoder("resnet18", weights="random:0", backend="eager")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imgsearch.metadata import ImageRow
+from imgsearch.stores.metadata import ImageRow
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (64, 48)) -> Path:

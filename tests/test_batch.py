@@ -28,13 +28,13 @@ def test_parameters_are_what_the_parameter_cells_set():
     namespace = notebook(
         "# Parameters. Some words.\ntop_k = 10\nbox = None", "# Parameters\ntop_k = 3", "other = 1"
     )
-    assert batch.parameters(namespace, batch.search_folder) == {"top_k": 3, "box": None}
+    assert batch.parameters(namespace, batch.search_image) == {"top_k": 3, "box": None}
 
 
 def test_a_wrong_name_is_an_error_that_offers_the_right_one():
     namespace = notebook("# Parameters\ntop_k = 10", "# Parameters\ncolection = 'mine'")
     with pytest.raises(ConfigError, match=r"colection.*'collection'"):
-        batch.parameters(namespace, batch.search_folder)
+        batch.parameters(namespace, batch.search_image)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_reports_are_written_and_say_what_was_done(photos, tmp_path):
     report = json.loads((made / "ingest.json").read_text())
     assert (report["state"], report["encoded"], report["failures"]) == ("done", 5, [])
     assert report["encoder"]["name"] == "resnet18@random:0"
-    batch.search_folder(str(photos / "3.png"), top_k=2, output_dir=str(made))
+    batch.search_image(str(photos / "3.png"), top_k=2, output_dir=str(made))
     found = json.loads((made / "search.json").read_text())
     assert found["hits"][0]["path"] == str(photos / "3.png")
     assert isinstance(found["hits"][0]["image_id"], str)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from imgsearch.config import collection_name, settings
+from imgsearch.config import collection_name, load_settings
 from imgsearch.errors import ConfigError
 
 
 def test_with_nothing_set_everything_is_embedded(monkeypatch):
     monkeypatch.delenv("IMGSEARCH_HOME")
-    found = settings()
+    found = load_settings()
     assert found.embedded_vectors
     assert found.sql_url.get_backend_name() == "sqlite"
     assert Path(found.sql_url.database).parent == found.imgsearch_home
@@ -30,7 +30,7 @@ def test_the_original_demo_s_names_keep_their_meaning(monkeypatch):
         "VECTOR_DIMENSION": "2048",
     }.items():
         monkeypatch.setenv(name, value)
-    found = settings()
+    found = load_settings()
     assert found.milvus_address == "http://10.0.0.1:19531"
     url = found.sql_url
     assert (url.drivername, url.host, url.port) == ("mysql+pymysql", "10.0.0.2", 3307)
@@ -43,7 +43,7 @@ def test_addresses_win_over_hosts(monkeypatch):
     monkeypatch.setenv("MILVUS_URI", "http://cluster:19530")
     monkeypatch.setenv("MYSQL_HOST", "ignored")
     monkeypatch.setenv("DATABASE_URL", "mysql://me:secret@db/images")
-    found = settings()
+    found = load_settings()
     assert found.milvus_address == "http://cluster:19530"
     assert found.sql_url.drivername == "mysql+pymysql"
     assert found.sql_url.host == "db"
@@ -52,8 +52,8 @@ def test_addresses_win_over_hosts(monkeypatch):
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
     monkeypatch.setenv("MILVUS_HOST", "")
     monkeypatch.setenv("VECTOR_DIMENSION", "")
-    assert settings().embedded_vectors
-    assert settings().vector_dimension is None
+    assert load_settings().embedded_vectors
+    assert load_settings().vector_dimension is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
 def test_a_value_that_cannot_be_used_names_its_variable(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name) as caught:
-        settings()
+        load_settings()
     assert caught.value.name == name
 
 
@@ -79,7 +79,7 @@ def test_a_value_that_cannot_be_used_names_its_variable(monkeypatch, name, value
 def test_a_database_that_cannot_be_used_is_named_without_its_password(monkeypatch, url):
     monkeypatch.setenv("DATABASE_URL", url)
     with pytest.raises(ConfigError, match="DATABASE_URL") as caught:
-        _ = settings().sql_url
+        _ = load_settings().sql_url
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -88,7 +88,7 @@ def test_secrets_are_in_no_text_of_the_settings(monkeypatch):
     for name in ("MYSQL_PASSWORD", "MILVUS_TOKEN"):
         monkeypatch.setenv(name, "s3cret-s3cret")
     monkeypatch.setenv("DATABASE_URL", "mysql://me:s3cret-s3cret@db/images")
-    found = settings()
+    found = load_settings()
     for text in (repr(found), str(found), found.model_dump_json(), str(found.sql_url)):
         assert "s3cret" not in text
 

@@ -77,7 +77,7 @@ def test_pending_and_deleting_rows_are_never_shown_and_settle_finishes_them(gall
     rows, vectors = rows_and_vectors(gallery.row.dim, 6)
     gallery.add(rows[:4], vectors)
     # A crash after the announcement of one, after the vector of another.
-    gallery.metadata.announce(
+    gallery.metadata.prepare(
         gallery.name, [r._replace(vector_crc=checksum(vectors[r.image_id])) for r in rows[4:]]
     )
     gallery.vectors.upsert(
@@ -86,14 +86,14 @@ def test_pending_and_deleting_rows_are_never_shown_and_settle_finishes_them(gall
     gallery.metadata.mark_deleting(gallery.name, [rows[0].path])
     hits = gallery.search(vectors[rows[5].image_id], top_k=6)
     assert {hit.image_id for hit in hits} == {row.image_id for row in rows[1:4]}
-    assert gallery.settle() == 3
+    assert gallery.recover() == 3
     assert set(gallery.metadata.ids(gallery.name).tolist()) == {
         row.image_id for row in (*rows[1:4], rows[5])
     }
     assert set(gallery.vectors.ids(gallery.name).tolist()) == set(
         gallery.metadata.ids(gallery.name).tolist()
     )
-    assert gallery.settle() == 0
+    assert gallery.recover() == 0
 
 
 def test_excluded_images_make_room_for_others(gallery):
@@ -157,7 +157,7 @@ def test_unknown_images_and_collections_are_named(gallery, stores):
 
 
 def test_a_collection_brings_its_own_encoder_and_refuses_another(gallery, stores):
-    from imgsearch.encoder import load_encoder
+    from imgsearch.encoders.base import load_encoder
 
     with Gallery.open(gallery.name, settings=stores) as again:
         assert again.encoder.fingerprint == gallery.row.fingerprint
@@ -193,7 +193,7 @@ def test_vectors_that_no_search_could_use_are_refused_and_nothing_is_stored(gall
     vectors[rows[1].image_id] = np.full(gallery.row.dim, np.nan, np.float32)
     with pytest.raises(ConfigError, match="vector"):
         gallery.add(rows, vectors)
-    gallery.settle()
+    gallery.recover()
     assert gallery.count().paths == 0
 
 

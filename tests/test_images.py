@@ -174,7 +174,7 @@ def test_formats_are_known_by_content(tmp_path, format):
     got = images.decode(path, formats=EVERY)
     assert (got.mode, got.size) == ("RGB", (48, 32))
     assert near(got, picture(), 12)
-    assert images.facts(path.read_bytes(), formats=EVERY).format == format
+    assert images.probe(path.read_bytes(), formats=EVERY).format == format
 
 
 def test_other_formats_only_if_asked_for():
@@ -192,7 +192,7 @@ def test_orientation(format, turn):
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     got = images.decode(data, formats=EVERY)
     assert np.array_equal(got, expected)
-    facts = images.facts(data, formats=EVERY)
+    facts = images.probe(data, formats=EVERY)
     assert (facts.width, facts.height) == got.size
     assert np.array_equal(images.decode(Image.open(io.BytesIO(data))), expected)
 
@@ -235,7 +235,7 @@ def test_first_frame_of_an_animation():
         data = saved(frames[0], format, save_all=True, append_images=frames[1:], duration=50)
         assert near(images.decode(data, formats=EVERY), frames[0], 3), format
     data = saved(frames[0], "MPO", save_all=True, append_images=frames[1:])
-    assert images.facts(data).format == "JPEG"
+    assert images.probe(data).format == "JPEG"
     assert near(images.decode(data), frames[0], 3)
 
 
@@ -266,7 +266,7 @@ def test_draft_keeps_the_geometry():
 
 
 def test_draft_hardly_changes_a_vector(shared):
-    from imgsearch.encoder import load_encoder
+    from imgsearch.encoders.base import load_encoder
 
     encoder = load_encoder(shared / "weights" / "mobilenet_v2.pt2", backend="eager")
     batch = []
@@ -276,9 +276,9 @@ def test_draft_hardly_changes_a_vector(shared):
         data = saved(large, "JPEG", quality=90)
         pair = images.decode(data), images.decode(data, draft=256)
         if pair[0].size != pair[1].size:
-            batch += [encoder.prepare(each) for each in pair]
+            batch += [encoder.preprocess(each) for each in pair]
     assert batch
-    vectors = encoder.encode_prepared(np.stack(batch))
+    vectors = encoder.encode_batch(np.stack(batch))
     assert (vectors[::2] * vectors[1::2]).sum(axis=1).min() >= 0.999
 
 
@@ -388,7 +388,7 @@ def test_mangled_files_give_an_image_or_an_image_error(which, cut, flips):
     except ImageError as caught:
         error = caught
     if error is None:
-        facts = images.facts(data, formats=EVERY)
+        facts = images.probe(data, formats=EVERY)
         assert got.size == (facts.width, facts.height)
     else:
         assert 0 < len(error.reason) < 200
@@ -396,7 +396,7 @@ def test_mangled_files_give_an_image_or_an_image_error(which, cut, flips):
 
 def test_facts_are_of_the_bytes():
     data = saved(picture())
-    facts = images.facts(data)
+    facts = images.probe(data)
     assert facts.sha256 == hashlib.sha256(data).hexdigest()
     assert facts[2:] == (len(data), 48, 32, "PNG")
     assert 0 <= facts.image_id < 2**63

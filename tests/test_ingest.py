@@ -9,11 +9,11 @@ import uuid
 
 import pytest
 
-from imgsearch.config import settings
+from imgsearch.config import load_settings
 from imgsearch.errors import ConfigError, EncoderMismatch, ImageError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest, parse_shard
-from imgsearch.upkeep import verify
+from imgsearch.maintenance import verify
 from tests.conftest import ROOT
 from tests.helpers import paint
 
@@ -136,7 +136,7 @@ def test_a_limit_and_no_recursion(run, photos):
 
 
 def test_another_encoder_is_refused_and_nothing_is_touched(run, photos):
-    from imgsearch.encoder import load_encoder
+    from imgsearch.encoders.base import load_encoder
 
     run(photos)
     with pytest.raises(EncoderMismatch):
@@ -184,16 +184,16 @@ def test_processes_that_share_a_folder_give_exactly_the_union(
     said = [worker.communicate(timeout=170)[0].split() for worker in workers]
     assert [words[0] for words in said] == ["done"] * 3
     assert sum(int(words[1]) for words in said) == 12
-    with Gallery.open(collection, settings=settings(**servers)) as gallery:
+    with Gallery.open(collection, settings=load_settings(**servers)) as gallery:
         assert set(gallery.metadata.known(collection)) == {str(p) for p in photos.rglob("*.*g")}
         ids, vectors = gallery.embeddings()
         assert len(ids) == 12
         assert (gallery.vectors.ids(collection) == ids).all()
         alone = ingest(
-            photos, f"{collection}_1", encoder=gallery.encoder, settings=settings(**servers)
+            photos, f"{collection}_1", encoder=gallery.encoder, settings=load_settings(**servers)
         )
         assert alone.encoded == 12
-        with Gallery.open(f"{collection}_1", settings=settings(**servers)) as whole:
+        with Gallery.open(f"{collection}_1", settings=load_settings(**servers)) as whole:
             same, expected = whole.embeddings()
         assert (same == ids).all()
         assert abs(vectors - expected).max() < 1e-5

@@ -1,105 +1,111 @@
-"""The map in docs/design.md is true, imports go downwards, and Milvus's inside stays its own."""
+"""The layer table in docs/design.md is true: imports go down, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
 import re
-
-import pytest
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "imgsearch"
+LARGEST = 500  # lines of code in a module
 
 
-def floors() -> dict[str, int]:
-    """Floor of each room, from the table of the map."""
+def layers() -> dict[str, int]:
+    """Layer of each top-level module and subpackage, from the table."""
     text = (ROOT / "docs" / "design.md").read_text()
-    found = {}
-    for floor, rooms in re.findall(r"^\| (\d) \| ((?:`[\w./]+`(?:, )?)+) \|", text, re.MULTILINE):
-        for room in re.findall(r"`(\w+)(?:\.py|/)`", rooms):
-            found[room] = int(floor)
-    return found
+    rows = re.findall(r"^\| (\d) \| ((?:`[\w./]+`(?:, )?)+) \|", text, re.MULTILINE)
+    return {
+        name: int(layer)
+        for layer, names in rows
+        for name in re.findall(r"`(\w+)(?:\.py|/)`", names)
+    }
 
 
-def imported(path) -> set[str]:
-    """Rooms that a module imports when it runs, at its top or later."""
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below ``imgsearch``."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "__init__.py"
+    }
+
+
+def imported(path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules that a module imports when it runs, at its top or inside a function."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             node.body = []
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            parts = node.module.split(".")
-            if parts == ["imgsearch"]:
-                found |= {alias.name for alias in node.names}
-            elif parts[0] == "imgsearch":
-                found.add(parts[1])
-    return {name.lstrip("_").removesuffix("_net") for name in found}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imgsearch"):
+            package = node.module.removeprefix("imgsearch").lstrip(".")
+            for alias in node.names:
+                name = f"{package}.{alias.name}".lstrip(".")
+                found.add(name if name in known else package)
+    return found & known.keys()
 
 
-def test_every_room_is_on_the_map():
-    rooms = {path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "_"}
-    rooms |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms == set(floors())
+def test_the_table_names_every_module():
+    top = {name.partition(".")[0] for name in modules()}
+    assert top == set(layers())
+    assert max(layers().values()) < 7
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
-def test_imports_go_downwards_only(path):
-    known = floors()
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room.startswith("__init__"):
-        return
-    room = room.lstrip("_").removesuffix("_net")
+def test_imports_go_down():
+    known, layer = modules(), layers()
     upwards = {
-        other for other in imported(path) & known.keys() - {room} if known[other] >= known[room]
+        (name, other)
+        for name, path in known.items()
+        for other in imported(path, known)
+        if layer[other.partition(".")[0]] > layer[name.partition(".")[0]]
     }
-    assert not upwards, f"{room} is on floor {known[room]} of docs/design.md"
+    assert not upwards
 
 
-def hidden(tree: ast.AST) -> set[str]:
-    """Names that begin with an underscore and are not of the module itself."""
-    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and node.value.id == "self":
-                own.add(node.attr)
-            found.add(ast.unparse(node))
-        elif isinstance(node, ast.ImportFrom) and not node.module.startswith("__"):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)  # as in getattr(collection, "_wal")
-    return {
-        name
-        for name in found - {"os._exit"}  # documented, in spite of its name
-        for part in [name.rsplit(".", 1)[-1]]
-        if re.fullmatch(r"_[a-z]\w*", part) and part not in own
-    }
+def test_no_module_imports_itself_through_others():
+    known = modules()
+    graph = {name: imported(path, known) - {name} for name, path in known.items()}
+    list(TopologicalSorter(graph).static_order())
 
 
-def test_what_is_hidden_is_seen():
-    lines = "import os", "os._exit(1)", "class A:", "    def _b(self): self._c", "A()._b(), it._c"
-    assert hidden(ast.parse("\n".join(lines))) == set()
-    for line in ("it._wal.write()", "getattr(it, '_wal')", "from milvus_lite.db import _wal"):
-        assert len(hidden(ast.parse(line))) == 1
+def test_no_module_is_too_large():
+    def lines(path: Path) -> int:
+        tree = ast.parse(text := path.read_text())
+        documented = {
+            line
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+            for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)
+        }
+        return sum(
+            bool(line.strip()) and not line.strip().startswith("#") and number not in documented
+            for number, line in enumerate(text.splitlines(), 1)
+        )
+
+    sizes = {name: lines(path) for name, path in modules().items()}
+    assert not {name: size for name, size in sizes.items() if size > LARGEST}
 
 
-@pytest.mark.parametrize("name", ["embedded", "lite", "lite_search", "vectors"])
-def test_milvus_is_used_by_its_public_names_only(name):
-    assert not hidden(ast.parse((PACKAGE / f"{name}.py").read_text()))
+def test_no_folder_hides_a_single_module():
+    for folder in {path.parent for path in modules().values()} - {PACKAGE}:
+        assert len([p for p in folder.glob("*.py") if p.stem != "__init__"]) > 1, folder
 
 
 ELSEWHERE = {
-    "lite.py": "guarantees/test_damage.py",  # what it is for shows under damage only
-    "runners.py": "test_encoder.py",  # an encoder must be the same whatever runs it
+    "stores/lite.py": "guarantees/test_damage.py",
+    "encoders/backends.py": "encoders/test_base.py",  # an encoder is the same whatever runs it
+    "encoders/_mini_net.py": "encoders/test_mini.py",
 }
 
 
 def test_the_tests_mirror_the_package():
-    for path in PACKAGE.rglob("*.py"):
+    for path in modules().values():
         part = path.relative_to(PACKAGE)
-        if path.stem[0] != "_" and part.parts[0] != "widgets":  # whose tests run in notebooks
+        if path.stem != "__init__" and part.parts[0] != "widgets":  # tested in notebooks
             test = ELSEWHERE.get(str(part), part.parent / f"test_{part.name}")
             assert (ROOT / "tests" / test).is_file(), part

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from imgsearch import images, pipeline
-from imgsearch.encoder import load_encoder
+from imgsearch.encoders.base import load_encoder
 from imgsearch.errors import EncoderError, ImageError
 from imgsearch.pipeline import Embedded, Pipeline
 
@@ -116,7 +116,7 @@ def test_threads_overlap_and_do_not_mix(encoder, folder):
 def test_decoding_goes_on_while_another_chunk_is_encoded(encoder, folder, monkeypatch):
     inside, decoded, go = threading.Event(), threading.Event(), threading.Event()
     run = Pipeline(encoder)
-    real = encoder.encode_prepared
+    real = encoder.encode_batch
 
     def encode(batch):
         if not inside.is_set():
@@ -127,10 +127,10 @@ def test_decoding_goes_on_while_another_chunk_is_encoded(encoder, folder, monkey
     def prepare(picture):
         if inside.is_set():
             decoded.set()
-        return type(encoder).prepare(encoder, picture)
+        return type(encoder).preprocess(encoder, picture)
 
-    monkeypatch.setattr(encoder, "encode_prepared", encode)
-    monkeypatch.setattr(encoder, "prepare", prepare)
+    monkeypatch.setattr(encoder, "encode_batch", encode)
+    monkeypatch.setattr(encoder, "preprocess", prepare)
     threads = [threading.Thread(target=run, args=([folder / "0.png"],)) for _ in range(2)]
     threads[0].start()
     assert inside.wait(30)
@@ -146,7 +146,7 @@ def test_an_encoder_that_fails_keeps_its_error(encoder, folder, monkeypatch):
         raise EncoderError("x", "is out of order")
 
     run = Pipeline(encoder)
-    monkeypatch.setattr(encoder, "encode_prepared", fail)
+    monkeypatch.setattr(encoder, "encode_batch", fail)
     with pytest.raises(EncoderError, match="out of order"):
         run([folder / "0.png"])
 
@@ -175,9 +175,9 @@ def test_the_original_demo_runs_unchanged(folder, mode, monkeypatch, tmp_path):
     import torch
     from towhee import ops, pipe
 
-    from imgsearch import backbones
+    from imgsearch.encoders import resnet
 
-    torch.save(backbones.random_state(backbones.resnet("resnet18"), 7), tmp_path / "w.pth")
+    torch.save(resnet.random_state(resnet.resnet("resnet18"), 7), tmp_path / "w.pth")
     monkeypatch.setenv("IMGSEARCH_WEIGHTS", str(tmp_path / "w.pth"))
     pipeline.register()
     run = (

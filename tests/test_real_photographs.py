@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from imgsearch.config import settings as read_settings
+from imgsearch.config import load_settings
 from imgsearch.gallery import Gallery
 from tests.conftest import ROOT
 
@@ -49,7 +49,7 @@ def test_papermill_ingests_400_photographs_and_neighbours_are_of_the_same_class(
     labels = single_label(voc)
     assert len(labels) == 200
     right = 0
-    with Gallery.open("voc", settings=read_settings()) as gallery:
+    with Gallery.open("voc", settings=load_settings()) as gallery:
         chosen = [voc / "JPEGImages" / f"{stem}.jpg" for stem in labels]
         others = {gallery.get(p).image_id for p in voc.glob("JPEGImages/*") if p not in chosen}
         for path in chosen:

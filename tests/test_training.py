@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from imgsearch import mini
+from imgsearch.encoders import mini
 from training import distil, pictures, students, teacher
 
 

@@ -1,4 +1,4 @@
-"""Makes ``imgsearch/assets/mini.safetensors``: ``python -m training.distil``.
+"""Makes ``imgsearch/encoders/mini.safetensors``: ``python -m training.distil``.
 
 The student learns to give, for a small picture, the teacher's features of the same picture
 at 224 pixels, centred and reduced to their principal axes. ``training/README.md`` says more.
@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from imgsearch import mini
+from imgsearch.encoders import mini
 from training import pictures, students, teacher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--photos", type=Path, default=shared / "photos-unlabelled", help="folder of JPEG files")
     add("--teacher", type=Path, default=shared / "weights" / "mobilenet_v2.pt2",
         help="exported program: (n, 3, 224, 224) to (n, features)")  # fmt: skip
-    add("--output", type=Path, default=ROOT / "imgsearch" / "assets" / mini.SPEC.file)
+    add("--output", type=Path, default=ROOT / "imgsearch" / "encoders" / mini.SPEC.file)
     add("--log", type=Path, default=ROOT / "training" / "log.csv", help="the curve")
     add("--cache", type=Path, default=ROOT / "build" / "distil",
         help="the teacher's features and the state to resume from")  # fmt: skip
@@ -229,7 +229,7 @@ class Run:
         }  # fmt: skip
 
     def write(self) -> None:
-        """Write the weights in fp16, and print what `imgsearch.mini` must know of them."""
+        """Write the weights in fp16, and print what `imgsearch.encoders.mini` must know of them."""
         state = {
             name: value.detach().half().contiguous()
             for name, value in self.student.state_dict().items()

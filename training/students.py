@@ -1,4 +1,4 @@
-"""Networks that were tried as students; the bundled one is ``imgsearch.mini``."""
+"""Networks that were tried as students; the bundled one is ``imgsearch.encoders.mini``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from imgsearch._mini_net import MiniNet
+from imgsearch.encoders._mini_net import MiniNet
 
 OTHERS = ("resnet", "squeeze")
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from imgsearch.datasets.voc import CLASSES, Voc
 from imgsearch.errors import CollectionNotFound, ConfigError, DatasetError
 from imgsearch.evaluation import ranking, scoring, statistics
 from imgsearch.evaluation.scoring import Evaluation, Task
-from imgsearch.vectors import IndexSpec
-from imgsearch.voc import CLASSES, Voc
+from imgsearch.stores.vectors import IndexSpec
 
 if TYPE_CHECKING:
     from imgsearch.gallery import Gallery
@@ -278,7 +278,7 @@ class IndexPoint(NamedTuple):
     Attributes
     ----------
     index : str
-        As :meth:`imgsearch.vectors.IndexSpec.parse` takes it.
+        As :meth:`imgsearch.stores.vectors.IndexSpec.parse` takes it.
     k : int
     recall : float
         Mean over queries of the share of the k hits that belong to the exact top

@@ -39,7 +39,7 @@ class Labels:
         Parameters
         ----------
         present, difficult : ndarray of bool, shape (n, c)
-            As :meth:`imgsearch.voc.Voc.labels` returns them.
+            As :meth:`imgsearch.datasets.voc.Voc.labels` returns them.
 
         Returns
         -------

@@ -26,12 +26,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from imgsearch import metrics
+from imgsearch.datasets.voc import CLASSES
 from imgsearch.errors import ConfigError
-from imgsearch.evaluation import ranking, relevance, statistics
+from imgsearch.evaluation import metrics, ranking, relevance, statistics
 from imgsearch.evaluation.ranking import Block
 from imgsearch.evaluation.relevance import Labels
-from imgsearch.voc import CLASSES
 
 KS = (1, 5, 10, 100)
 """Depths of P@k, R@k and nDCG@k."""
@@ -163,7 +162,7 @@ def task(
     vectors : ndarray of float, shape (n, d)
         Of any length but zero.
     present, difficult : ndarray of bool, shape (n, c)
-        As :meth:`imgsearch.voc.Voc.labels` returns them.
+        As :meth:`imgsearch.datasets.voc.Voc.labels` returns them.
     names : sequence of str
         Unique; the ids if left out.
     paths : sequence of str

@@ -20,9 +20,8 @@ from typing import IO
 
 import numpy as np
 
-from imgsearch import metrics
 from imgsearch.errors import ConfigError, DatasetError, printable
-from imgsearch.evaluation import relevance
+from imgsearch.evaluation import metrics, relevance
 from imgsearch.evaluation.ranking import Block
 from imgsearch.evaluation.scoring import ALL, KS, Task, view_mask
 

@@ -9,11 +9,11 @@ from html import escape
 
 import ipywidgets as ipw
 
-from imgsearch import archive, config, upkeep
+from imgsearch import config, export, maintenance
 from imgsearch.errors import ConfigError
-from imgsearch.metadata import ImageRow, RunRow
-from imgsearch.upkeep import Overview, Repair, Verification
-from imgsearch.widgets import parts, pictures, words
+from imgsearch.maintenance import Overview, Repair, Verification
+from imgsearch.stores.metadata import ImageRow, RunRow
+from imgsearch.widgets import formatting, image_grid, panel
 
 PAGE = 40
 """Images on a page."""
@@ -22,7 +22,7 @@ LOOK = 1.5
 """Seconds between two looks at the ingests of other processes."""
 
 
-class AdminPanel(parts.Panel):
+class AdminPanel(panel.Panel):
     """List, browse, verify, repair, move and drop collections.
 
     Parameters
@@ -47,7 +47,7 @@ class AdminPanel(parts.Panel):
         self._wanted, self._listing, self._page = collection, False, 0
         self._rows: list[ImageRow] = []
         self._stop, self._closed = threading.Event(), threading.Event()
-        self._galleries, self._thumbnails = parts.Galleries(), pictures.Thumbnails(160)
+        self._galleries, self._thumbnails = panel.Galleries(), image_grid.Thumbnails(160)
         self._build()
         if self.settings is not None:
             self.run(self._look, "Looking at the collections …")
@@ -69,7 +69,7 @@ class AdminPanel(parts.Panel):
         self.delete = self.button("Delete chosen …", self._ask_to_delete)
         self.really = self.button("Delete", self._delete, "", "danger")
         self.keep = self.button("Keep", self._keep)
-        self.grid = pictures.Grid(small=True, choosing=True, label="Images of the collection")
+        self.grid = image_grid.Grid(small=True, choosing=True, label="Images of the collection")
         self.grid.on("pick", lambda key: self.guarded(self._choose, key))
 
         self.files = ipw.Checkbox(False, description="look at every image file too", indent=False)
@@ -96,27 +96,27 @@ class AdminPanel(parts.Panel):
 
         tabs = {
             "Browse": [
-                parts.row(self.find, self.previous, self.page, self.next),
+                panel.row(self.find, self.previous, self.page, self.next),
                 self.grid,
-                parts.row(self.delete, self.really, self.keep),
+                panel.row(self.delete, self.really, self.keep),
             ],
             "Verify and repair": [
-                parts.row(self.verify, self.files),
-                parts.row(self.repair, self.image_dirs, self.remove_orphans),
+                panel.row(self.verify, self.files),
+                panel.row(self.repair, self.image_dirs, self.remove_orphans),
                 self.account,
             ],
             "Export and import": [
-                parts.row(self.file),
-                parts.row(self.export, self.new_name, self.bring),
+                panel.row(self.file),
+                panel.row(self.export, self.new_name, self.bring),
             ],
-            "Drop": [self.warning, parts.row(self.typed, self.drop)],
+            "Drop": [self.warning, panel.row(self.typed, self.drop)],
         }
-        self.tabs = ipw.Tab([parts.column("imgsearch-main", *made) for made in tabs.values()])
+        self.tabs = ipw.Tab([panel.column("imgsearch-main", *made) for made in tabs.values()])
         self.tabs.titles = list(tabs)
         self.fill(
             self.overview,
             self.runs,
-            parts.row(self.collection, self.refresh, self.stop),
+            panel.row(self.collection, self.refresh, self.stop),
             self.status,
             self.tabs,
         )
@@ -136,10 +136,10 @@ class AdminPanel(parts.Panel):
     # ------------------------------------------------------------ overview
 
     def _look(self) -> None:
-        found = upkeep.overview(self.settings)
+        found = maintenance.overview(self.settings)
         self.overview.value = (
-            words.table("Collections", [_in_columns(one) for one in found])
-            or parts.heading("There is no collection yet: ingest a folder first").value
+            formatting.table("Collections", [_in_columns(one) for one in found])
+            or panel.heading("There is no collection yet: ingest a folder first").value
         )
         names = [one.name for one in found]
         held = self.collection.value or self._wanted
@@ -176,7 +176,7 @@ class AdminPanel(parts.Panel):
         while not self._closed.wait(LOOK):
             try:
                 runs = self._galleries.metadata(self.settings).runs(limit=5)
-                shown = words.table("Latest ingests", [_run_in_columns(run) for run in runs])
+                shown = formatting.table("Latest ingests", [_run_in_columns(run) for run in runs])
             except Exception as error:  # the store may be away for a while: look again
                 shown = f'<div class="imgsearch-facts">Ingests: {escape(str(error))}</div>'
             if shown != self.runs.value:
@@ -205,7 +205,7 @@ class AdminPanel(parts.Panel):
         rows = metadata.browse(name, offset=start, limit=PAGE + 1, like=like)
         self._rows = rows[:PAGE]
         self.grid.selected = []
-        self.grid.items = pictures.tiles(self._rows, self._thumbnails, "Choose")
+        self.grid.items = image_grid.tiles(self._rows, self._thumbnails, "Choose")
         self.page.value = (
             f"{start + 1} to {start + len(self._rows)}" if self._rows else "no image fits"
         )
@@ -223,8 +223,8 @@ class AdminPanel(parts.Panel):
         self.delete.description = f"Delete {n} chosen …" if n else "Delete chosen …"
         self.really.description = f"Delete {n} from the collection, leave the files"
         for widget in (self.really, self.keep):
-            parts.shown(widget, ask)
-        parts.shown(self.delete, not ask)
+            panel.shown(widget, ask)
+        panel.shown(self.delete, not ask)
 
     def _ask_to_delete(self) -> None:
         self._ask(bool(self.grid.selected))
@@ -262,14 +262,14 @@ class AdminPanel(parts.Panel):
 
     def _go_on(self, text: str) -> None:
         if self._stop.is_set():
-            raise parts.Stopped
+            raise panel.Stopped
         self.status.say(text, "busy")
 
     def _verify(self) -> None:
         name, files = self._chosen(), self.files.value
 
         def work() -> None:
-            found = upkeep.verify(
+            found = maintenance.verify(
                 self._galleries.get(name, self.settings),
                 files=files,
                 progress=lambda n, of: self._go_on(f"Verifying {name}: {n:,} of {of:,} …"),
@@ -285,7 +285,7 @@ class AdminPanel(parts.Panel):
         folders = [part.strip() for part in self.image_dirs.value.split(";") if part.strip()]
 
         def work() -> None:
-            done = upkeep.repair(
+            done = maintenance.repair(
                 name,
                 image_dirs=folders,
                 remove_orphans=remove,
@@ -303,12 +303,12 @@ class AdminPanel(parts.Panel):
         name, path = self._chosen(), self._file()
 
         def work() -> None:
-            written = archive.export_collection(
+            written = export.export_collection(
                 self._galleries.get(name, self.settings),
                 path,
                 progress=lambda n, of: self._go_on(f"Exporting {name}: {n:,} of {of:,} …"),
             )
-            size = words.bytes_in_words(written.stat().st_size)
+            size = formatting.bytes_in_words(written.stat().st_size)
             self.status.say(f"{name} was written to {written} ({size}).", "good")
 
         self._long(work, f"Exporting {name} …")
@@ -317,7 +317,7 @@ class AdminPanel(parts.Panel):
         path, name = self._file(), self.new_name.value.strip() or None
 
         def work() -> None:
-            n = archive.import_collection(
+            n = export.import_collection(
                 path,
                 name,
                 settings=self.settings,
@@ -360,16 +360,16 @@ def _in_columns(one: Overview) -> dict[str, object]:
         "Files": one.paths,
         "Encoder": f"{one.encoder} ({one.dim})" if one.encoder else "",
         "Index": one.index.partition(":")[0],
-        "On disk": "on the server" if one.size is None else words.bytes_in_words(one.size),
+        "On disk": "on the server" if one.size is None else formatting.bytes_in_words(one.size),
         "Last ingest": f"{_ago(run.updated_at)}, {run.state}" if run else "never",
         "To note": one.problem,
     }
 
 
 def _run_in_columns(run: RunRow) -> dict[str, object]:
-    rate = upkeep.rate(run)
+    rate = maintenance.rate(run)
     left = (run.total - run.done) / rate if rate and run.state == "running" else None
-    speed = f"{rate:.1f}/s" + (f", {words.time_in_words(left)} left" if left else "")
+    speed = f"{rate:.1f}/s" + (f", {formatting.time_in_words(left)} left" if left else "")
     return {
         "State": {"stale": "cut off"}.get(run.state, run.state),
         "Collection": run.collection,
@@ -416,13 +416,13 @@ def _found(found: Verification) -> str:
     ):  # fmt: skip
         if n:
             told.append({"Found": f"{n:,} {what}", "Repair": then})
-    shown = words.table("What was found", told)
+    shown = formatting.table("What was found", told)
     files = [{"File": path, "What": "gone"} for path in found.lost_files]
     files += [{"File": path, "What": "changed"} for path in found.changed_files]
-    return shown + words.table("Files", files)
+    return shown + formatting.table("Files", files)
 
 
 def _done(done: Repair) -> str:
     lost = [{"File": path, "Why": reason} for path, reason in done.lost]
     text = escape(str(done))
-    return f'<div class="imgsearch-facts">{text}</div>' + words.table("Lost", lost)
+    return f'<div class="imgsearch-facts">{text}</div>' + formatting.table("Lost", lost)

@@ -13,11 +13,11 @@ import ipywidgets as ipw
 
 from imgsearch import batch, config
 from imgsearch.errors import ConfigError
-from imgsearch.evaluation import figures
+from imgsearch.evaluation import plots
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.protocols import IndexPoint
 from imgsearch.evaluation.scoring import ALL, KS, Evaluation
-from imgsearch.widgets import parts, words
+from imgsearch.widgets import formatting, panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ CASES = 6
 """Queries in a gallery of failures or successes."""
 
 
-class EvaluationPanel(parts.Panel):
+class EvaluationPanel(panel.Panel):
     """Measure collections on a VOC dataset.
 
     Parameters
@@ -59,7 +59,7 @@ class EvaluationPanel(parts.Panel):
         self.evaluations: dict[str, Evaluation] = {}
         self.points: list[IndexPoint] = []
         self.comparisons: dict[str, Comparison] = {}
-        self._stop, self._galleries = threading.Event(), parts.Galleries()
+        self._stop, self._galleries = threading.Event(), panel.Galleries()
         self._build(voc_root)
         if self.settings is not None:
             wanted = [part.strip() for part in collections.split(",")]
@@ -104,29 +104,29 @@ class EvaluationPanel(parts.Panel):
         titles = ["Summary", "Curves", "Classes", "Confusion", "Best and worst", "Indexes"]
         pages = (
             (self.summary, self.compared),
-            (parts.row(self.view), self.curves),
-            (parts.row(self.metric), self.classes),
+            (panel.row(self.view), self.curves),
+            (panel.row(self.metric), self.classes),
             (self.confusion,),
             (self.cases,),
             (self.measure, self.indexes),
         )
-        self.tabs = ipw.Tab([parts.column("imgsearch-main", *page) for page in pages])
+        self.tabs = ipw.Tab([panel.column("imgsearch-main", *page) for page in pages])
         self.tabs.titles = titles
-        self._found = parts.column(
+        self._found = panel.column(
             "imgsearch-main",
-            parts.row(self.shown, self.output, self.save),
+            panel.row(self.shown, self.output, self.save),
             self.tabs,
         )
-        parts.shown(self._found, False)
+        panel.shown(self._found, False)
         self.watch(self.view, self._draw_curves)
         self.watch(self.metric, self._draw_classes)
         self.watch(self.shown, self._draw_one)
         self.fill(
             self.voc_root,
-            parts.row(self.collections, self.refresh),
-            parts.row(self.protocol, self.year, self.ks, self.seed),
-            parts.row(self.distractors, self.allow_missing),
-            parts.row(self.start, self.stop),
+            panel.row(self.collections, self.refresh),
+            panel.row(self.protocol, self.year, self.ks, self.seed),
+            panel.row(self.distractors, self.allow_missing),
+            panel.row(self.start, self.stop),
             self.status,
             self._found,
         )
@@ -150,7 +150,7 @@ class EvaluationPanel(parts.Panel):
 
     def _go_on(self, text: str) -> None:
         if self._stop.is_set():
-            raise parts.Stopped
+            raise panel.Stopped
         self.status.say(f"{text[:1].upper()}{text[1:]} …", "busy")
 
     def _start(self) -> None:
@@ -209,7 +209,7 @@ class EvaluationPanel(parts.Panel):
         self._draw_curves()
         self._draw_classes()
         self._draw_one()
-        parts.shown(self._found, True)
+        panel.shown(self._found, True)
         queries, searched = len(first.task.queries), len(first.task.gallery)
         self.status.say(
             f"{queries:,} queries on {searched:,} images, {first.about['protocol']}: "
@@ -222,14 +222,14 @@ class EvaluationPanel(parts.Panel):
             view = self.view.value
             there = {n: e for n, e in self.evaluations.items() if len(e.views[view].rows)}
             self.curves.value = _image(
-                lambda: figures.precision_recall(there, view=view), f"Curves, {view}"
+                lambda: plots.precision_recall(there, view=view), f"Curves, {view}"
             )
 
     def _draw_classes(self) -> None:
         if self.evaluations:
             metric = self.metric.value
             self.classes.value = _image(
-                lambda: figures.per_class(self.evaluations, metric=metric), f"{metric} by class"
+                lambda: plots.per_class(self.evaluations, metric=metric), f"{metric} by class"
             )
 
     def _draw_one(self) -> None:
@@ -238,11 +238,11 @@ class EvaluationPanel(parts.Panel):
         name = self.shown.value
         one = self.evaluations[name]
         self.confusion.value = _image(
-            lambda: figures.confusion(one, title=name), f"Classes of nearest neighbours, {name}"
+            lambda: plots.confusion(one, title=name), f"Classes of nearest neighbours, {name}"
         )
         self.cases.value = "".join(
             _image(
-                lambda worst=worst, title=title: figures.cases(
+                lambda worst=worst, title=title: plots.cases(
                     one.cases(CASES, worst=worst), title=title
                 ),
                 title,
@@ -269,8 +269,8 @@ class EvaluationPanel(parts.Panel):
                 for point in self.points
             ]
             self.indexes.value = _image(
-                lambda: figures.index_sweep(self.points), f"Recall and latency of indexes, {name}"
-            ) + words.table(f"Indexes over {name}, against exact search", rows)
+                lambda: plots.index_sweep(self.points), f"Recall and latency of indexes, {name}"
+            ) + formatting.table(f"Indexes over {name}, against exact search", rows)
             self.status.say(f"{len(rows)} indexes were measured over {name}.", "good")
 
         self.run(work, "Measuring …", disabling=[self.measure, self.start], after=self._end)
@@ -309,7 +309,7 @@ def _summary(found: dict[str, Evaluation]) -> str:
                 row[name] = f"{f.value:.3f} ({f.low:.3f} to {f.high:.3f})"
         f = next(table[key] for table in tables.values() if key in table)
         rows.append(row | {"Random": f"{f.baseline:.3f}", "Queries": f.queries})
-    return words.table("Figures, with 95 % intervals over queries", rows)
+    return formatting.table("Figures, with 95 % intervals over queries", rows)
 
 
 def _compared(first: str, compared: dict[str, Comparison]) -> str:
@@ -327,7 +327,7 @@ def _compared(first: str, compared: dict[str, Comparison]) -> str:
             for d in (one.overall, *one.classes)
         ]
         caption = f"{name} less {first}, {one.overall.metric}, paired randomisation test"
-        tables.append(words.table(caption + " (classes adjusted by Holm)", rows))
+        tables.append(formatting.table(caption + " (classes adjusted by Holm)", rows))
     return "".join(tables)
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import ipywidgets as ipw
 
 from imgsearch import config
-from imgsearch.encoder import RESNETS
+from imgsearch.encoders.base import RESNETS
 from imgsearch.errors import ConfigError, printable
 from imgsearch.ingest import IngestReport, ingest
-from imgsearch.widgets import parts, pictures, words
+from imgsearch.widgets import formatting, image_grid, panel
 
 SHEET = 36
 """Pictures on the contact sheet."""
 
 
-class IngestPanel(parts.Panel):
+class IngestPanel(panel.Panel):
     """Choose a folder, bring it into a collection, see what failed and why.
 
     Parameters
@@ -51,13 +51,13 @@ class IngestPanel(parts.Panel):
         super().__init__(settings)
         self.report: IngestReport | None = None
         self._stop, self._ended = threading.Event(), True
-        self._galleries, self._thumbnails = parts.Galleries(), pictures.Thumbnails(160)
+        self._galleries, self._thumbnails = panel.Galleries(), image_grid.Thumbnails(160)
         self._build(image_dir, collection or "", encoder or "")
         if self.settings is not None:
             self.run(self._list)
 
     def _build(self, image_dir: str, collection: str, encoder: str) -> None:
-        self.folder = parts.FolderChooser(self, image_dir or ".")
+        self.folder = panel.FolderChooser(self, image_dir or ".")
         if self.settings is not None:
             collection = collection or self.settings.default_table
         self.collection = ipw.Combobox(
@@ -86,20 +86,20 @@ class IngestPanel(parts.Panel):
             "Save failures as CSV", self._save_failures, "All of them, with reasons"
         )
         self.sheet_title = ipw.HTML()
-        self.sheet = pictures.Grid(small=True, label="What came in")
+        self.sheet = image_grid.Grid(small=True, label="What came in")
         self.sheet.on("pick", lambda key: self.guarded(self._open, key))
         self._rows: list = []
-        side = parts.column("imgsearch-side", self.folder)
-        main = parts.column(
+        side = panel.column("imgsearch-side", self.folder)
+        main = panel.column(
             "imgsearch-main",
-            parts.row(self.collection, self.encoder),
-            parts.row(self.batch_size, self.recursive, self.prune),
-            parts.row(self.start, self.stop),
+            panel.row(self.collection, self.encoder),
+            panel.row(self.batch_size, self.recursive, self.prune),
+            panel.row(self.start, self.stop),
             self.status,
             self.bar,
             self.progress,
             self.failures,
-            parts.row(self.save_failures),
+            panel.row(self.save_failures),
             self.sheet_title,
             self.sheet,
         )
@@ -107,7 +107,7 @@ class IngestPanel(parts.Panel):
         columns.add_class("imgsearch-columns")
         self.fill(columns)
         for widget in (self.bar, self.save_failures):
-            parts.shown(widget, False)
+            panel.shown(widget, False)
 
     def _list(self) -> None:
         self.collection.options = [row.name for row in self._galleries.rows(self.settings)]
@@ -123,8 +123,8 @@ class IngestPanel(parts.Panel):
         self.failures.value = self.sheet_title.value = self.progress.value = ""
         self.sheet.items = []
         self.bar.value = 0
-        parts.shown(self.bar, True)
-        parts.shown(self.save_failures, False)
+        panel.shown(self.bar, True)
+        panel.shown(self.save_failures, False)
         self.stop.disabled = False
         folder, begun = self.folder.value, datetime.now(UTC)
         options = {
@@ -173,7 +173,7 @@ class IngestPanel(parts.Panel):
         shown = [
             f"{report.done:,} of {report.total:,} files",
             f"{report.rate:.1f} a second" if report.rate else "",
-            f"{words.time_in_words(left)} left" if left else "",
+            f"{formatting.time_in_words(left)} left" if left else "",
             f"{report.encoded:,} encoded",
             f"{report.linked:,} known under another path" if report.linked else "",
             f"{report.unchanged:,} unchanged" if report.unchanged else "",
@@ -184,20 +184,20 @@ class IngestPanel(parts.Panel):
             f'<div class="imgsearch-facts">{" · ".join(filter(None, shown))}</div>'
         )
         if report.failures:
-            self.failures.value = words.table(
+            self.failures.value = formatting.table(
                 f"{len(report.failures):,} failed",
                 [{"File": path, "Reason": reason} for path, reason in report.failures],
             )
-            parts.shown(self.save_failures, True)
+            panel.shown(self.save_failures, True)
         if report.done and not self._stop.is_set() and report.state == "running":
             self.status.say(f"Ingesting {report.folder} into {report.collection} …", "busy")
 
     def _show_sheet(self, name: str, begun: datetime) -> None:
         gallery = self._galleries.get(name, self.settings)
         self._rows = gallery.metadata.browse(name, limit=SHEET, since=begun)
-        self.sheet.items = pictures.tiles(self._rows, self._thumbnails, "Open the original of")
+        self.sheet.items = image_grid.tiles(self._rows, self._thumbnails, "Open the original of")
         if self._rows:
-            self.sheet_title.value = parts.heading(
+            self.sheet_title.value = panel.heading(
                 f"What came in (the first {SHEET})" if len(self._rows) == SHEET else "What came in"
             ).value
 

@@ -14,12 +14,13 @@ import ipywidgets as ipw
 import numpy as np
 from jupyter_bbox_widget import BBoxWidget
 
-from imgsearch import batch, config, images, plots, reports
+from imgsearch import batch, config, images, plots
 from imgsearch.errors import ConfigError, ImageError, printable
 from imgsearch.gallery import Hits
 from imgsearch.images import Box
-from imgsearch.metadata import ImageRow
-from imgsearch.widgets import parts, pictures, words
+from imgsearch.io import hits_csv
+from imgsearch.stores.metadata import ImageRow
+from imgsearch.widgets import formatting, image_grid, panel
 
 PREVIEW = 640
 """Longest side of the query as it is shown, pixels."""
@@ -73,7 +74,7 @@ class _Cropper(BBoxWidget):
         """Do nothing: the original reads any file whose name the browser sends."""
 
 
-class SearchPanel(parts.Panel):
+class SearchPanel(panel.Panel):
     """Upload, choose or crop a picture, see what is most like it, click to go on.
 
     Parameters
@@ -112,7 +113,7 @@ class SearchPanel(parts.Panel):
         self._turn, self._keys, self._page, self._listing = 0, itertools.count(), 0, False
         self._shown: dict[str, int | ImageRow] = {}
         self._uploads: dict[str, tuple[str, bytes]] = {}
-        self._galleries, self._thumbnails = parts.Galleries(), pictures.Thumbnails()
+        self._galleries, self._thumbnails = panel.Galleries(), image_grid.Thumbnails()
         self._build(collection, top_k)
         if self.settings is not None:
             wanted = collection or self.settings.default_table
@@ -127,9 +128,9 @@ class SearchPanel(parts.Panel):
         )
         self.top_k.layout.width = "170px"
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
-        self.uploader = pictures.Uploader(lambda *file: self.guarded(self._arrived, *file))
-        self.uploads = pictures.Grid(small=True, opening=False, label="Uploaded images")
-        self._strip = parts.column("imgsearch-strip", self.uploads)
+        self.uploader = image_grid.Uploader(lambda *file: self.guarded(self._arrived, *file))
+        self.uploads = image_grid.Grid(small=True, opening=False, label="Uploaded images")
+        self._strip = panel.column("imgsearch-strip", self.uploads)
         self.uploads.on("pick", lambda key: self.guarded(self._pick_upload, key))
         self.path = ipw.Text(
             placeholder="/folder/photo.jpg", description="Path", layout=ipw.Layout(width="auto")
@@ -139,7 +140,7 @@ class SearchPanel(parts.Panel):
         )
         self.cropper = _Cropper(classes=["part"], colors=[plots.QUERY_COLOUR], hide_buttons=True)
         # Hidden by a box around them: these widgets do not follow changes of their classes.
-        self._crop = parts.column("imgsearch-query", self.cropper)
+        self._crop = panel.column("imgsearch-query", self.cropper)
         self.about_query = ipw.HTML()
         self.hint = ipw.HTML(
             '<div class="imgsearch-facts">Draw a box to search with a part, or type its edges in '
@@ -162,7 +163,7 @@ class SearchPanel(parts.Panel):
         self.save_grid = self.button("Save as PNG", self._save_grid, "The query and its results")
         self.save_hits = self.button("Save as CSV", self._save_hits, "The results as a table")
         self.title, self.facts = ipw.HTML(), ipw.HTML()
-        self.grid = pictures.Grid()
+        self.grid = image_grid.Grid()
         self.grid.on("pick", lambda key: self.guarded(self._pick, key))
         self.grid.on("open", lambda key: self.guarded(self._open, key))
 
@@ -172,8 +173,8 @@ class SearchPanel(parts.Panel):
         self.watch(self.box, self._box_typed)
         self.watch(self.cropper, self.debounced(QUIET, self._box_drawn), "bboxes")
 
-        by_path = [] if self.confined else [self.path, parts.row(self.search_path)]
-        side = parts.column(
+        by_path = [] if self.confined else [self.path, panel.row(self.search_path)]
+        side = panel.column(
             "imgsearch-side",
             self.uploader,
             self._strip,
@@ -182,12 +183,12 @@ class SearchPanel(parts.Panel):
             self._crop,
             self.hint,
             self.box,
-            parts.row(self.whole),
+            panel.row(self.whole),
         )
-        self._paging = parts.row(*([] if self.confined else [self.find]), self.previous, self.next)
-        main = parts.column(
+        self._paging = panel.row(*([] if self.confined else [self.find]), self.previous, self.next)
+        main = panel.column(
             "imgsearch-main",
-            parts.row(self.back, self.browse, self.save_grid, self.save_hits),
+            panel.row(self.back, self.browse, self.save_grid, self.save_hits),
             self.title,
             self._paging,
             self.grid,
@@ -196,13 +197,13 @@ class SearchPanel(parts.Panel):
         columns = ipw.HBox([side, main])
         columns.add_class("imgsearch-columns")
         self.fill(
-            parts.row(self.collection, self.top_k, self.refresh),
+            panel.row(self.collection, self.top_k, self.refresh),
             self.status,
             columns,
         )
         self._query_tools = (self.about_query, self._crop, self.hint, self.box, self.whole)
         for widget in (*self._query_tools, self._strip, self._paging):
-            parts.shown(widget, False)
+            panel.shown(widget, False)
         self._offer()
 
     # ------------------------------------------------------------ what a user does
@@ -238,16 +239,16 @@ class SearchPanel(parts.Panel):
 
     def _show_uploads(self) -> None:
         self.uploads.items = [
-            pictures.tile(
+            image_grid.tile(
                 key,
                 name,
-                (pictures.jpeg(data, 140), ""),
+                (image_grid.jpeg(data, 140), ""),
                 image_id=0,
                 action="Search with",
             )
             for key, (name, data) in self._uploads.items()
         ]
-        parts.shown(self._strip, len(self._uploads) > 1)
+        panel.shown(self._strip, len(self._uploads) > 1)
 
     def _pick_upload(self, key: str) -> None:
         if key in self._uploads:
@@ -345,7 +346,7 @@ class SearchPanel(parts.Panel):
 
     def _save_hits(self) -> None:
         if self.hits is not None:
-            data = reports.hits_csv(self.hits, names_only=self.confined)
+            data = hits_csv(self.hits, names_only=self.confined)
             self.grid.download("search.csv", "text/csv", data)
             self.status.say("search.csv was handed to the browser.", "good")
 
@@ -389,7 +390,7 @@ class SearchPanel(parts.Panel):
         if turn != self._turn:
             return
         keyed = {str(next(self._keys)): row for row in rows[:PAGE]}
-        items = pictures.tiles(
+        items = image_grid.tiles(
             keyed.values(), self._thumbnails, "Search with", where=not self.confined
         )
         self._shown = dict(keyed)
@@ -397,14 +398,14 @@ class SearchPanel(parts.Panel):
         self.grid.label = "Stored images"
         self.hits = None
         first = self._page * PAGE + 1
-        self.title.value = parts.heading(
+        self.title.value = panel.heading(
             f"Stored images {first} to {first + len(keyed) - 1}: click one to search with it"
             if keyed
             else "No stored image fits"
         ).value
         self.facts.value = ""
         self.previous.disabled, self.next.disabled = self._page == 0, len(rows) <= PAGE
-        parts.shown(self._paging, True)
+        panel.shown(self._paging, True)
         self._offer()
         if self.status.kind == "busy":
             self.status.say("")
@@ -426,7 +427,7 @@ class SearchPanel(parts.Panel):
         keyed = {str(next(self._keys)): hit for hit in hits}
         self._shown = {key: hit.image_id for key, hit in keyed.items()}
         self.grid.items = [
-            pictures.tile(
+            image_grid.tile(
                 key,
                 hit.path,
                 self._thumbnails.of(hit.path, hit.image_id),
@@ -446,27 +447,27 @@ class SearchPanel(parts.Panel):
         self.query, self.hits = query, hits
         self._show_query(query, same)
         part = " (the part in the box)" if query.box else ""
-        self.title.value = parts.heading(f"Most like {query.name}{part}").value
+        self.title.value = panel.heading(f"Most like {query.name}{part}").value
         self.facts.value = f'<div class="imgsearch-facts">{_facts(hits)}</div>'
-        parts.shown(self._paging, False)
+        panel.shown(self._paging, False)
         self._offer()
         self.status.say(
-            f"{len(hits)} results in {words.time_in_words(hits.seconds['total'])}.", "good"
+            f"{len(hits)} results in {formatting.time_in_words(hits.seconds['total'])}.", "good"
         )
 
     def _show_query(self, query: Query, same: bool) -> None:
         for widget in self._query_tools:
-            parts.shown(widget, True)
+            panel.shown(widget, True)
         size = f"{query.width} × {query.height} pixels"
-        self.about_query.value = parts.heading(f"Query: {query.name}, {size}").value
+        self.about_query.value = panel.heading(f"Query: {query.name}, {size}").value
         self.box.value = _in_words(query.box)
         if not same:
             try:
                 self.cropper.bboxes = []
-                self.cropper.image_bytes = pictures.jpeg(query.picture, PREVIEW)
+                self.cropper.image_bytes = image_grid.jpeg(query.picture, PREVIEW)
             except ImageError as error:  # a stored image can be searched with without its file
                 self.cropper.image_bytes = b""
-                parts.shown(self._crop, False)
+                panel.shown(self._crop, False)
                 self.about_query.value += f'<div class="imgsearch-facts">{error.reason}</div>'
         drawn = _full_size(self.cropper.bboxes[-1], query) if self.cropper.bboxes else None
         if drawn != query.box:
@@ -494,7 +495,7 @@ def _query_of(source: bytes | Path | ImageRow, name: str = "") -> Query:
     data = source if isinstance(source, bytes) else images.read(source)
     name = name or printable(Path(str(source)).name)
     try:
-        facts = images.facts(data)
+        facts = images.probe(data)
     except ImageError as error:
         raise ImageError(name, error.reason) from None
     return Query(name, facts.width, facts.height, data)
@@ -529,13 +530,13 @@ def _facts(hits: Hits) -> str:
     encoder, seconds = hits.encoder, hits.seconds
     ran = [str(encoder[key]) for key in ("device", "precision", "backend") if key in encoder]
     encode = (
-        f"encode {words.time_in_words(seconds['encode'])} on {' '.join(ran)}"
+        f"encode {formatting.time_in_words(seconds['encode'])} on {' '.join(ran)}"
         if ran
-        else f"stored vector {words.time_in_words(seconds['encode'])}"
+        else f"stored vector {formatting.time_in_words(seconds['encode'])}"
     )
     return escape(
         f"Encoder {printable(encoder['name'])} ({encoder['dim']} dimensions, "
         f"fingerprint {encoder['fingerprint']}) · index {hits.index_spec} · {encode} · "
-        f"vector search {words.time_in_words(seconds['vectors'])} · "
-        f"metadata {words.time_in_words(seconds['metadata'])}"
+        f"vector search {formatting.time_in_words(seconds['vectors'])} · "
+        f"metadata {formatting.time_in_words(seconds['metadata'])}"
     )

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from imgsearch.config import Settings, settings
+from imgsearch.config import Settings, load_settings
 from tests.conftest import ROOT, free_port, missing
 
 PATIENCE = 120_000
@@ -88,14 +88,14 @@ def home(tmp_path_factory) -> Path:
     for photo in PHOTOS[:40]:
         shutil.copy(photo, folder)
     home = tmp_path_factory.mktemp("home")
-    stores = settings(imgsearch_home=home, imgsearch_backend="eager")
+    stores = load_settings(imgsearch_home=home, imgsearch_backend="eager")
     ingest(folder, "photos", encoder="mini", settings=stores)
     return home
 
 
 @pytest.fixture(scope="session")
 def stores(home) -> Settings:
-    return settings(imgsearch_home=home, imgsearch_backend="eager", imgsearch_encoder="mini")
+    return load_settings(imgsearch_home=home, imgsearch_backend="eager", imgsearch_encoder="mini")
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgsearch.config import settings
+from imgsearch.config import load_settings
+from imgsearch.datasets.voc import Voc
 from imgsearch.errors import ConfigError, DatasetError
 from imgsearch.evaluation import protocols, scoring
 from imgsearch.evaluation.protocols import Protocol, prepare
 from imgsearch.gallery import Gallery
-from imgsearch.voc import Voc
 from tests.helpers import rows_and_vectors
 
 KINDS = ("cat", "dog", "horse")
@@ -48,7 +48,7 @@ def voc(tmp_path_factory) -> Voc:
 def gallery(shared_home, encoder, voc, tmp_path_factory):
     """The 36 images, a byte-identical copy of one of them elsewhere, two that are not VOC's."""
     database = tmp_path_factory.mktemp("metadata") / "metadata.sqlite"
-    own = settings(imgsearch_home=shared_home, database_url=f"sqlite:///{database}")
+    own = load_settings(imgsearch_home=shared_home, database_url=f"sqlite:///{database}")
     with Gallery.open("t_evaluation", encoder=encoder, create=True, settings=own) as gallery:
         rows, vectors = rows_and_vectors(gallery.row.dim, 38)
         folder = voc.root / "JPEGImages"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from imgsearch.errors import ConfigError, DatasetError
 from imgsearch.evaluation import scoring, trec
 from imgsearch.evaluation.ranking import Block
+from tests.evaluation.test_metrics import judged_runs
 from tests.evaluation.test_scoring import random_task
-from tests.test_metrics import judged_runs
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from imgsearch import embedded
-from imgsearch.config import settings as read_settings
+from imgsearch.config import load_settings
 from imgsearch.errors import StoreDamaged, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from imgsearch.upkeep import repair, verify
+from imgsearch.maintenance import repair, verify
+from imgsearch.stores import embedded
 from tests.guarantees.common import agree, all_found, opened, server_pid
 from tests.helpers import paint, rows_and_vectors
 
@@ -32,7 +32,7 @@ def end_server(home: Path) -> None:
         os.kill(server_pid(home), signal.SIGKILL)
     except (OSError, ValueError):
         return
-    lock = embedded._FileLock(home / embedded.FOLDER / "server.lock")
+    lock = embedded.FileLock(home / embedded.FOLDER / "server.lock")
     try:
         assert lock.wait(30)
     finally:
@@ -50,7 +50,7 @@ class Kept:
 
     def __init__(self, folder: Path, encoder):
         self.photos, self._template = folder / "photos", folder / "template"
-        self.settings = read_settings(imgsearch_home=folder / "home")
+        self.settings = load_settings(imgsearch_home=folder / "home")
         self.home = self.settings.imgsearch_home
         for i in range(N - LATE):
             paint(self.photos / f"{i}.png", seed=i, size=(32, 24))
@@ -187,7 +187,7 @@ def test_any_damage_is_noticed_or_harmless_and_mended(kept):
 
 
 def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
-    settings = read_settings(imgsearch_home=tmp_path / "home")
+    settings = load_settings(imgsearch_home=tmp_path / "home")
     folder, file = tmp_path / "photos", tmp_path / "home" / "metadata.sqlite"
     for i in range(6):
         paint(folder / f"{i}.png", seed=i)
@@ -213,7 +213,7 @@ def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
 
 
 def test_an_older_vector_store_is_brought_up_to_date(tmp_path, encoder):
-    settings = read_settings(imgsearch_home=tmp_path / "home")
+    settings = load_settings(imgsearch_home=tmp_path / "home")
     folder, store = tmp_path / "photos", tmp_path / "home" / embedded.STORE
     for i in range(6):
         paint(folder / f"{i}.png", seed=i)
@@ -301,7 +301,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_dis
     steps = [rows[i : i + 50] for i in range(0, len(rows), 50)]
     for turn, left in enumerate(lefts):
         home = small_disk / f"home{turn}"
-        settings = read_settings(imgsearch_home=home)
+        settings = load_settings(imgsearch_home=home)
         with Gallery.open("kept", encoder=encoder, create=True, settings=settings) as gallery:
             stored, step = [], 0
             for step in range(3):
@@ -322,7 +322,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_dis
             assert "home" in str(full.value)
             stuffing.unlink()
             # The same process goes on, as a notebook would; then everything is killed.
-            gallery.settle()
+            gallery.recover()
             for step in range(max(3, len(stored) // 50), len(stored) // 50 + 3):
                 gallery.add(steps[step], vectors)
                 stored += steps[step]
@@ -338,7 +338,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_dis
 
 
 def test_an_ingest_onto_a_full_disk_goes_on_after_space_is_made(small_disk, encoder, tmp_path):
-    settings = read_settings(imgsearch_home=small_disk / "home")
+    settings = load_settings(imgsearch_home=small_disk / "home")
     for i in range(12):
         paint(tmp_path / "photos" / f"{i}.png", seed=i)
     ingest(tmp_path / "photos", "kept", encoder=encoder, settings=settings, limit=4)

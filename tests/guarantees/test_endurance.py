@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from imgsearch.config import settings as read_settings
+from imgsearch.config import load_settings
 from tests.guarantees.common import environment
 
 soak = pytest.mark.soak
@@ -29,6 +29,7 @@ INGEST = (
     + """
 import numpy as np
 from PIL import Image
+from imgsearch.config import load_settings
 from imgsearch.ingest import ingest
 folder = Path(order["folder"]); folder.mkdir()
 rng = np.random.default_rng(0)
@@ -99,7 +100,7 @@ def flat(samples: list[dict], stretch: int, slack: float) -> None:
 )
 def test_memory_and_files_stay_flat(nursery, tmp_path, images, searches, stretch, slack):
     each = stretch // 10
-    env = environment(read_settings(imgsearch_home=tmp_path / "home"))
+    env = environment(load_settings(imgsearch_home=tmp_path / "home"))
     worker = nursery.child(INGEST, env, folder=str(tmp_path / "photos"), count=images, each=each)
     assert worker.wait(7200)["end"] == "done", worker.said[-3:]
     report = worker.facts("report")[0]

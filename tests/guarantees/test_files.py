@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from imgsearch import images
-from imgsearch.config import settings as read_settings
+from imgsearch.config import load_settings
 from imgsearch.ingest import ingest
 from tests.guarantees.common import ROOT, agree, opened
 from tests.guarantees.mangle import EXTENSIONS, mangled
@@ -70,7 +70,7 @@ def test_good_pictures_among_mangled_ones_all_go_in(tmp_path, encoder, count):
         (folder / name).write_bytes(mangled(number))
         if number % 20 == 0:
             good.add(str(paint(folder / f"{number:05d}-good.png", seed=number, size=(32, 24))))
-    settings = read_settings(imgsearch_home=tmp_path / "home")
+    settings = load_settings(imgsearch_home=tmp_path / "home")
     report = ingest(folder, "kept", encoder=encoder, settings=settings)
     assert report.state == "done"
     assert report.done == report.total == count + len(good)
@@ -143,7 +143,7 @@ def test_links_in_circles_pipes_and_sockets_are_passed_over(tmp_path, encoder):
     os.chdir(folder)  # names of sockets are short
     try:
         plug.bind("socket.png")
-        settings = read_settings(imgsearch_home=tmp_path / "home")
+        settings = load_settings(imgsearch_home=tmp_path / "home")
         report = ingest(folder, "kept", encoder=encoder, settings=settings)
     finally:
         plug.close()
@@ -213,7 +213,7 @@ def test_files_that_change_while_they_are_ingested(tmp_path, encoder, when, monk
         return data
 
     monkeypatch.setitem(globals(), "CHANGES", dict(CHANGES))
-    settings = read_settings(imgsearch_home=tmp_path / "home")
+    settings = load_settings(imgsearch_home=tmp_path / "home")
     with monkeypatch.context() as patch:
         patch.setattr(images, "read", read)
         first = ingest(folder, "kept", encoder=encoder, settings=settings)

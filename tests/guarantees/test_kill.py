@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from imgsearch.config import settings as read_settings
+from imgsearch.config import load_settings
 from imgsearch.errors import CollectionNotFound, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from imgsearch.upkeep import verify
+from imgsearch.maintenance import verify
 from tests.guarantees.common import INGEST, agree, all_found, environment, opened, server_pid
 from tests.helpers import paint, rows_and_vectors
 
@@ -98,14 +98,14 @@ def _encoder(encoder):
 
 @pytest.mark.parametrize("kills", rounds(1, "KILLS", 50))
 def test_an_ingest_is_killed(nursery, tmp_path, kills):
-    settings = read_settings(imgsearch_home=tmp_path / "home")
+    settings = load_settings(imgsearch_home=tmp_path / "home")
     turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 1)
     print(f"{kills} of {turns} ingests were killed under way, embedded stores")
 
 
 @pytest.mark.parametrize("kills", rounds(1, "SERVER_KILLS", 50))
 def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, kills):
-    settings = read_settings(imgsearch_home=tmp_path / "home")
+    settings = load_settings(imgsearch_home=tmp_path / "home")
 
     def victim(child):
         with contextlib.suppress(OSError, ValueError):  # not up yet, or just being replaced
@@ -117,7 +117,7 @@ def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, kills)
 
 @pytest.mark.parametrize("kills", rounds(0, "KILLS_INTO_SERVERS", 50)[1:])
 def test_an_ingest_into_servers_is_killed(nursery, tmp_path, mariadb, milvus_server, kills):
-    settings = read_settings(
+    settings = load_settings(
         imgsearch_home=tmp_path / "home",
         milvus_uri=milvus_server.uri,
         **mariadb.settings("killed_ingest"),
@@ -135,7 +135,7 @@ def kill_hard(process: subprocess.Popen) -> None:
 
 @pytest.mark.parametrize("kills", rounds(0, "MARIADB_KILLS", 50)[1:])
 def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, kills):
-    settings = read_settings(
+    settings = load_settings(
         imgsearch_home=tmp_path / "home", **mariadb.settings(f"killed_sql_{kills}")
     )
 
@@ -149,7 +149,7 @@ def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, kills):
 
 @pytest.mark.parametrize("kills", rounds(0, "MILVUS_KILLS", 5)[1:])  # a restart takes a minute
 def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_server, kills):
-    settings = read_settings(
+    settings = load_settings(
         imgsearch_home=tmp_path / "home",
         milvus_uri=milvus_server.uri,
         **mariadb.settings("killed_milvus"),
@@ -166,7 +166,7 @@ def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_ser
 
 
 REPAIR = """
-from imgsearch.upkeep import repair
+from imgsearch.maintenance import repair
 tell(begins=True)
 tell(report=repair("kept", image_dirs=[order["folder"]]).to_dict())
 """
@@ -175,7 +175,7 @@ tell(report=repair("kept", image_dirs=[order["folder"]]).to_dict())
 @pytest.mark.parametrize("kills", rounds(1, "REPAIR_KILLS", 30))
 def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, kills):
     """A repair must not forget an image because it died while it made its vector anew."""
-    settings, folder = read_settings(imgsearch_home=tmp_path / "home"), tmp_path / "photos"
+    settings, folder = load_settings(imgsearch_home=tmp_path / "home"), tmp_path / "photos"
     for i in range(40):
         paint(folder / f"{i}.png", seed=i, size=(32, 24))
     ingest(folder, "kept", encoder=encoder, settings=settings)
@@ -290,7 +290,7 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
 
         def settle(self):
             count = settled(self)
-            gallery.metadata.announce(collection, [row])  # as another process does just then
+            gallery.metadata.prepare(collection, [row])  # as another process does just then
             return count
 
         with pytest.MonkeyPatch.context() as patch:
@@ -303,7 +303,7 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
 def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(
     stores, encoder, collection, tmp_path, monkeypatch
 ):
-    from imgsearch.metadata import MetadataStore
+    from imgsearch.stores.metadata import MetadataStore
 
     paint(tmp_path / "photos" / "a.png", seed=1)
 

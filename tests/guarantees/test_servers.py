@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from imgsearch.config import settings as read_settings
+from imgsearch.config import load_settings
 from imgsearch.errors import StoreBusy, StoreError, StoreUnavailable
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from imgsearch.upkeep import verify
-from imgsearch.vectors import VectorStore
+from imgsearch.maintenance import verify
+from imgsearch.stores.vectors import VectorStore
 from tests.guarantees.common import agree, environment, opened, server_pid
 from tests.helpers import paint, rows_and_vectors
 
@@ -46,7 +46,7 @@ def in_time(limit: float, *named: str):
 @pytest.fixture
 def sql(tmp_path, mariadb, collection):
     """Metadata in MariaDB, vectors embedded."""
-    yield read_settings(imgsearch_home=tmp_path / "home", **mariadb.settings(collection))
+    yield load_settings(imgsearch_home=tmp_path / "home", **mariadb.settings(collection))
     mariadb.sql(f"DROP DATABASE IF EXISTS {collection}")
 
 
@@ -72,7 +72,7 @@ def test_a_frozen_mariadb_is_an_error_in_time_and_its_waking_up_is_noticed(
                 with in_time(limit, where):
                     call()
         assert gallery.count().paths == 2
-        gallery.settle()
+        gallery.recover()
         gallery.add(rows, vectors)
         agree(gallery)
 
@@ -133,7 +133,9 @@ def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(
                 "SELECT id FROM information_schema.processlist WHERE user = 'tester'"
             )
             mariadb.sql(*(f"KILL {number}" for (number,) in links))
-            thread = threading.Thread(target=lambda: (other.settle(), other.delete([rows[0].path])))
+            thread = threading.Thread(
+                target=lambda: (other.recover(), other.delete([rows[0].path]))
+            )
             thread.start()
             thread.join()
             if step == "before the vectors":
@@ -146,7 +148,7 @@ def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(
         # What was not acknowledged is there or not, but never half.
         account = verify(gallery)
         assert (account.missing_vectors, account.wrong_vectors, account.unfinished) == ((), (), 0)
-        gallery.settle()
+        gallery.recover()
         gallery.add(rows[2:], vectors)
         agree(gallery)
         assert gallery.count().paths == 3
@@ -216,7 +218,7 @@ def test_a_server_that_speaks_another_language_is_named():
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        config = read_settings(milvus_host="127.0.0.1", milvus_port=port)
+        config = load_settings(milvus_host="127.0.0.1", milvus_port=port)
         start = time.monotonic()
         with pytest.raises(StoreError, match=f"127.0.0.1:{port}.*v9.0.0") as caught:
             VectorStore.open(config).collections()
@@ -227,7 +229,7 @@ def test_a_server_that_speaks_another_language_is_named():
 
 
 def test_something_else_on_the_port_is_named(mariadb):
-    config = read_settings(milvus_host="127.0.0.1", milvus_port=mariadb.port)
+    config = load_settings(milvus_host="127.0.0.1", milvus_port=mariadb.port)
     with in_time(LIMIT, f"127.0.0.1:{mariadb.port}", "MILVUS_PORT"):
         VectorStore.open(config)
 
@@ -276,7 +278,7 @@ def test_a_frozen_milvus_is_an_error_in_time_and_its_waking_up_is_noticed(
                 assert time.monotonic() - start < limit + SPARE
                 assert where in str(caught.value)
             assert len(woken(server, lambda: gallery.search(query))) == 2
-        gallery.settle()
+        gallery.recover()
         gallery.add(rows, vectors)
         agree(gallery)
         gallery.drop()
@@ -286,7 +288,7 @@ def test_a_frozen_milvus_is_an_error_in_time_and_its_waking_up_is_noticed(
 def test_a_notebook_survives_a_restart_of_milvus(
     tmp_path, milvus_server, mariadb, encoder, collection
 ):
-    config = read_settings(
+    config = load_settings(
         imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, **mariadb.settings(collection)
     )
     rows, vectors = rows_and_vectors(encoder.dim, 40)

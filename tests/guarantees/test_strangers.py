@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from imgsearch import batch
-from imgsearch.archive import export_collection, import_collection
-from imgsearch.config import settings as read_settings
+from imgsearch.config import load_settings
 from imgsearch.errors import ConfigError, DatasetError, ImgSearchError
+from imgsearch.export import export_collection, import_collection
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from imgsearch.metadata import MetadataStore
-from imgsearch.upkeep import repair, verify
-from imgsearch.vectors import IndexSpec, VectorStore
+from imgsearch.maintenance import repair, verify
+from imgsearch.stores.metadata import MetadataStore
+from imgsearch.stores.vectors import IndexSpec, VectorStore
 from tests.guarantees.common import ROOT
 from tests.helpers import paint
 
@@ -45,7 +45,7 @@ def photos(tmp_path) -> Path:
 def test_hostile_collection_names_are_refused_at_every_door(name, encoder, photos, tmp_path):
     """Before any store is asked, so that there is nothing to inject into."""
     home = tmp_path / "home"
-    settings = read_settings(imgsearch_home=home)
+    settings = load_settings(imgsearch_home=home)
     with MetadataStore.open(settings) as metadata:
         doors = [
             lambda: VectorStore(settings).create(name, 4, IndexSpec.parse("auto")),
@@ -56,7 +56,7 @@ def test_hostile_collection_names_are_refused_at_every_door(name, encoder, photo
                 lambda: Gallery.open(name, encoder=encoder, create=True, settings=settings),
                 lambda: ingest(photos, name, encoder=encoder, settings=settings),
                 lambda: repair(name, settings=settings),
-                lambda: read_settings(default_table=name),
+                lambda: load_settings(default_table=name),
             ]
         for door in doors:
             with pytest.raises(ConfigError):
@@ -132,12 +132,12 @@ def hook(event, args):
         written.add("started " + str(args[0]))
 sys.addaudithook(hook)
 from imgsearch import batch
-from imgsearch.archive import export_collection, import_collection
+from imgsearch.export import export_collection, import_collection
 from imgsearch.gallery import Gallery
 out = order["out"]
 batch.ingest_folder(order["folder"], "kept", encoder="mini", output_dir=out)
-batch.search_folder(order["query"], "kept", output_dir=out)
-batch.survey(out, files=True)
+batch.search_image(order["query"], "kept", output_dir=out)
+batch.status(out, files=True)
 with Gallery.open("kept") as gallery:
     export_collection(gallery, out + "/kept.zip")
 import_collection(out + "/kept.zip", "again")
@@ -171,7 +171,7 @@ def test_nothing_is_written_outside_the_home_and_the_output_folder(nursery, phot
 
 
 def test_an_archive_never_leads_out_of_itself(tmp_path, photos, encoder):
-    settings = read_settings(imgsearch_home=tmp_path / "home")
+    settings = load_settings(imgsearch_home=tmp_path / "home")
     ingest(photos, "kept", encoder=encoder, settings=settings)
     with Gallery.open("kept", settings=settings) as gallery:
         good = export_collection(gallery, tmp_path / "kept.zip")
@@ -204,16 +204,16 @@ def test_a_planted_password_is_found_nowhere(
     host["mysql_db"] = collection
     token = {"milvus_token": f"root:{PASSWORD}"}
     kinds = [
-        read_settings(milvus_uri=milvus_server.uri, mysql_password=PASSWORD, **host, **token),
-        read_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}@{here}/{collection}"),
-        read_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}x@{here}/{collection}"),
-        read_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}@127.0.0.1:1/{collection}"),
-        read_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}@{here}/mysql_nope`;"),
-        read_settings(database_url=f"postgres://planted:{PASSWORD}@{here}/x"),
-        read_settings(database_url=f"://planted:{PASSWORD}@"),
-        read_settings(milvus_uri=f"http://root:{PASSWORD}@127.0.0.1:1", **token),
-        read_settings(milvus_uri=f"root:{PASSWORD}@nowhere", **token),
-        read_settings(milvus_uri=milvus_server.uri.replace("//", f"//root:{PASSWORD}@"), **token),
+        load_settings(milvus_uri=milvus_server.uri, mysql_password=PASSWORD, **host, **token),
+        load_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}@{here}/{collection}"),
+        load_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}x@{here}/{collection}"),
+        load_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}@127.0.0.1:1/{collection}"),
+        load_settings(database_url=f"mysql+pymysql://planted:{PASSWORD}@{here}/mysql_nope`;"),
+        load_settings(database_url=f"postgres://planted:{PASSWORD}@{here}/x"),
+        load_settings(database_url=f"://planted:{PASSWORD}@"),
+        load_settings(milvus_uri=f"http://root:{PASSWORD}@127.0.0.1:1", **token),
+        load_settings(milvus_uri=f"root:{PASSWORD}@nowhere", **token),
+        load_settings(milvus_uri=milvus_server.uri.replace("//", f"//root:{PASSWORD}@"), **token),
     ]  # fmt: skip
     said = io.StringIO()
     failed = 0
@@ -261,8 +261,8 @@ def test_a_batch_report_shows_no_secret(mariadb, photos, tmp_path, monkeypatch, 
         monkeypatch.setenv(name, value)
     out = tmp_path / "out"
     batch.ingest_folder(str(photos), collection, encoder="mini", output_dir=str(out))
-    batch.search_folder(str(photos / "0.png"), collection, output_dir=str(out))
-    batch.survey(str(out), files=True)
+    batch.search_image(str(photos / "0.png"), collection, output_dir=str(out))
+    batch.status(str(out), files=True)
     reports = list(out.rglob("*.json"))
     assert len(reports) >= 3
     for report in reports:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from imgsearch.config import load_settings
 from imgsearch.errors import CollectionNotFound, ImgSearchError, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from imgsearch.upkeep import verify
+from imgsearch.maintenance import verify
 from tests.guarantees.common import INGEST, agree, all_found, environment, opened, server_pid
 from tests.helpers import paint
 
@@ -163,9 +164,8 @@ def test_two_ingests_in_threads_of_one_process(stores, encoder, collection, tmp_
 def test_kernels_share_a_home_while_one_of_them_and_the_server_are_killed(
     nursery, encoder, tmp_path, rounds
 ):
-    from imgsearch.config import settings as read_settings
 
-    settings, rng = read_settings(imgsearch_home=tmp_path / "home"), random.Random(9)
+    settings, rng = load_settings(imgsearch_home=tmp_path / "home"), random.Random(9)
     for turn in range(rounds):
         folders = [tmp_path / f"{name}" for name in "abc"]
         for i, folder in enumerate(folders):

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from imgsearch.config import Settings, settings
+from imgsearch.config import Settings, load_settings
 from tests.conftest import ROOT
 from tests.helpers import paint
 
@@ -79,6 +79,6 @@ def home(tmp_path_factory, photos) -> Path:
     from imgsearch.ingest import ingest
 
     home = tmp_path_factory.mktemp("home")
-    stores = settings(imgsearch_home=home, imgsearch_backend="eager")
+    stores = load_settings(imgsearch_home=home, imgsearch_backend="eager")
     ingest(photos, "mine", encoder="mini", settings=stores)
     return home

@@ -54,8 +54,9 @@ def test_collections_are_listed_with_counts_of_both_stores(admin):
 
 def test_ingests_of_all_processes_are_shown_as_they_go(admin):
     admin(
-        "import time\nfrom imgsearch import config\nfrom imgsearch.metadata import MetadataStore\n"
-        "store = MetadataStore.open(config.settings())\n"
+        "import time\nfrom imgsearch import config\n"
+        "from imgsearch.stores.metadata import MetadataStore\n"
+        "store = MetadataStore.open(config.load_settings())\n"
         "run = store.start_run('elsewhere', '/photos/2026', 400)\n"
         "store.update_run(run, done=100)\n"
         "until = time.monotonic() + 100\n"

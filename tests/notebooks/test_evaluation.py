@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from imgsearch.config import Settings, settings
+from imgsearch.config import Settings, load_settings
 from tests.conftest import ROOT
 from tests.notebooks.conftest import opened
 
@@ -23,7 +23,7 @@ def sampled(tmp_path_factory):
     from imgsearch.ingest import ingest
 
     home = tmp_path_factory.mktemp("home")
-    stores = settings(imgsearch_home=home, imgsearch_backend="eager")
+    stores = load_settings(imgsearch_home=home, imgsearch_backend="eager")
     for name, encoder in (("mini", "mini"), ("chance", "resnet18@random:0")):
         ingest(SAMPLE / "JPEGImages", name, encoder=encoder, settings=stores)
     return home

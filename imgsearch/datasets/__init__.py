@@ -1,0 +1,5 @@
+"""Labelled datasets."""
+
+from imgsearch.datasets.voc import Voc
+
+__all__ = ["Voc"]

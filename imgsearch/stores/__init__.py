@@ -1,0 +1,1 @@
+"""Vectors in Milvus, everything else in MySQL or SQLite."""

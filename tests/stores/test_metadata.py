@@ -1,0 +1,511 @@
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import traceback
+import uuid
+from concurrent import futures
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from imgsearch.config import load_settings
+from imgsearch.errors import (
+    CollectionNotFound,
+    ConfigError,
+    SchemaError,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreUnavailable,
+)
+from imgsearch.stores import metadata
+from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
+from tests.conftest import free_port
+
+ROOT = Path(metadata.__file__).resolve().parents[2]
+ROW = CollectionRow("c", "mini", {"dim": 8, "crop": [1, 2]}, "f00d", 8, "FLAT")
+ODD_PATHS = [
+    "/photos/🦊 fox é.jpg",
+    "/photos/e\u0301 beside é.jpg",
+    "/photos/trailing space .jpg ",
+    "/photos/trailing space .jpg",
+    "/photos/UPPER.JPG",
+    "/photos/upper.jpg",
+    "/photos/100%_'quoted' \"twice\" \\ back\nline.jpg",
+    "/photos/日本語/\u202eright to left.png",
+    os.fsdecode(b"/photos/latin-1 \xe9\xff.jpg"),
+    "/" + "/".join(["d" * 250] * 16) + "/long.jpg",
+]
+
+
+def row(path: str, image_id: int = 1, **changes: object) -> ImageRow:
+    base = ImageRow(
+        path, image_id, f"{image_id:064x}", 10**12, 640, 480, "JPEG", 1_700_000_000_123_456_789
+    )
+    return base._replace(vector_crc=2**32 - 1, **changes)
+
+
+@pytest.fixture(params=["sqlite", "mysql"])
+def config(request, tmp_path):
+    if request.param == "sqlite":
+        yield load_settings(imgsearch_home=tmp_path / "home")
+        return
+    database = request.getfixturevalue("mariadb")
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    yield load_settings(**database.settings(name))
+    database.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+@pytest.fixture
+def store(config):
+    with MetadataStore.open(config) as store:
+        yield store
+
+
+@pytest.fixture
+def filled(store):
+    """Three images under four paths, all ready."""
+    store.create_collection(ROW)
+    rows = [row("/a/1", 1), row("/a/2", 2), row("/b/2 again", 2), row("/b/3", 2**63 - 1)]
+    store.prepare("c", rows)
+    store.commit("c", [r.path for r in rows])
+    return store
+
+
+# ---------------------------------------------------------------- what both kinds do
+
+
+def test_a_collection_comes_back_as_it_was(store):
+    before = datetime.now(UTC)
+    store.create_collection(ROW)
+    made = store.collection("c")
+    assert made._replace(created_at=None) == ROW
+    assert before - timedelta(seconds=1) <= made.created_at <= datetime.now(UTC)
+    store.create_collection(ROW._replace(name="B", created_at=datetime(2020, 1, 2, tzinfo=UTC)))
+    assert [c.name for c in store.collections()] == ["B", "c"]
+    assert store.collection("B").created_at == datetime(2020, 1, 2, tzinfo=UTC)
+
+
+def test_names_differ_by_case_and_the_same_collection_twice_is_no_error(store):
+    store.create_collection(ROW)
+    store.create_collection(ROW._replace(encoder="another name of the same"))
+    assert store.collection("c").encoder == "mini"
+    store.create_collection(ROW._replace(name="C"))
+    assert len(store.collections()) == 2
+    with pytest.raises(StoreError, match="f00d"):
+        store.create_collection(ROW._replace(fingerprint="beef"))
+    with pytest.raises(ConfigError):
+        store.create_collection(ROW._replace(name="no name"))
+
+
+def test_unknown_collections_are_named_with_those_there_are(filled):
+    for call in (
+        lambda: filled.collection("d"),
+        lambda: filled.drop_collection("d"),
+        lambda: filled.prepare("d", [row("/x")]),
+        lambda: filled.commit("d", ["/x"]),
+        lambda: filled.mark_deleting("d", ["/x"]),
+        lambda: filled.remove("d", ["/x"]),
+        lambda: filled.unfinished("d"),
+        lambda: filled.known("d"),
+        lambda: filled.by_path("d", ["/x"]),
+        lambda: filled.by_id("d", [1]),
+        lambda: filled.ids("d"),
+        lambda: filled.checksums("d"),
+        lambda: filled.count("d"),
+        lambda: filled.browse("d"),
+    ):
+        with pytest.raises(CollectionNotFound) as caught:
+            call()
+        assert caught.value.known == ("c",)
+
+
+def test_every_path_comes_back_and_is_told_from_the_others(store):
+    store.create_collection(ROW)
+    store.prepare("c", [row(path, i) for i, path in enumerate(ODD_PATHS)])
+    store.commit("c", ODD_PATHS)
+    assert store.count("c").paths == len(ODD_PATHS)
+    assert {p: r.image_id for p, r in store.by_path("c", ODD_PATHS).items()} == {
+        path: i for i, path in enumerate(ODD_PATHS)
+    }
+    assert set(store.known("c")) == set(ODD_PATHS)
+    assert [r.path for r in store.browse("c")] == sorted(ODD_PATHS, key=os.fsencode)
+    for path in ODD_PATHS:
+        assert [r.path for r in store.browse("c", like=path[-20:])][:1]
+        assert path in store.known("c", path)
+    assert list(store.known("c", "/photos/100%")) == [ODD_PATHS[6]]
+    assert [r.path for r in store.browse("c", like="%_'q")] == [ODD_PATHS[6]]
+    with pytest.raises(ConfigError, match="no path"):
+        store.by_path("c", ["\ud800"])
+
+
+def test_states_go_from_pending_to_ready_to_deleting_to_gone(store):
+    store.create_collection(ROW)
+    store.prepare("c", [row("/1", 1), row("/2", 2)])
+    assert store.count("c") == (0, 0, 2, 0)
+    assert store.by_id("c", [1, 2]) == {}
+    store.commit("c", ["/1", "/absent"])
+    assert store.count("c") == (1, 1, 1, 0)
+    assert list(store.by_id("c", [1, 2])) == [1]
+    assert [r.path for r in store.unfinished("c")] == ["/2"]
+    store.mark_deleting("c", ["/1"])
+    store.commit("c", ["/1"])  # what is being deleted does not come back
+    assert store.count("c") == (0, 0, 1, 1)
+    assert list(store.by_id("c", [1, 2], states=("pending", "deleting"))) == [1, 2]
+    store.remove("c", ["/1", "/2", "/absent"])
+    assert store.count("c") == (0, 0, 0, 0)
+
+
+def test_announcing_again_replaces_the_row_and_keeps_when_it_came(filled):
+    old = filled.by_path("c", ["/a/1"])["/a/1"]
+    filled.prepare("c", [row("/a/1", 7, size=5), row("/a/1", 8, size=6)])
+    new = filled.by_path("c", ["/a/1"])["/a/1"]
+    assert (new.image_id, new.size, new.state) == (8, 6, "pending")
+    assert new.added_at == old.added_at
+    assert old._replace(added_at=None) == row("/a/1", state="ready")
+
+
+def test_ids_and_rows_of_content_in_two_places(filled):
+    assert filled.ids("c").tolist() == [1, 2, 2**63 - 1]
+    assert filled.ids("c").dtype == "int64"
+    assert filled.ids("c", "pending").tolist() == []
+    assert filled.ids("c", None).tolist() == [1, 2, 2**63 - 1]
+    assert filled.count("c") == (3, 4, 0, 0)
+    assert [r.path for r in filled.by_id("c", [2, 9])[2]] == ["/a/2", "/b/2 again"]
+    assert filled.checksums("c") == dict.fromkeys([1, 2, 2**63 - 1], 2**32 - 1)
+    assert filled.known("c", "/a/") == {
+        f"/a/{i}": (10**12, 1_700_000_000_123_456_789, i, "ready") for i in (1, 2)
+    }
+
+
+def test_more_rows_than_fit_into_one_statement(store):
+    store.create_collection(ROW)
+    paths = [f"/many/{i:05d}" for i in range(2_300)]
+    store.prepare("c", [row(path, i) for i, path in enumerate(paths)])
+    store.commit("c", paths[:2_200])
+    assert store.count("c") == (2_200, 2_200, 100, 0)
+    assert len(store.by_id("c", range(2_300))) == 2_200
+    assert len(store.by_path("c", paths)) == 2_300
+    assert [r.path for r in store.browse("c", offset=1_000, limit=2)] == paths[1_000:1_002]
+    store.mark_deleting("c")
+    assert store.count("c") == (0, 0, 0, 2_300)
+    store.remove("c", paths)
+    assert store.count("c") == (0, 0, 0, 0)
+
+
+def test_dropping_takes_the_images_and_leaves_other_collections_and_history(filled):
+    filled.create_collection(ROW._replace(name="d"))
+    filled.prepare("d", [row("/a/1", 5)])
+    run = filled.start_run("c", "/a")
+    filled.drop_collection("c")
+    filled.create_collection(ROW)
+    assert filled.count("c") == (0, 0, 0, 0)
+    assert filled.count("d").pending == 1
+    assert [r.run_id for r in filled.runs("c")] == [run]
+
+
+def test_a_transaction_that_fails_leaves_nothing_behind(filled):
+    good, bad = row("/z", 4), row("/zz", 5, size="not a number" if _is_mysql(filled) else object())
+    with pytest.raises(StoreError):
+        filled.prepare("c", [good, bad])
+    assert filled.by_path("c", ["/z", "/zz"]) == {}
+
+
+def _is_mysql(store: MetadataStore) -> bool:
+    return store.where.startswith("MySQL")
+
+
+# ---------------------------------------------------------------- ingest runs
+
+
+def test_a_run_is_followed_from_its_start_to_its_end(store):
+    first = store.start_run("c", ODD_PATHS[8], 10)
+    second = store.start_run("d", Path("/b"))
+    store.update_run(first, done=3, encoded=1, skipped=1, failed=1)
+    running = store.runs("c")[0]
+    assert (running.state, running.folder, running.total) == ("running", ODD_PATHS[8], 10)
+    assert running[5:9] == (3, 1, 1, 1)
+    assert (running.host, running.pid) == (socket.gethostname(), os.getpid())
+    assert running.finished_at is None
+    store.finish_run(first, "failed", error="why \ud800 🦊", done=4)
+    ended = store.runs("c")[0]
+    assert (ended.state, ended.done, ended.error) == ("failed", 4, "why \\ud800 🦊")
+    assert running.started_at <= ended.updated_at
+    assert ended.finished_at.tzinfo is UTC
+    assert [r.run_id for r in store.runs()] == [second, first]
+    assert [r.run_id for r in store.runs(limit=1)] == [second]
+    with pytest.raises(TypeError, match="speed"):
+        store.update_run(first, speed=1)
+    with pytest.raises(ValueError, match="weird"):
+        store.finish_run(first, "weird")
+
+
+def test_a_run_whose_process_is_gone_or_quiet_is_stale(config):
+    code = """
+from imgsearch.stores.metadata import MetadataStore
+from imgsearch.config import load_settings
+MetadataStore.open(load_settings()).start_run("c", "/a")
+"""
+    url = config.sql_url.render_as_string(hide_password=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": url}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    with MetadataStore.open(config) as store:
+        assert store.runs()[0].state == "stale"
+        mine = store.start_run("c", "/a")
+        assert store.runs()[0].state == "running"
+        quiet = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=3)
+        elsewhere = {"host": "elsewhere"}
+        store._write(lambda link: link.execute(sa.update(metadata._runs).values(**elsewhere)))
+        assert [r.state for r in store.runs()] == ["running", "running"]  # who could know
+        old = {"updated_at": quiet}
+        store._write(lambda link: link.execute(sa.update(metadata._runs).values(**old)))
+        assert [r.state for r in store.runs()] == ["stale", "stale"]
+        store.update_run(mine, done=1)
+        assert [r.state for r in store.runs()] == ["running", "stale"]
+
+
+# ---------------------------------------------------------------- several at once
+
+
+def _open_and_write(config, number):
+    with MetadataStore.open(config) as store:
+        store.create_collection(ROW)
+        for i in range(20):
+            paths = [f"/shared/{(number * 7 + i * 3 + j) % 50}" for j in range(10)]
+            store.prepare("c", [row(path, number) for path in paths])
+            store.commit("c", paths)
+
+
+def test_processes_that_make_the_schema_and_write_the_same_rows_at_once(config):
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(3, mp_context=context) as pool:
+        for done in [pool.submit(_open_and_write, config, i) for i in range(3)]:
+            done.result(timeout=120)
+    with MetadataStore.open(config) as store:
+        assert store.count("c").paths == 50
+        assert store.count("c").pending == 0
+
+
+def test_threads_share_a_store(filled):
+    def write(number):
+        paths = [f"/t{number}/{i}" for i in range(20)]
+        filled.prepare("c", [row(path, number) for path in paths])
+        filled.commit("c", paths)
+        return len(filled.by_id("c", [number])[number])
+
+    with futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(write, range(100, 116))) == [20] * 16
+
+
+def test_one_holds_a_collection_at_a_time(config, filled):
+    order, waiting = [], threading.Event()
+
+    def other():
+        with MetadataStore.open(config) as second:
+            waiting.set()
+            with second.exclusive("c"):
+                order.append("other")
+
+    thread = threading.Thread(target=other)
+    with filled.exclusive("c"), filled.exclusive("c"):
+        thread.start()
+        assert waiting.wait(60)
+        with MetadataStore.open(config) as third, futures.ThreadPoolExecutor(1) as pool:
+
+            def try_it():
+                with third.exclusive("c", 0.3):
+                    order.append("never")
+
+            with pytest.raises(StoreBusy, match="another ingest"):
+                pool.submit(try_it).result()
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "other"]
+
+
+def test_a_forked_child_connects_for_itself(filled):
+    def child(answers):
+        answers.put(filled.count("c").paths)
+
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    process = context.Process(target=child, args=(answers,))
+    process.start()
+    assert answers.get(timeout=60) == 4
+    process.join()
+    assert filled.count("c").paths == 4
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_tables_of_a_newer_version_are_left_alone(config, store):
+    store._write(lambda link: link.execute(sa.insert(metadata._schema).values(version=99)))
+    with pytest.raises(SchemaError, match=r"version 99.*update imgsearch"):
+        MetadataStore.open(config)
+
+
+def test_a_connection_that_the_server_ended_is_replaced_unseen(mariadb):
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with MetadataStore.open(load_settings(**mariadb.settings(name))) as store:
+        store.create_collection(ROW)
+        for (number,) in mariadb.sql(
+            f"SELECT id FROM information_schema.processlist WHERE db = '{name}'"
+        ):
+            mariadb.sql(f"KILL {number}")
+        assert store.collection("c").dim == 8
+        mariadb.restart()
+        assert store.collection("c").dim == 8
+    mariadb.sql(f"DROP DATABASE {name}")
+
+
+def test_a_server_that_is_not_there_is_named(mariadb):
+    port = free_port()
+    given = mariadb.settings("x") | {"mysql_port": port}
+    with pytest.raises(StoreUnavailable, match=f"tester@127.0.0.1:{port}/x.*MYSQL_HOST") as caught:
+        MetadataStore.open(load_settings(**given))
+    assert mariadb.password not in str(caught.value)
+
+
+def test_a_silent_server_is_given_up():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}"):
+            MetadataStore.open(
+                load_settings(mysql_host="127.0.0.1", mysql_port=port, imgsearch_timeout=1)
+            )
+
+
+@pytest.mark.parametrize(
+    ("changes", "blamed"),
+    [
+        ({"mysql_password": "wr0ng-Pa55"}, "MYSQL_PASSWORD"),
+        ({"mysql_user": "nobody"}, "'nobody'.*MYSQL_USER"),
+    ],
+)
+def test_wrong_credentials_are_refused_and_never_shown(mariadb, changes, blamed, caplog):
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(StoreError, match=blamed) as caught:
+        MetadataStore.open(load_settings(**mariadb.settings("x") | changes))
+    shown = str(caught.value) + caught.value.where + caplog.text
+    shown += "".join(traceback.format_exception(caught.value))
+    assert mariadb.password not in shown
+    assert "wr0ng" not in shown
+
+
+def test_a_database_that_the_user_may_not_make_or_use_is_explained(mariadb):
+    mariadb.sql(
+        "CREATE USER IF NOT EXISTS small@'127.0.0.1' IDENTIFIED BY 'x'",
+        "GRANT ALL ON small_ones.* TO small@'127.0.0.1'",
+    )
+    given = mariadb.settings("forbidden") | {"mysql_user": "small", "mysql_password": "x"}
+    with pytest.raises(StoreError, match="'small'"):
+        MetadataStore.open(load_settings(**given))
+    with MetadataStore.open(load_settings(**given | {"mysql_db": "small_ones"})) as store:
+        assert store.collections() == []
+    mariadb.sql(
+        "DROP DATABASE small_ones",
+        "CREATE DATABASE readable",
+        "GRANT SELECT ON readable.* TO small@'127.0.0.1'",
+    )
+    with pytest.raises(StoreError, match="GRANT"):
+        MetadataStore.open(load_settings(**given | {"mysql_db": "readable"}))
+    mariadb.sql("DROP DATABASE readable")
+
+
+def test_a_database_url_without_database_or_file_is_refused():
+    for url in ("mysql://u:secret@127.0.0.1", "sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(ConfigError, match="DATABASE_URL") as caught:
+            MetadataStore.open(load_settings(database_url=url))
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["no database", "cut", "scrambled"])
+def test_a_damaged_file_is_told_and_left_as_it_is(tmp_path, damage):
+    file = tmp_path / "metadata.sqlite"
+    config = load_settings(database_url=f"sqlite:///{file}")
+    with MetadataStore.open(config) as store:
+        store.create_collection(ROW)
+        store.prepare("c", [row(f"/{i}", i) for i in range(2_000)])
+    data = file.read_bytes()
+    file.write_bytes(
+        {
+            "no database": b"something else" * 1_000,
+            "cut": data[: len(data) // 2],
+            "scrambled": data[:4_096] + os.urandom(len(data) - 4_096),
+        }[damage]
+    )
+    before = file.read_bytes()
+    with (
+        pytest.raises(StoreDamaged, match="repair") as caught,
+        MetadataStore.open(config) as store,
+    ):
+        store.known("c")
+    assert str(file) in str(caught.value)
+    assert file.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(StoreError, match="IMGSEARCH_HOME"):
+        MetadataStore.open(load_settings(imgsearch_home=blocked / "home"))
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o500)
+    if os.getuid() == 0:  # whom no mode stops
+        folder = Path("/proc")
+    with pytest.raises(StoreError, match="permissions"):
+        MetadataStore.open(load_settings(database_url=f"sqlite:///{folder / 'm.sqlite'}"))
+
+
+def test_a_file_that_may_only_be_read_is_an_error(tmp_path):
+    url = f"sqlite:///{tmp_path / 'm.sqlite'}"
+    with MetadataStore.open(load_settings(database_url=url)) as store:
+        store.create_collection(ROW)
+        sa.event.listen(
+            store._engine, "connect", lambda link, _: link.execute("PRAGMA query_only=1")
+        )
+        store.close()
+        assert store.collection("c").dim == 8
+        with pytest.raises(StoreError, match="permissions"):
+            store.prepare("c", [row("/1")])
+
+
+def test_a_full_disk_is_told_and_what_was_confirmed_stays(tmp_path):
+    config = load_settings(database_url=f"sqlite:///{tmp_path / 'm.sqlite'}")
+    with MetadataStore.open(config) as store:
+        store.create_collection(ROW)
+        store.prepare("c", [row("/kept", 1)])
+        sa.event.listen(
+            store._engine, "connect", lambda link, _: link.execute("PRAGMA max_page_count=20")
+        )
+        store.close()
+        with pytest.raises(StoreError, match="disk is full"):
+            store.prepare("c", [row(f"/{i}", i) for i in range(5_000)])
+        assert list(store.known("c")) == ["/kept"]
+
+
+def test_a_file_that_another_program_locks_is_busy(tmp_path):
+    file = tmp_path / "m.sqlite"
+    config = load_settings(database_url=f"sqlite:///{file}", imgsearch_timeout=0.3)
+    with MetadataStore.open(config) as store:
+        store.create_collection(ROW)
+        holder = sqlite3.connect(file, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreBusy, match="being written"):
+            store.prepare("c", [row("/1")])
+        assert store.count("c").paths == 0  # readers go on
+        holder.execute("ROLLBACK")
+        holder.close()
+        store.prepare("c", [row("/1")])

@@ -1,0 +1,510 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+
+import numpy as np
+import pytest
+
+from imgsearch.config import load_settings
+from imgsearch.errors import CollectionNotFound, ConfigError, StoreError, StoreUnavailable
+from imgsearch.stores import embedded, vectors
+from imgsearch.stores.vectors import IndexSpec, VectorStore
+from tests.conftest import free_port
+
+DIM = 16
+AUTO = IndexSpec.parse("auto")
+
+
+def cloud(n: int, seed: int = 0, dim: int = DIM) -> tuple[np.ndarray, np.ndarray]:
+    """63-bit ids and vectors of unequal lengths."""
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(2**62, n, replace=False) + 2**62 - 1
+    return ids, rng.normal(size=(n, dim)).astype(np.float32)
+
+
+def cosines(queries: np.ndarray, points: np.ndarray) -> np.ndarray:
+    queries, points = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, points))
+    return queries @ points.T
+
+
+@pytest.fixture
+def store(stores):
+    with VectorStore.open(stores) as store:
+        yield store
+
+
+_kept: dict[str, str] = {}  # name of a filled collection, by store: servers take long to make one
+
+
+@pytest.fixture
+def filled(store, collection):
+    """A store, a collection of 300 that tests only read, its ids and vectors."""
+    ids, points = cloud(300)
+    name = _kept.setdefault(store.where, collection)
+    if name == collection:
+        store.create(name, DIM, AUTO)
+        store.upsert(name, ids, points)
+    return store, name, ids, points
+
+
+@pytest.fixture
+def own(store, collection):
+    """As ``filled``, for tests that write to it."""
+    ids, points = cloud(300)
+    store.create(collection, DIM, AUTO)
+    store.upsert(collection, ids, points)
+    yield store, collection, ids, points
+    store.drop(collection)
+
+
+# ---------------------------------------------------------------- index specifications
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("auto", "HNSW:M=16,efConstruction=200,ef=auto"),
+        ("HNSW:ef=auto", "HNSW:M=16,efConstruction=200,ef=auto"),
+        ("hnsw: m=8 , EF=100", "HNSW:M=8,efConstruction=200,ef=100"),
+        ("FLAT", "FLAT"),
+        ("IVF_FLAT:nlist=64", "IVF_FLAT:nlist=64,nprobe=16"),
+        ("autoindex", "AUTOINDEX"),
+    ],
+)
+def test_an_index_is_read_with_its_defaults_and_written_back(text, full):
+    assert str(IndexSpec.parse(text)) == full
+    assert IndexSpec.parse(full) == IndexSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        ("HSNW", "HSNW"),
+        ("", "unknown"),
+        ("HNSW:M=3", "M=3"),
+        ("HNSW:M=65", "M=65"),
+        ("HNSW:M=-8", "M=-8"),
+        ("HNSW:M=eight", "M=eight"),
+        ("HNSW:M", "M="),
+        ("HNSW:nlist=9", "nlist"),
+        ("FLAT:M=8", "FLAT"),
+        ("IVF_FLAT:nlist=8,nprobe=9", "nprobe=9"),
+        ("IVF_FLAT:nlist=0", "nlist=0"),
+    ],
+)
+def test_a_wrong_index_is_refused_with_what_is_wrong(text, blamed):
+    with pytest.raises(ConfigError, match=blamed):
+        IndexSpec.parse(text)
+
+
+# ---------------------------------------------------------------- what every store does
+
+
+def test_a_search_straight_after_writing_is_exact_and_sorted(filled):
+    store, name, ids, points = filled
+    found = store.search(name, points[:5], 10)
+    expected = cosines(points[:5], points)
+    for i, (got, scores) in enumerate(found):
+        order = np.argsort(-expected[i])[:10]
+        assert got.tolist() == ids[order].tolist()
+        assert scores == pytest.approx(expected[i][order], abs=1e-5)
+        assert got.dtype == np.int64
+        assert scores.dtype == np.float32
+    again = store.search(name, points[:5], 10, timeout=30)
+    assert [a.tolist() for a, _ in again] == [a.tolist() for a, _ in found]
+
+
+def test_writing_again_replaces_and_deleting_removes(own):
+    store, name, ids, points = own
+    store.upsert(name, ids[:2], points[[1, 0]])
+    assert store.count(name) == 300
+    assert store.search(name, points[:1], 1)[0][0].tolist() == [ids[1]]
+    store.delete(name, [int(ids[1]), 5])  # 5 never was there
+    assert store.count(name) == 299
+    assert ids[1] not in store.search(name, points[:1], 300)[0][0]
+    store.upsert(name, ids[1:2], points[1:2])
+    assert store.ids(name).tolist() == sorted(ids.tolist())
+
+
+def test_vectors_come_back_bit_by_bit_in_the_order_asked(filled):
+    store, name, ids, points = filled
+    got, read = store.get(name, [ids[7], 12345, ids[3]])
+    assert got.tolist() == ids[[7, 3]].tolist()
+    assert read.tobytes() == points[[7, 3]].tobytes()
+    none, empty = store.get(name, [])
+    assert none.shape == (0,)
+    assert empty.shape == (0, DIM)
+
+
+def test_equal_scores_are_sorted_by_id_also_where_the_list_is_cut(store, collection):
+    store.create(collection, 4, IndexSpec.parse("FLAT"))
+    ids = np.array([9, 3, 7, 1, 5], np.int64)
+    store.upsert(collection, ids, np.tile(np.float32([0, 0, 2, 0]), (5, 1)))
+    assert store.search(collection, np.float32([[0, 0, 1, 0]]), 3)[0][0].tolist() == [1, 3, 5]
+    assert len(store.search(collection, np.float32([[0, 0, 1, 0]]), 100)[0][0]) == 5
+
+
+def test_every_index_is_built_searched_and_described(store, collection):
+    ids, points = cloud(1200)
+
+    def check(text):
+        spec, name = IndexSpec.parse(text), f"{collection}_{text[:3]}"
+        store.create(name, DIM, spec, description="what it is ü")
+        store.upsert(name, ids, points)
+        store.flush(name)
+        info = store.describe(name)
+        assert (info.dim, info.count, info.pending_index_rows) == (DIM, 1200, 0)
+        assert info.index == spec
+        assert info.description == "what it is ü"
+        top = store.search(name, points[:50], 1)
+        assert np.mean([got[0][0] == i for got, i in zip(top, ids, strict=False)]) > 0.95
+        params = {"ef": 100} if spec.kind == "HNSW" else None
+        assert len(store.search(name, points[:1], 200, search_params=params)[0][0]) == 200
+        store.drop(name)
+
+    with futures.ThreadPoolExecutor(4) as pool:  # servers take seconds for each, mostly asleep
+        list(pool.map(check, ["HNSW:M=8", "FLAT", "IVF_FLAT:nlist=8,nprobe=8", "AUTOINDEX"]))
+
+
+def test_a_search_looks_at_more_candidates_once_the_collection_has_grown(
+    store, collection, monkeypatch
+):
+    ids, points = cloud(300)
+    monkeypatch.setattr(vectors, "_EF", ((200, 70), (1_000, 90)))
+    store.create(collection, DIM, AUTO)
+    client, asked = store._connected(10), []
+    search = client.search
+
+    def spy(*args, search_params, **others):
+        asked.append(search_params["params"]["ef"])
+        return search(*args, search_params=search_params, **others)
+
+    monkeypatch.setattr(client, "search", spy)
+    store.upsert(collection, ids[:200], points[:200])
+    store.search(collection, points[:1], 5)
+    store.upsert(collection, ids[200:], points[200:])
+    store.search(collection, points[:1], 5)  # so soon, its size is not asked again
+    store.flush(collection, wait=False)
+    store.search(collection, points[:1], 5)
+    store.search(collection, points[:1], 100)  # Milvus wants at least what it is to return
+    store.search(collection, points[:1], 5, search_params={"ef": 40})
+    assert asked == [70, 70, 90, 100 + vectors.SPARE_HITS, 40]
+    store.drop(collection)
+
+
+def test_more_rows_than_milvus_answers_at_once(store, collection, monkeypatch):
+    ids, points = cloud(16_500, dim=4)
+    store.create(collection, 4, AUTO)
+    monkeypatch.setattr(vectors, "BATCH_BYTES", 600_000)  # so that every loop goes round
+    store.upsert(collection, ids, points)
+    store.delete(collection, ids[:100])
+    assert store.count(collection) == 16_400
+    assert store.ids(collection).tolist() == sorted(ids[100:].tolist())
+    got, read = store.get(collection, ids[90:6_000])
+    assert got.tolist() == ids[100:6_000].tolist()
+    assert np.array_equal(read, points[100:6_000])
+    store.drop(collection)
+
+
+def test_many_queries_at_once_answer_as_one_by_one(filled, monkeypatch):
+    store, name, _, points = filled
+    one_by_one = [store.search(name, points[i : i + 1], 5)[0] for i in range(20)]
+    monkeypatch.setattr(vectors, "BATCH_BYTES", 4 * DIM * 7)
+    together = store.search(name, points[:20], 5)
+    assert [a.tolist() for a, _ in together] == [a.tolist() for a, _ in one_by_one]
+    assert store.search(name, np.empty((0, DIM), np.float32), 5) == []
+
+
+def _with(value: float) -> np.ndarray:
+    points = np.ones((3, DIM), np.float32)
+    points[1, 4] = value
+    return points
+
+
+@pytest.mark.parametrize(
+    ("ids", "points", "blamed"),
+    [
+        ([1, 2, 3], _with(np.nan), "number 1 holds NaN"),
+        ([1, 2, 3], _with(np.inf), "number 1 holds NaN or infinity"),
+        ([1, 2, 3], np.diag(np.float32([1, 0, 1])) @ _with(1), "number 1 has length zero"),
+        ([1, 2, 3], np.ones((3, DIM + 1)), "another encoder"),
+        ([1, 2, 3], np.ones(DIM), "shape"),
+        ([1, 2, 2], _with(1), "twice"),
+        ([1, 2], _with(1), "2 ids for 3 vectors"),
+        ([1.5, 2, 3], _with(1), "whole numbers"),
+    ],
+)
+def test_what_no_search_could_use_is_refused_and_nothing_is_stored(filled, ids, points, blamed):
+    store, name, *_ = filled
+    with pytest.raises(ConfigError, match=blamed):
+        store.upsert(name, np.array(ids), points)
+    assert store.count(name) == 300
+
+
+def test_impossible_searches_are_refused(filled):
+    store, name, _, points = filled
+    for top_k in (0, -1, 16_385):
+        with pytest.raises(ConfigError, match="top_k"):
+            store.search(name, points[:1], top_k)
+    with pytest.raises(ConfigError, match="NaN"):
+        store.search(name, _with(np.nan), 1)
+    with pytest.raises(ConfigError, match="nprobe"):
+        store.search(name, points[:1], 1, search_params={"nprobe": 3})
+    with pytest.raises(ConfigError, match="ef=0"):
+        store.search(name, points[:1], 1, search_params={"ef": 0})
+
+
+def test_creating_again_is_harmless_with_the_same_dimension_only(filled):
+    store, name, *_ = filled
+    store.create(name, DIM, AUTO)
+    assert store.count(name) == 300
+    with pytest.raises(StoreError, match=f"of {DIM} numbers, not 8"):
+        store.create(name, 8, AUTO)
+    with pytest.raises(ConfigError, match="not 1"):
+        store.create(f"{name}_1", 1, AUTO)
+    with pytest.raises(ConfigError, match="no name"):
+        store.create("a b", DIM, AUTO)
+
+
+def test_a_collection_left_without_its_index_is_finished(store, collection):
+    store._attempt(lambda client, t: vectors._create(client, collection, DIM, {}, t))
+    with pytest.raises(StoreError, match="no index"):
+        store.search(collection, np.ones((1, DIM)), 1)
+    store.create(collection, DIM, AUTO)
+    assert store.describe(collection).index == AUTO
+    store.drop(collection)
+
+
+def test_an_unknown_collection_is_named_with_those_there_are(filled, collection):
+    store, name, _, points = filled
+    absent = f"{collection}_absent"
+    for call in (
+        lambda: store.search(absent, points[:1], 1),
+        lambda: store.upsert(absent, np.array([1]), points[:1]),
+        lambda: store.delete(absent, [1]),
+        lambda: store.get(absent, [1]),
+        lambda: store.ids(absent),
+        lambda: store.count(absent),
+        lambda: store.describe(absent),
+        lambda: store.flush(absent),
+        lambda: store.drop(absent),
+    ):
+        with pytest.raises(CollectionNotFound) as caught:
+            call()
+        assert caught.value.collection == absent
+        assert name in caught.value.known
+
+
+def test_a_collection_that_another_process_made_anew_is_searched_in_its_new_form(stores, own):
+    store, name, _, points = own
+    store.search(name, points[:1], 1)
+    with VectorStore.open(stores) as other:
+        other.drop(name)
+        other.create(name, 5, IndexSpec.parse("FLAT"))
+        other.upsert(name, np.array([77]), np.ones((1, 5)))
+        other.flush(name)
+    assert store.search(name, np.ones((1, 5)), 1)[0][0].tolist() == [77]
+
+
+def test_a_collection_of_another_program_is_left_alone(store, collection):
+    from pymilvus import DataType
+
+    def foreign(client, timeout):
+        schema = client.create_schema()
+        schema.add_field("key", DataType.INT64, is_primary=True)
+        schema.add_field("text", DataType.FLOAT_VECTOR, dim=DIM)
+        client.create_collection(collection, schema=schema, timeout=timeout)
+
+    store._attempt(foreign)
+    with pytest.raises(StoreError, match="made by another program, with the fields key, text"):
+        store.create(collection, DIM, AUTO)
+    store.drop(collection)
+
+
+def test_threads_share_a_store(filled):
+    store, name, ids, points = filled
+
+    def search(i):
+        return int(store.search(name, points[i : i + 1], 1)[0][0][0])
+
+    with futures.ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(search, range(60))) == ids[:60].tolist()
+
+
+def test_a_forked_child_connects_for_itself(filled):
+    store, name, ids, points = filled
+
+    def child(answers):
+        answers.put(store.search(name, points[:1], 1)[0][0].tolist())
+
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    process = context.Process(target=child, args=(answers,))
+    process.start()
+    assert answers.get(timeout=60) == [ids[0]]
+    process.join()
+    assert store.search(name, points[:1], 1)[0][0].tolist() == [ids[0]]
+
+
+def test_a_closed_store_opens_again_when_it_is_used(filled):
+    store, name, *_ = filled
+    store.close()
+    store.close()
+    assert store.count(name) == 300
+
+
+# ---------------------------------------------------------------- servers that fail
+
+
+@pytest.fixture
+def server(shared_home):
+    """An address and a token, of a server that is ours to freeze: the embedded one."""
+    with embedded.lease(shared_home) as lease:
+        yield lease
+
+
+def test_a_refused_connection_names_the_address_and_what_to_check():
+    port = free_port()
+    with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}.*MILVUS_PORT"):
+        VectorStore.open(load_settings(milvus_host="127.0.0.1", milvus_port=port))
+
+
+def test_a_port_that_never_answers_is_given_up():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        with pytest.raises(StoreUnavailable, match=f":{port}"):
+            VectorStore.open(
+                load_settings(milvus_uri=f"http://127.0.0.1:{port}", imgsearch_timeout=0.5)
+            )
+
+
+@pytest.mark.parametrize("uri", ["localhost:19530", "./milvus.db", "ftp://host", "http://"])
+def test_an_address_that_is_none_is_refused_before_anything_is_tried(uri):
+    with pytest.raises(ConfigError, match="MILVUS_URI"):
+        VectorStore.open(load_settings(milvus_uri=uri))
+
+
+def test_credentials_are_never_shown(server):
+    address = server.uri.replace("http://", "http://root:hunter2@")
+    with pytest.raises(StoreError, match="MILVUS_TOKEN") as caught:
+        VectorStore.open(load_settings(milvus_uri=address, milvus_token="root:hunter3"))
+    assert "hunter" not in str(caught.value)
+    assert "hunter" not in caught.value.where
+
+
+def test_a_frozen_server_is_an_error_and_its_waking_up_is_noticed(server, collection, capfd):
+    config = load_settings(milvus_uri=server.uri, milvus_token=server.token, imgsearch_timeout=1)
+    with VectorStore.open(config) as store:
+        store.create(collection, DIM, AUTO)
+        store.upsert(collection, *cloud(10))
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for call in (
+                lambda: store.count(collection),
+                lambda: store.search(collection, np.ones((1, DIM)), 1, timeout=0.3),
+                lambda: store.upsert(collection, *cloud(10)),
+            ):
+                with pytest.raises(StoreUnavailable, match=server.uri):
+                    call()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert store.count(collection) == 10
+        store.drop(collection)
+    assert capfd.readouterr() == ("", "")  # neither pymilvus nor gRPC talk to the notebook
+
+
+def test_a_server_that_ends_in_the_middle_of_a_call_is_an_error(tmp_path, collection):
+    with embedded.lease(tmp_path, grace=0.2) as lease:
+        config = load_settings(milvus_uri=lease.uri, milvus_token=lease.token)
+        with VectorStore.open(config) as store:
+            store.create(collection, DIM, AUTO)
+            os.kill(lease.pid, signal.SIGSTOP)
+            threading.Timer(0.3, os.kill, (lease.pid, signal.SIGKILL)).start()
+            with pytest.raises(StoreUnavailable, match=lease.uri):
+                store.upsert(collection, *cloud(10))
+            with pytest.raises(StoreUnavailable, match="cannot be reached"):
+                store.count(collection)
+
+
+def test_a_slow_server_that_gives_signs_of_life_is_waited_for(server):
+    config = load_settings(milvus_uri=server.uri, milvus_token=server.token, imgsearch_timeout=0.4)
+    done = threading.Event()
+    with VectorStore.open(config) as store:
+        threading.Timer(1.5, done.set).start()
+        assert store._attempt(lambda client, t: done.wait(30))
+
+
+def test_too_old_a_server_is_refused():
+    import grpc
+    from pymilvus.grpc_gen import common_pb2, milvus_pb2, milvus_pb2_grpc
+
+    class Old(milvus_pb2_grpc.MilvusServiceServicer):
+        def Connect(self, request, context):
+            return milvus_pb2.ConnectResponse(status=common_pb2.Status())
+
+        def GetVersion(self, request, context):
+            return milvus_pb2.GetVersionResponse(status=common_pb2.Status(), version="v2.2.16")
+
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    milvus_pb2_grpc.add_MilvusServiceServicer_to_server(Old(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(StoreError, match=r"v2\.2\.16.*2\.3 or newer"):
+            VectorStore.open(load_settings(milvus_uri=f"http://127.0.0.1:{port}"))
+    finally:
+        server.stop(0)
+
+
+def test_using_milvus_leaves_the_environment_alone(tmp_path):
+    # In a notebook pymilvus would load a .env of the working folder as it is imported.
+    (tmp_path / ".env").write_text("MILVUS_URI=http://elsewhere:1\n")
+    code = "from imgsearch import vectors; vectors._pymilvus(); import os; print(dict(os.environ))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(vectors.__file__.rsplit("/", 2)[0])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "elsewhere" not in ran.stdout
+
+
+def test_a_server_that_is_not_whole_yet_is_waited_for_and_not_for_ever(
+    milvus_server, collection, monkeypatch, tmp_path
+):
+    from pymilvus import MilvusException
+
+    config = load_settings(
+        imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, imgsearch_timeout=1.5
+    )
+    with VectorStore.open(config) as store:
+        store.create(collection, DIM, AUTO)
+        client, refusals = store._connected(10), [2]
+        search = client.search
+
+        def refusing(*args, **others):
+            refusals[0] -= 1
+            if refusals[0] >= 0:
+                raise MilvusException(code=503, message="channel not available[channel=c]")
+            return search(*args, **others)
+
+        monkeypatch.setattr(client, "search", refusing)
+        assert len(store.search(collection, np.ones((1, DIM), np.float32), 1)) == 1
+        refusals[0] = 10**6
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"not ready .*channel not available"):
+            store.search(collection, np.ones((1, DIM), np.float32), 1)
+        assert time.monotonic() - start < 10
+        store.drop(collection)
