@@ -1,4 +1,4 @@
-"""Files that a run leaves behind: written whole, or not at all."""
+"""Paths, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from imgsearch.errors import ConfigError, printable
 
@@ -20,23 +22,11 @@ if TYPE_CHECKING:
 
 
 def absolute(path: str | Path) -> Path:
-    """Make a path absolute and take ``.`` and ``..`` out of it, without following links.
+    """Make a path absolute and remove ``.`` and ``..``, without following links.
 
-    Parameters
-    ----------
-    path : path
-        Relative paths start in the working folder; ``~`` is the user's home.
-
-    Returns
-    -------
-    pathlib.Path
-        Two spellings of one path give the same result.
-
-    Raises
-    ------
-    ConfigError
-        The path is empty, holds a NUL character or a lone surrogate that stands for
-        no byte, or names a user who does not exist.
+    Two spellings of one path give the same result. A path that is empty, holds a NUL
+    character or a surrogate that stands for no byte, or names an unknown user with ``~``
+    is a :class:`ConfigError`.
     """
     text = os.fspath(path)
     if not text:
@@ -53,110 +43,52 @@ def absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(expanded))  # noqa: PTH100 - resolve would follow links
 
 
-def write_atomic(path: str | Path, data: bytes) -> Path:
-    """Write a file so that a reader sees the old content or the new, never a part.
+@contextmanager
+def atomic(path: str | Path, mode: str = "wb", permissions: int = 0o666) -> Iterator[IO]:
+    """Open a file that takes its name only after the block has written all of it.
 
-    Parameters
-    ----------
-    path : path
-        Its folder is made if need be.
-    data : bytes
-        The whole content.
-
-    Returns
-    -------
-    pathlib.Path
-        The absolute path.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written to, or the disk is full; an old file stays.
+    A reader sees the old content or the new, never a part; an exception leaves the old
+    file. The kernel applies the umask to `permissions`. Text (``mode="w"``) is UTF-8;
+    undecodable bytes of paths become backslash escapes.
     """
-    path = Path(path).expanduser().absolute()
+    path = absolute(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    draft = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}")
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with open(
+            draft,
+            mode.replace("w", "x"),
+            opener=lambda name, flags: os.open(name, flags, permissions),
+            **text,
+        ) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)  # mkstemp's 0600 would hide reports from colleagues
-        Path(part).replace(path)
+        draft.replace(path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
-    return path
 
 
 def write_json(path: str | Path, content: dict) -> Path:
-    """Write a report as JSON, with the versions of what made it.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    content : dict
-        Plain values.
-
-    Returns
-    -------
-    pathlib.Path
-        The absolute path.
-
-    Raises
-    ------
-    OSError
-        As :func:`write_atomic`.
-    """
-    content = content | {"versions": versions()}
-    return write_atomic(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+    """Write a report as JSON, with the versions of the libraries; return its absolute path."""
+    text = json.dumps(content | {"versions": versions()}, indent=1, allow_nan=False)
+    with atomic(path, "w") as file:
+        file.write(text + "\n")
+    return absolute(path)
 
 
 def write_figure(path: str | Path, figure: Figure, *, dpi: int = 150) -> Path:
-    """Write a figure in the format that the path's ending names.
-
-    Parameters
-    ----------
-    path : path
-        Ending in ``.png``, ``.svg`` or ``.pdf``.
-    figure : matplotlib.figure.Figure
-        The figure.
-    dpi : int
-        Dots per inch of a PNG.
-
-    Returns
-    -------
-    pathlib.Path
-        The absolute path.
-
-    Raises
-    ------
-    OSError
-        As :func:`write_atomic`.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix[1:], dpi=dpi, bbox_inches="tight")
-    return write_atomic(path, buffer.getvalue())
+    """Write a figure in the format of the path's ending; return its absolute path."""
+    path = absolute(path)
+    with atomic(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=dpi, bbox_inches="tight")
+    return path
 
 
 def hits_csv(hits: Hits, *, names_only: bool = False) -> bytes:
-    """Write the results of a search as a table.
-
-    Parameters
-    ----------
-    hits : Hits
-        Results of a search.
-    names_only : bool
-        Leave the folders out of the paths.
-
-    Returns
-    -------
-    bytes
-        CSV in UTF-8 with a header: rank, score, image_id, path, width, height.
-    """
+    """Table of a search's results as CSV in UTF-8; `names_only` leaves the folders out."""
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(["rank", "score", "image_id", "path", "width", "height"])
@@ -167,13 +99,7 @@ def hits_csv(hits: Hits, *, names_only: bool = False) -> bytes:
 
 
 def versions() -> dict[str, str]:
-    """Versions of imgsearch and of the libraries that decide its numbers.
-
-    Returns
-    -------
-    dict of str to str
-        Distribution to version; those that are not installed are left out.
-    """
+    """Versions of imgsearch and of the installed libraries that decide its results."""
     found = {}
     for name in ("imgsearch", "numpy", "pillow", "torch", "openvino", "pymilvus", "milvus-lite"):
         try:

@@ -19,7 +19,7 @@ from xml.parsers import expat
 import numpy as np
 
 from imgsearch.errors import DatasetError, printable
-from imgsearch.io import write_atomic
+from imgsearch.io import atomic
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -423,9 +423,8 @@ class Voc:
                 "root": printable(self.root),
                 "annotations": entries,
             }
-            write_atomic(
-                self._cache_file(), json.dumps(content, separators=(",", ":")).encode("ascii")
-            )
+            with atomic(self._cache_file(), "w") as file:
+                file.write(json.dumps(content, separators=(",", ":")))
 
 
 def parse(data: bytes, path: str | Path) -> Annotation:

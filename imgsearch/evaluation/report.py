@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.scoring import LEVELS, Evaluation
-from imgsearch.io import versions, write_atomic, write_json
+from imgsearch.io import absolute, atomic, versions, write_json
 
 _ELEVENTH = slice(None, None, 10)
 
@@ -125,29 +124,12 @@ def write(evaluation: Evaluation, output_dir: str | Path, stem: str = "evaluatio
 
 
 def write_rows(path: str | Path, rows: Sequence[dict]) -> Path:
-    """Write a table as CSV.
-
-    Parameters
-    ----------
-    path : path
-    rows : sequence of dict
-        All with the keys of the first.
-
-    Returns
-    -------
-    pathlib.Path
-        The absolute path.
-
-    Raises
-    ------
-    OSError
-        As :func:`imgsearch.io.write_atomic`.
-    """
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    """Write a table as CSV, with the keys of the first row as its header."""
+    with atomic(path, "w") as file:
+        table = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    return absolute(path)
 
 
 def _per_query(evaluation: Evaluation) -> list[dict]:

@@ -12,11 +12,8 @@ import math
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -24,6 +21,7 @@ from imgsearch.errors import ConfigError, DatasetError, printable
 from imgsearch.evaluation import metrics, relevance
 from imgsearch.evaluation.ranking import Block
 from imgsearch.evaluation.scoring import ALL, KS, Task, view_mask
+from imgsearch.io import atomic
 
 MAX_LINE = 4096  # bytes
 MAX_LINES = 20_000_000
@@ -121,7 +119,7 @@ def write_qrels(path: str | Path, task: Task, *, view: str = ALL) -> Path:
     """
     mask, names = view_mask(task.classes, view), _checked(task)
     queries, gallery = task.labels[task.queries], task.labels[task.gallery]
-    with _whole(path) as file:
+    with atomic(path, "w") as file:
         for row in relevance.members(queries, mask):
             shared = gallery.present & queries.present[row] & np.uint32(mask)
             shared[slice(*task.skip[row])] = 0
@@ -178,7 +176,7 @@ def write_run(
         raise ConfigError("trec run", f"tag {tag[:40]!r} or depth {depth} cannot be used")
     queries = task.labels[task.queries]
     judge = relevance.Judge(task.labels[task.gallery])
-    with _whole(path) as file:
+    with atomic(path, "w") as file:
         for block in (make() for make in task.ranked()) if blocks is None else blocks:
             rows = np.arange(block.start, block.start + len(block.order))
             _, junk = judge.gains(judge.places(block.order), queries[rows], mask)
@@ -303,23 +301,3 @@ def _checked(task: Task) -> tuple[str, ...]:
         if not name.isprintable() or re.search(r"\s", name):
             raise ConfigError("names", f"{printable(name[:80])!r} has a blank: no name for TREC")
     return task.names
-
-
-@contextmanager
-def _whole(path: str | Path) -> Iterator[IO[str]]:
-    """Open a file to write line by line; it takes its place only when all is written."""
-    path = Path(path).expanduser().absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
