@@ -10,32 +10,21 @@ import ast
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
 from imgsearch import config, maintenance, plots
-from imgsearch.datasets.voc import Voc
 from imgsearch.errors import ConfigError
-from imgsearch.evaluation import comparison, protocols
-from imgsearch.evaluation import plots as evaluation_plots
-from imgsearch.evaluation import report as evaluation_report
-from imgsearch.evaluation.comparison import Comparison
-from imgsearch.evaluation.protocols import IndexPoint
-from imgsearch.evaluation.scoring import KS, Evaluation
+from imgsearch.evaluation import index_sweep
+from imgsearch.evaluation.report import evaluate_collections, write_evaluations
+from imgsearch.evaluation.scoring import KS
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
 from imgsearch.io import write_figure, write_json
 from imgsearch.stores.metadata import MetadataStore
-
-SWEEP = (
-    "FLAT",
-    *(f"IVF_FLAT:nlist=128,nprobe={n}" for n in (1, 4, 16)),
-    *(f"HNSW:M=16,efConstruction=200,ef={n}" for n in (10, 32, 64, 256)),
-)
-"""Indexes that are measured against exact search."""
 
 PARAMETERS = "# Parameters"
 """How a cell that sets parameters begins, in our notebooks and in papermill's output."""
@@ -325,7 +314,7 @@ def evaluate_voc(
     """
     if isinstance(collections, str):
         collections = [part.strip() for part in collections.split(",")]
-    found = evaluations(
+    found = evaluate_collections(
         voc_root,
         [name for name in collections or [] if name],
         year=year,
@@ -335,223 +324,11 @@ def evaluate_voc(
         distractors=distractors,
         allow_missing=allow_missing,
     )
-    points = index_sweep(next(iter(found)), seed=seed) if sweep else []
+    points = []
+    if sweep:
+        with Gallery.open(next(iter(found))) as gallery:
+            points = index_sweep.sweep(gallery, seed=seed)
     return write_evaluations(found, output_dir, seed=seed, points=points)
-
-
-def index_sweep(
-    collection: str,
-    *,
-    seed: int = 0,
-    settings: config.Settings | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> list[IndexPoint]:
-    """Measure the indexes of `SWEEP` over a collection's vectors.
-
-    Parameters
-    ----------
-    collection : str
-        Its vectors are copied into temporary collections.
-    seed : int
-        Of the sample of queries.
-    settings : Settings, optional
-        Read from the environment if left out.
-    progress : callable, optional
-        Is handed a few words now and then. What it raises ends the work.
-
-    Returns
-    -------
-    list of IndexPoint
-        In the order of `SWEEP`.
-
-    Raises
-    ------
-    ImgSearchError
-        As :func:`imgsearch.evaluation.protocols.sweep`.
-    """
-    with Gallery.open(collection, settings=settings) as gallery:
-        return protocols.sweep(gallery, SWEEP, seed=seed, progress=progress)
-
-
-def evaluations(
-    voc_root: str | Path,
-    collections: Sequence[str] = (),
-    *,
-    year: int | None = None,
-    protocol: str = "train -> val",
-    ks: Sequence[int] = KS,
-    seed: int = 0,
-    distractors: bool = False,
-    allow_missing: bool = False,
-    settings: config.Settings | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Evaluation]:
-    """Evaluate the exact rankings of some collections on one VOC dataset.
-
-    Parameters
-    ----------
-    voc_root, year, protocol, ks, seed, distractors, allow_missing
-        As for :func:`evaluate_voc`.
-    collections : sequence of str
-        ``DEFAULT_TABLE`` if empty.
-    settings : Settings, optional
-        Read from the environment if left out.
-    progress : callable, optional
-        Is handed a few words now and then. What it raises ends the work.
-
-    Returns
-    -------
-    dict of str to Evaluation
-        By collection.
-
-    Raises
-    ------
-    ConfigError
-        A parameter has a value that cannot be used.
-    ImgSearchError
-        As :func:`imgsearch.evaluation.prepare`.
-    """
-    settings = settings or config.load_settings()
-    tell = progress or (lambda _: None)
-    if not ks or min(ks) < 1:
-        raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
-    dataset = Voc(voc_root, year, cache=settings.imgsearch_home / "annotations")
-    how = protocols.Protocol.parse(protocol, distractors=distractors)
-    found = {}
-    for name in dict.fromkeys(collections or [settings.default_table]):
-        tell(f"reading {name} and the annotations")
-        with Gallery.open(name, settings=settings) as gallery:
-            task = protocols.prepare(gallery, dataset, how, allow_missing=allow_missing)
-        tell(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
-        found[name] = protocols.exact(task, ks=sorted(set(ks)), seed=seed)
-    return found
-
-
-def comparisons(found: Mapping[str, Evaluation], *, seed: int = 0) -> dict[str, Comparison]:
-    """Compare each evaluation with the first.
-
-    Parameters
-    ----------
-    found : mapping of str to Evaluation
-        From :func:`evaluations`.
-    seed : int
-        Of the test.
-
-    Returns
-    -------
-    dict of str to Comparison
-        By the name of the second.
-
-    Raises
-    ------
-    ConfigError
-        They are not about the same images.
-    """
-    first, *others = found
-    return {name: comparison.compare(found[first], found[name], seed=seed) for name in others}
-
-
-def write_evaluations(
-    found: Mapping[str, Evaluation],
-    output_dir: str | Path,
-    *,
-    seed: int = 0,
-    points: Sequence[IndexPoint] = (),
-) -> dict:
-    """Write tables, figures and a report.
-
-    Parameters
-    ----------
-    found : mapping of str to Evaluation
-        From :func:`evaluations`.
-    output_dir : path
-        Made if need be.
-    seed : int
-        Of the comparisons.
-    points : sequence of IndexPoint
-        From :func:`index_sweep`.
-
-    Returns
-    -------
-    dict
-        As in ``evaluation.json``, which is written last.
-
-    Raises
-    ------
-    ConfigError
-        Evaluations that cannot be compared.
-    OSError
-        A file cannot be written.
-    """
-    folder = Path(output_dir)
-    compared = comparisons(found, seed=seed)
-    files, photographs = [], {}
-    drawn = {
-        "evaluation-curves": evaluation_plots.precision_recall(found),
-        "evaluation-classes": evaluation_plots.per_class(found),
-    }
-    for name, one in found.items():
-        files += evaluation_report.write(one, folder, f"evaluation-{name}")
-        drawn[f"evaluation-{name}-confusion"] = evaluation_plots.confusion(one, title=name)
-        photographs[f"evaluation-{name}-worst"] = evaluation_plots.cases(
-            one.cases(6, worst=True), title=f"{name}, worst queries"
-        )
-        photographs[f"evaluation-{name}-best"] = evaluation_plots.cases(
-            one.cases(6), title=f"{name}, best queries"
-        )
-    if points:
-        drawn["evaluation-indexes"] = evaluation_plots.index_sweep(points)
-        rows = [point._asdict() for point in points]
-        files.append(evaluation_report.write_rows(folder / "evaluation-indexes.csv", rows))
-    for stem, figure in (drawn | photographs).items():
-        for kind in ("png", "svg") if stem in drawn else ("png",):
-            files.append(write_figure(folder / f"{stem}.{kind}", figure))
-    content = {
-        "evaluations": {
-            name: {
-                key: evaluation_report.to_dict(one)[key] for key in ("about", "counts", "summary")
-            }
-            for name, one in found.items()
-        },
-        "indexes": [point._asdict() for point in points],
-        "comparisons": {
-            name: evaluation_report.comparison_to_dict(c) for name, c in compared.items()
-        },
-        "files": [path.name for path in files],
-    }
-    write_json(folder / "evaluation.json", content)
-    return content
-
-
-def table(report: dict) -> str:
-    """Figures of an evaluation's report, to print.
-
-    Parameters
-    ----------
-    report : dict
-        From :func:`evaluate_voc`.
-
-    Returns
-    -------
-    str
-        A line for each metric of each collection, with its 95 % interval and the
-        expectation in random order.
-    """
-    lines = []
-    for name, one in report["evaluations"].items():
-        about, counts = one["about"], one["counts"]
-        lines.append(
-            f"{name}: encoder {about['encoder']}, {about['dataset']}, {about['protocol']}, "
-            f"{counts['queries']} queries, {about['ranking']}"
-        )
-        lines.append(f"  {'':30}{'figure':>7}  {'95 % interval':<15}  random")
-        lines += [
-            f"  {row['average'] + ' ' + row['metric']:30}{row['value']:7.3f}  "
-            f"{row['low']:.3f} – {row['high']:.3f}    {row['baseline']:.3f}"
-            for row in one["summary"]
-            if row["value"] is not None
-        ]
-    return "\n".join(lines)
 
 
 def heading(hits: Hits) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from imgsearch.evaluation.protocols import IndexPoint
+    from imgsearch.evaluation.index_sweep import IndexPoint
 
 # Okabe and Ito's palette without yellow, told apart by all eyes; line styles differ as well.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -228,7 +228,7 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
     Parameters
     ----------
     points : sequence of IndexPoint
-        From :func:`imgsearch.evaluation.protocols.sweep`.
+        From :func:`imgsearch.evaluation.index_sweep.sweep`.
     title : str
         Stands above.
 

@@ -5,14 +5,197 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from imgsearch.evaluation.comparison import Comparison
-from imgsearch.evaluation.scoring import LEVELS, Evaluation
-from imgsearch.io import absolute, atomic, versions, write_json
+from imgsearch import config
+from imgsearch.datasets.voc import Voc
+from imgsearch.errors import ConfigError
+from imgsearch.evaluation import plots, protocols
+from imgsearch.evaluation.comparison import Comparison, compare
+from imgsearch.evaluation.index_sweep import IndexPoint
+from imgsearch.evaluation.scoring import KS, LEVELS, Evaluation
+from imgsearch.gallery import Gallery
+from imgsearch.io import absolute, atomic, versions, write_figure, write_json
 
 _ELEVENTH = slice(None, None, 10)
+
+
+def evaluate_collections(
+    voc_root: str | Path,
+    collections: Sequence[str] = (),
+    *,
+    year: int | None = None,
+    protocol: str = "train -> val",
+    ks: Sequence[int] = KS,
+    seed: int = 0,
+    distractors: bool = False,
+    allow_missing: bool = False,
+    settings: config.Settings | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate the exact rankings of some collections on one VOC dataset.
+
+    Parameters
+    ----------
+    voc_root, year, protocol, ks, seed, distractors, allow_missing
+        As for :func:`imgsearch.batch.evaluate_voc`.
+    collections : sequence of str
+        ``DEFAULT_TABLE`` if empty.
+    settings : Settings, optional
+        Read from the environment if left out.
+    progress : callable, optional
+        Is handed a few words now and then. What it raises ends the work.
+
+    Returns
+    -------
+    dict of str to Evaluation
+        By collection.
+
+    Raises
+    ------
+    ConfigError
+        A parameter has a value that cannot be used.
+    ImgSearchError
+        As :func:`imgsearch.evaluation.prepare`.
+    """
+    settings = settings or config.load_settings()
+    tell = progress or (lambda _: None)
+    if not ks or min(ks) < 1:
+        raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
+    dataset = Voc(voc_root, year, cache=settings.imgsearch_home / "annotations")
+    how = protocols.Protocol.parse(protocol, distractors=distractors)
+    found = {}
+    for name in dict.fromkeys(collections or [settings.default_table]):
+        tell(f"reading {name} and the annotations")
+        with Gallery.open(name, settings=settings) as gallery:
+            task = protocols.prepare(gallery, dataset, how, allow_missing=allow_missing)
+        tell(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
+        found[name] = protocols.exact(task, ks=sorted(set(ks)), seed=seed)
+    return found
+
+
+def compare_with_first(found: Mapping[str, Evaluation], *, seed: int = 0) -> dict[str, Comparison]:
+    """Compare each evaluation with the first.
+
+    Parameters
+    ----------
+    found : mapping of str to Evaluation
+        From :func:`evaluate_collections`.
+    seed : int
+        Of the test.
+
+    Returns
+    -------
+    dict of str to Comparison
+        By the name of the second.
+
+    Raises
+    ------
+    ConfigError
+        They are not about the same images.
+    """
+    first, *others = found
+    return {name: compare(found[first], found[name], seed=seed) for name in others}
+
+
+def write_evaluations(
+    found: Mapping[str, Evaluation],
+    output_dir: str | Path,
+    *,
+    seed: int = 0,
+    points: Sequence[IndexPoint] = (),
+) -> dict:
+    """Write tables, figures and a report.
+
+    Parameters
+    ----------
+    found : mapping of str to Evaluation
+        From :func:`evaluate_collections`.
+    output_dir : path
+        Made if need be.
+    seed : int
+        Of the comparisons.
+    points : sequence of IndexPoint
+        From :func:`imgsearch.evaluation.index_sweep.sweep`.
+
+    Returns
+    -------
+    dict
+        As in ``evaluation.json``, which is written last.
+
+    Raises
+    ------
+    ConfigError
+        Evaluations that cannot be compared.
+    OSError
+        A file cannot be written.
+    """
+    folder = Path(output_dir)
+    compared = compare_with_first(found, seed=seed)
+    files, photographs = [], {}
+    drawn = {
+        "evaluation-curves": plots.precision_recall(found),
+        "evaluation-classes": plots.per_class(found),
+    }
+    for name, one in found.items():
+        files += write(one, folder, f"evaluation-{name}")
+        drawn[f"evaluation-{name}-confusion"] = plots.confusion(one, title=name)
+        photographs[f"evaluation-{name}-worst"] = plots.cases(
+            one.cases(6, worst=True), title=f"{name}, worst queries"
+        )
+        photographs[f"evaluation-{name}-best"] = plots.cases(
+            one.cases(6), title=f"{name}, best queries"
+        )
+    if points:
+        drawn["evaluation-indexes"] = plots.index_sweep(points)
+        rows = [point._asdict() for point in points]
+        files.append(write_rows(folder / "evaluation-indexes.csv", rows))
+    for stem, figure in (drawn | photographs).items():
+        for kind in ("png", "svg") if stem in drawn else ("png",):
+            files.append(write_figure(folder / f"{stem}.{kind}", figure))
+    content = {
+        "evaluations": {
+            name: {key: to_dict(one)[key] for key in ("about", "counts", "summary")}
+            for name, one in found.items()
+        },
+        "indexes": [point._asdict() for point in points],
+        "comparisons": {name: comparison_to_dict(c) for name, c in compared.items()},
+        "files": [path.name for path in files],
+    }
+    write_json(folder / "evaluation.json", content)
+    return content
+
+
+def summary_table(report: dict) -> str:
+    """Figures of an evaluation's report, to print.
+
+    Parameters
+    ----------
+    report : dict
+        From :func:`write_evaluations`.
+
+    Returns
+    -------
+    str
+        A line for each metric of each collection, with its 95 % interval and the
+        expectation in random order.
+    """
+    lines = []
+    for name, one in report["evaluations"].items():
+        about, counts = one["about"], one["counts"]
+        lines.append(
+            f"{name}: encoder {about['encoder']}, {about['dataset']}, {about['protocol']}, "
+            f"{counts['queries']} queries, {about['ranking']}"
+        )
+        lines.append(f"  {'':30}{'figure':>7}  {'95 % interval':<15}  random")
+        lines += [
+            f"  {row['average'] + ' ' + row['metric']:30}{row['value']:7.3f}  "
+            f"{row['low']:.3f} – {row['high']:.3f}    {row['baseline']:.3f}"
+            for row in one["summary"]
+            if row["value"] is not None
+        ]
+    return "\n".join(lines)
 
 
 def to_dict(evaluation: Evaluation) -> dict:

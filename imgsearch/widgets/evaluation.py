@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
-from imgsearch import batch, config
+from imgsearch import config
 from imgsearch.errors import ConfigError
-from imgsearch.evaluation import plots
+from imgsearch.evaluation import index_sweep, plots, report
 from imgsearch.evaluation.comparison import Comparison
-from imgsearch.evaluation.protocols import IndexPoint
+from imgsearch.evaluation.index_sweep import IndexPoint
 from imgsearch.evaluation.scoring import ALL, KS, Evaluation
+from imgsearch.gallery import Gallery
 from imgsearch.widgets import formatting, panel
 
 if TYPE_CHECKING:
@@ -187,12 +188,12 @@ class EvaluationPanel(panel.Panel):
         self.stop.disabled = True
 
     def _evaluate(self, root: str, names: tuple[str, ...], options: dict) -> None:
-        found = batch.evaluations(
+        found = report.evaluate_collections(
             root, names, settings=self.settings, progress=self._go_on, **options
         )
         if len(found) > 1:
             self._go_on("comparing")
-        compared = batch.comparisons(found, seed=options["seed"])
+        compared = report.compare_with_first(found, seed=options["seed"])
         self._go_on("drawing")
         self.evaluations, self.comparisons, self.points = found, compared, []
         self.indexes.value = ""
@@ -256,9 +257,8 @@ class EvaluationPanel(panel.Panel):
         name, seed = self.shown.value, self.seed.value
 
         def work() -> None:
-            self.points = batch.index_sweep(
-                name, seed=seed, settings=self.settings, progress=self._go_on
-            )
+            with Gallery.open(name, settings=self.settings) as gallery:
+                self.points = index_sweep.sweep(gallery, seed=seed, progress=self._go_on)
             rows = [
                 {
                     "Index": point.index,
@@ -283,10 +283,12 @@ class EvaluationPanel(panel.Panel):
             raise ConfigError("Save", "there is nothing yet: evaluate first")
 
         def work() -> None:
-            report = batch.write_evaluations(
+            written = report.write_evaluations(
                 self.evaluations, folder, seed=self.seed.value, points=self.points
             )
-            self.status.say(f"{len(report['files']) + 1} files were written into {folder}.", "good")
+            self.status.say(
+                f"{len(written['files']) + 1} files were written into {folder}.", "good"
+            )
 
         self.run(work, "Writing …", disabling=[self.save])
 

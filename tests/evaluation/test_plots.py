@@ -9,7 +9,7 @@ import pytest
 from imgsearch import io
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import plots, scoring
-from imgsearch.evaluation.protocols import IndexPoint
+from imgsearch.evaluation.index_sweep import IndexPoint
 from tests.evaluation.test_scoring import CLASSES, random_task
 from tests.helpers import paint
 

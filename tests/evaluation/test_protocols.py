@@ -1,4 +1,4 @@
-"""Protocols on real stores: what is a query, what is searched, what an index finds."""
+"""Protocols on real stores: what is a query, what is searched."""
 
 from __future__ import annotations
 
@@ -153,41 +153,6 @@ def test_served_to_full_depth_is_the_exact_ranking(gallery, voc):
         assert shallow.about["mean_depth"] <= 5
         assert (shallow.views["all"].relevant == exact.views["all"].relevant).all()
         assert shallow.summary()[0].value < exact.summary()[0].value
-
-
-def test_the_sweep_measures_every_index_and_leaves_nothing_behind(gallery):
-    before = gallery.vectors.collections()
-    lines: list[str] = []
-    indexes = ["FLAT", gallery.row.index, "IVF_FLAT:nlist=8,nprobe=1", "IVF_FLAT:nlist=8,nprobe=8"]
-    points = protocols.sweep(gallery, indexes, k=5, queries=20, progress=lines.append)
-    assert [p.index.split(":")[0] for p in points] == ["FLAT", "HNSW", "IVF_FLAT", "IVF_FLAT"]
-    assert len(lines) == 4
-    assert points[0].recall == points[3].recall == 1.0
-    assert points[2].recall <= 1.0
-    assert points[1].build_seconds == 0 < points[0].build_seconds
-    for point in points:
-        assert 0 < point.median_ms <= point.p95_ms
-        assert point.low <= point.recall <= point.high
-        assert (point.k, point.queries, point.vectors) == (5, 20, 38)
-    assert gallery.vectors.collections() == before
-    whole = protocols.sweep(gallery, ["FLAT"], k=1000, queries=1000)[0]
-    assert (whole.k, whole.queries, whole.recall) == (37, 38, 1.0)
-
-
-def test_a_sweep_that_fails_leaves_nothing_behind(gallery):
-    before = gallery.vectors.collections()
-
-    def stop(_: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        protocols.sweep(gallery, ["FLAT"], progress=stop)
-    assert gallery.vectors.collections() == before
-    for wrong in ({"k": 0}, {"queries": 0}):
-        with pytest.raises(ConfigError, match="at least 1"):
-            protocols.sweep(gallery, ["FLAT"], **wrong)
-    with pytest.raises(ConfigError, match="unknown"):
-        protocols.sweep(gallery, ["FLAT", "ROUND"])
 
 
 @pytest.mark.parametrize(
