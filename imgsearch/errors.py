@@ -1,8 +1,7 @@
-"""Every error that imgsearch raises on purpose.
+"""Errors of imgsearch.
 
-Each one names the thing that is wrong, the reason and the way out, and carries
-the same facts as attributes, so that a notebook panel or a batch report can
-show them without taking a message apart.
+Each error names the object, the reason and what to do, and has the same facts as
+attributes, so that notebooks and reports need not parse messages.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from pathlib import Path
 
 
 class ImgSearchError(Exception):
-    """Base of every error that imgsearch raises on purpose."""
+    """Base class of the errors of imgsearch."""
 
 
 class ConfigError(ImgSearchError, ValueError):
-    """A setting or a parameter has a value that cannot be used.
+    """A setting or a parameter has an invalid value.
 
     Attributes
     ----------
     name : str
         The setting or parameter.
     reason : str
-        What is wrong with its value. Secrets are never part of it.
+        What is wrong with its value. It never contains a secret.
     """
 
     def __init__(self, name: str, reason: str):
@@ -37,9 +36,9 @@ class ImageError(ImgSearchError):
     Attributes
     ----------
     path : str
-        The file, or a description of the source when there is no file.
+        The file, or a description of the source where there is no file.
     reason : str
-        One short clause, fit for a table of failures.
+        One short clause that fits into a table of failures.
     """
 
     def __init__(self, path: str | Path, reason: str):
@@ -48,7 +47,7 @@ class ImageError(ImgSearchError):
 
 
 class WeightsError(ImgSearchError):
-    """The weights of an encoder are missing, damaged or of another shape.
+    """The weights of an encoder are missing, are corrupted or do not fit the network.
 
     Attributes
     ----------
@@ -64,7 +63,7 @@ class WeightsError(ImgSearchError):
 
 
 class EncoderError(ImgSearchError):
-    """An encoder is unknown, or cannot run as it was asked to.
+    """An encoder is unknown, or cannot run as requested.
 
     Attributes
     ----------
@@ -80,14 +79,14 @@ class EncoderError(ImgSearchError):
 
 
 class EncoderMismatch(EncoderError):
-    """A collection was made with another encoder than the one it is opened with.
+    """A collection was created with another encoder than the one it is opened with.
 
     Attributes
     ----------
     collection : str
         The collection.
     stored, given : str
-        What the collection was made with, and what it was opened with, each as
+        The encoder of the collection and the encoder it was opened with, each as
         ``name (fingerprint)``.
     """
 
@@ -95,9 +94,9 @@ class EncoderMismatch(EncoderError):
         self.collection, self.stored, self.given = collection, stored, given
         super().__init__(
             given,
-            f"collection {collection!r} was made with {stored}; vectors of two encoders "
-            "cannot be compared. Open it without naming an encoder, or ingest into "
-            "another collection",
+            f"collection {collection!r} was created with {stored}; vectors of different encoders "
+            "cannot be compared. Open it without naming an encoder, or ingest into another "
+            "collection",
         )
 
 
@@ -107,40 +106,43 @@ class CollectionNotFound(ImgSearchError, LookupError):
     Attributes
     ----------
     collection : str
-        The name that was asked for.
+        The requested name.
     known : tuple of str
-        The names there are.
+        The existing names.
     """
 
     def __init__(self, collection: str, known: Iterable[str] = ()):
         self.collection, self.known = collection, tuple(known)
-        there = ", ".join(self.known) if self.known else "none yet: run an ingest first"
-        super().__init__(f"no collection {collection!r} (there are: {there})")
+        if self.known:
+            hint = f"existing collections: {', '.join(self.known)}"
+        else:
+            hint = "there are no collections yet: run an ingest first"
+        super().__init__(f"collection {collection!r} does not exist ({hint})")
 
 
 class ImageNotFound(ImgSearchError, LookupError):
-    """A collection holds no such image.
+    """A collection does not contain this image.
 
     Attributes
     ----------
     collection : str
         The collection.
     wanted : str
-        The path or id that was asked for.
+        The requested path or id.
     """
 
     def __init__(self, collection: str, wanted: object):
         self.collection, self.wanted = collection, str(wanted)
-        super().__init__(f"collection {collection!r} holds no image {printable(wanted)}")
+        super().__init__(f"collection {collection!r} does not contain image {printable(wanted)}")
 
 
 class StoreError(ImgSearchError):
-    """A store refused or failed an operation.
+    """An operation of a store failed.
 
     Attributes
     ----------
     where : str
-        Which store, with host and port or folder, never with credentials.
+        The store, with its host and port or its folder, without credentials.
     reason : str
         What happened, and what to check.
     """
@@ -151,16 +153,16 @@ class StoreError(ImgSearchError):
 
 
 class StoreUnavailable(StoreError):
-    """A store cannot be reached, or did not answer in time."""
+    """A store cannot be reached or did not answer in time."""
 
 
 class StoreBusy(StoreError):
-    """Another process holds what this one needs.
+    """Another process holds a lock that this one needs.
 
     Attributes
     ----------
     holder : str
-        Who holds it: program, process id, host, and since when.
+        The process that holds it: program, process id, host, and since when.
     """
 
     def __init__(self, where: str, holder: str, reason: str):
@@ -169,11 +171,11 @@ class StoreBusy(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """What lies in a store cannot be read; ``verify`` and ``repair`` can help."""
+    """The content of a store is corrupted; ``repair`` rebuilds it."""
 
 
 class SchemaError(StoreError):
-    """The metadata schema was written by another version of imgsearch."""
+    """The metadata schema was written by a newer version of imgsearch."""
 
 
 class DatasetError(ImgSearchError):
@@ -192,35 +194,7 @@ class DatasetError(ImgSearchError):
         super().__init__(f"{printable(path)}: {reason}")
 
 
-class IngestError(ImgSearchError):
-    """An ingest could not go on. What it had stored stays stored.
-
-    Attributes
-    ----------
-    folder : str
-        The folder that was being ingested.
-    reason : str
-        What happened, and how to go on.
-    """
-
-    def __init__(self, folder: str | Path, reason: str):
-        self.folder, self.reason = str(folder), reason
-        super().__init__(f"ingest of {printable(folder)}: {reason}")
-
-
 def printable(thing: object) -> str:
-    """Text of a path or id that any terminal, log or JSON file can take.
-
-    Parameters
-    ----------
-    thing : object
-        Mostly a path. Bytes that are no UTF-8 arrive here as surrogate escapes.
-
-    Returns
-    -------
-    str
-        The same text with undecodable bytes and control characters shown as
-        backslash escapes.
-    """
+    """Text of a path or id with undecodable bytes and control characters escaped."""
     text = str(thing).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,16 +8,33 @@ from imgsearch.config import collection_name, load_settings
 from imgsearch.errors import ConfigError
 
 
-def test_with_nothing_set_everything_is_embedded(monkeypatch):
+def test_with_nothing_set_everything_is_embedded(monkeypatch, tmp_path):
     monkeypatch.delenv("IMGSEARCH_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     found = load_settings()
     assert found.embedded_vectors
     assert found.sql_url.get_backend_name() == "sqlite"
     assert Path(found.sql_url.database).parent == found.imgsearch_home
-    assert found.imgsearch_home.is_absolute()
+    assert found.imgsearch_home == tmp_path / "data" / "imgsearch"
 
 
-def test_the_original_demo_s_names_keep_their_meaning(monkeypatch):
+def test_the_default_home_of_earlier_versions_stays_in_use(monkeypatch, tmp_path):
+    monkeypatch.delenv("IMGSEARCH_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    former = tmp_path / ".local" / "share" / "imgsearch"
+    former.mkdir(parents=True)
+    assert load_settings().imgsearch_home == former
+
+
+def test_a_home_is_made_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IMGSEARCH_HOME", "a/../b")
+    assert load_settings().imgsearch_home == tmp_path / "b"
+
+
+def test_the_variables_of_the_original_demo_keep_their_meaning(monkeypatch):
     for name, value in {
         "MILVUS_HOST": "10.0.0.1",
         "MILVUS_PORT": "19531",
@@ -38,7 +55,7 @@ def test_the_original_demo_s_names_keep_their_meaning(monkeypatch):
     assert (found.default_table, found.vector_dimension) == ("milvus_imgs", 2048)
 
 
-def test_addresses_win_over_hosts(monkeypatch):
+def test_addresses_take_precedence_over_hosts(monkeypatch):
     monkeypatch.setenv("MILVUS_HOST", "ignored")
     monkeypatch.setenv("MILVUS_URI", "http://cluster:19530")
     monkeypatch.setenv("MYSQL_HOST", "ignored")
@@ -49,7 +66,7 @@ def test_addresses_win_over_hosts(monkeypatch):
     assert found.sql_url.host == "db"
 
 
-def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
+def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("MILVUS_HOST", "")
     monkeypatch.setenv("VECTOR_DIMENSION", "")
     assert load_settings().embedded_vectors
@@ -66,17 +83,21 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
         ("IMGSEARCH_TIMEOUT", "0"),
         ("IMGSEARCH_PRECISION", "fp64"),
         ("DEFAULT_TABLE", "drop table;"),
+        ("IMGSEARCH_HOME", "~nobody-of-this-name/x"),
     ],
 )
-def test_a_value_that_cannot_be_used_names_its_variable(monkeypatch, name, value):
+def test_an_invalid_value_is_reported_with_its_variable(monkeypatch, name, value):
+    """Attack row 10: a home of an unknown user raised a bare RuntimeError."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name) as caught:
         load_settings()
     assert caught.value.name == name
+    assert "collection:" not in str(caught.value)
+    assert "path:" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "postgresql://me:s3cret@db/x", "mysql//s3cret"])
-def test_a_database_that_cannot_be_used_is_named_without_its_password(monkeypatch, url):
+def test_an_invalid_database_url_is_reported_without_its_password(monkeypatch, url):
     monkeypatch.setenv("DATABASE_URL", url)
     with pytest.raises(ConfigError, match="DATABASE_URL") as caught:
         _ = load_settings().sql_url
@@ -84,7 +105,7 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(monkeypatc
     assert caught.value.__cause__ is None
 
 
-def test_secrets_are_in_no_text_of_the_settings(monkeypatch):
+def test_no_text_of_the_settings_contains_a_secret(monkeypatch):
     for name in ("MYSQL_PASSWORD", "MILVUS_TOKEN"):
         monkeypatch.setenv(name, "s3cret-s3cret")
     monkeypatch.setenv("DATABASE_URL", "mysql://me:s3cret-s3cret@db/images")
@@ -94,7 +115,7 @@ def test_secrets_are_in_no_text_of_the_settings(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a", "_x9", "A" * 64])
-def test_names_that_both_stores_take(name):
+def test_names_that_both_stores_accept(name):
     assert collection_name(name) == name
 
 

@@ -17,20 +17,19 @@ EXAMPLES = [
     errors.ImageNotFound("mine", "/a/b.jpg"),
     errors.StoreBusy("SQLite /x", "python, process 7", "it is being written"),
     errors.DatasetError("/voc/a.xml", "line 3: is no number"),
-    errors.IngestError("/photos", "the disk is full"),
 ]
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
-def test_an_error_says_in_its_text_what_it_carries(error):
+def test_the_text_of_an_error_contains_its_attributes(error):
     assert isinstance(error, errors.ImgSearchError)
-    carried = [v for v in vars(error).values() if isinstance(v, str)]
-    assert carried
-    for value in carried:
+    attributes = [v for v in vars(error).values() if isinstance(v, str)]
+    assert attributes
+    for value in attributes:
         assert value in str(error)
 
 
-def test_an_empty_home_is_told_what_to_do():
+def test_with_no_collection_the_error_advises_to_ingest():
     assert "run an ingest" in str(errors.CollectionNotFound("mine"))
 
 
@@ -49,7 +48,7 @@ def test_any_path_can_be_printed(thing, shown):
     printable(thing).encode("utf-8")
 
 
-def test_every_error_of_the_module_is_of_one_family():
+def test_every_error_has_the_same_base_class():
     for _, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, Exception):
             assert issubclass(kind, errors.ImgSearchError)

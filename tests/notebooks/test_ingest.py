@@ -72,7 +72,7 @@ def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
     [
         ("/no/such/folder", "mine", "", "/no/such/folder"),
         ("", "mine", "", "Folder: is empty"),
-        ("photos", "no name", "", "is no name for a collection"),
+        ("photos", "no name", "", "is not a valid collection name"),
         ("photos", "mine", "resnet18@random:0", "was made with mini"),
         ("photos", "another", "no-such-encoder", "encoder no-such-encoder"),
         ("photos", "another", "/no/such.pt2", "/no/such.json"),

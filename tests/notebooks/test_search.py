@@ -196,7 +196,7 @@ def test_a_collection_that_was_dropped_meanwhile_is_told(uploaded):
     )
     assert uploaded("", "names()[0]") == "03.png"
     uploaded("with Gallery.open('copy') as g: g.drop()\npanel.search(panel.query)")
-    assert "no collection 'copy'" in uploaded("", "panel.status.text")
+    assert "collection 'copy' does not exist" in uploaded("", "panel.status.text")
     assert uploaded("panel.refresh.click()", "panel.collection.options") == ["mine"]
     assert uploaded("panel.search(panel.query)", "names()[0]") == "03.png"
 
