@@ -97,7 +97,7 @@ def features(photos: list[Path], count: int, options: Options) -> np.ndarray:
     from imgsearch.images import decode
 
     encoder = load_encoder("mini", settings=load_settings(imgsearch_home=options.work / "home"))
-    encoder.expect(count)
+    encoder = encoder.optimized_for(count)
     random, found, opened = np.random.default_rng(3), [], lru_cache(1)(decode)
     for rows in np.array_split(np.arange(count), max(1, count // 256)):
         prepared = []

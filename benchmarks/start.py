@@ -33,7 +33,7 @@ lap("metadata")
 gallery.encoder
 lap("encoder with torch; the store's server starts beside")
 if len(sys.argv) > 3:
-    gallery.encoder.expect(10**6)
+    gallery.pipeline.optimize_for(10**6)
     lap("another backend")
 gallery.vectors
 lap("waiting for the vector store")

@@ -341,8 +341,8 @@ class _Ingest:
         try:
             report.settled = gallery.recover()
             new = self._pass_over_known(found, prune)
-            gallery.encoder.expect(len(new))
-            report.encoder = gallery.encoder.describe()
+            self.pipeline.optimize_for(len(new))
+            report.encoder = self.pipeline.encoder.describe()
             self._tell()
             for chunk in self._chunks(new):
                 self._store(chunk)

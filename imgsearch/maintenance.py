@@ -601,7 +601,7 @@ def _encode_again(
     gallery: Gallery, ids: Sequence[int], account: Repair, tell: Callable[[Repair], None]
 ) -> None:
     if ids:
-        gallery.encoder.expect(len(ids))
+        gallery.pipeline.optimize_for(len(ids))
     for start in range(0, len(ids), ENCODE_BATCH):
         rows = gallery.metadata.by_id(gallery.name, ids[start : start + ENCODE_BATCH])
         files = {i: _surviving(known) for i, known in rows.items()}

@@ -116,6 +116,10 @@ class Pipeline:
             raise result.error
         return result
 
+    def optimize_for(self, n: int) -> None:
+        """Encode with the backend that suits a job of `n` pictures; the encoder given stays."""
+        self.encoder = self.encoder.optimized_for(n)
+
     def _prepare(self, source: Source, box: Box | None) -> tuple[np.ndarray, ImageInfo | None]:
         """Read once, then hash, decode, resize and crop."""
         facts, path = None, None

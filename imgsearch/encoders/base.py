@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ class Encoder:
         precision, with every backend.
     device, precision, backend : str
         What really runs: ``"cpu"`` or ``"cuda:0"``; ``"fp32"``, ``"bf16"`` or ``"fp16"``;
-        ``"eager"``, ``"compile"`` or ``"openvino"``. See :meth:`expect`.
+        ``"eager"``, ``"compile"`` or ``"openvino"``. See :meth:`optimized_for`.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Encoder:
         self.fingerprint = _fingerprint(identity)
         self.device, self.precision, self.backend = device, precision, backend
         self._run, self._batch, self._quicker = run, batch, quicker
+        self._optimized: weakref.ref[Encoder] | None = None
         self._choosing = threading.Lock()
 
     def __repr__(self) -> str:
@@ -152,24 +154,39 @@ class Encoder:
         keys = ("name", "dim", "fingerprint", "device", "precision", "backend")
         return {key: getattr(self, key) for key in keys}
 
-    def expect(self, images: int) -> None:
-        """Say that so many pictures are about to be encoded.
+    def optimized_for(self, n: int) -> Encoder:
+        """Return the encoder to use for a job of `n` pictures, which may be this one.
 
-        An encoder whose backend was left to choose begins with the one that starts at
-        once, which is best for a few queries. For a long job the quickest one is made
-        here, which takes up to half a minute where it was never made before. Its vectors
-        mean the same.
+        An encoder whose backend was ``auto`` begins with the one that starts at once, which
+        is best for a few queries. A long job is worth a faster one, which takes up to half a
+        minute to prepare the first time. This encoder stays as it is.
 
         Parameters
         ----------
-        images : int
+        n : int
+            Number of pictures that are about to be encoded.
+
+        Returns
+        -------
+        Encoder
+            Has the same identity and fingerprint.
         """
         with self._choosing:
-            found = self._quicker(images) if self._quicker else None
-            if found is not None:
-                backend, run = found
-                self.backend, self.precision, self._run = backend, run.precision, run
-                self._quicker = None
+            if self._quicker is None:
+                return self
+            known = self._optimized() if self._optimized else None
+            if known is not None:
+                return known
+            found = self._quicker(n)
+            if found is None:
+                return self
+            backend, run = found
+            made = Encoder(
+                self.name, self.dim, self.preprocessing, self.identity, run,
+                device=self.device, precision=run.precision, backend=backend, batch=self._batch,
+            )  # fmt: skip
+            self._optimized = weakref.ref(made)
+            return made
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """Resize and crop one picture, in any thread.
@@ -278,7 +295,7 @@ class Encoder:
         return self.encode_batch(batch)
 
 
-_loaded: dict[tuple[Any, ...], Encoder] = {}
+_loaded: weakref.WeakValueDictionary[tuple[Any, ...], Encoder] = weakref.WeakValueDictionary()
 _loading = threading.Lock()
 
 
@@ -291,7 +308,7 @@ def load_encoder(
     backend: str = "auto",
     settings: Settings | None = None,
 ) -> Encoder:
-    """Load an encoder, once per process.
+    """Load an encoder; processes share one for as long as it is in use.
 
     Parameters
     ----------
@@ -309,7 +326,8 @@ def load_encoder(
         ``auto`` takes what the hardware has units for, if the vectors stay the same: it
         asks for a cosine of 0.9995 with fp32 on a few pictures made for it.
     backend : {"auto", "eager", "compile", "openvino"}
-        ``auto`` begins with ``eager``. On a CPU, :meth:`Encoder.expect` then changes to
+        ``auto`` begins with ``eager``. On a CPU,
+        :meth:`Encoder.optimized_for` then gives
         OpenVINO for a job of some length, or where that is not installed to ``compile``
         for a very long one.
     settings : Settings, optional
@@ -344,9 +362,10 @@ def load_encoder(
         _stamp(weights), _stamp(name),
     )  # fmt: skip
     with _loading:
-        if key not in _loaded:
-            _loaded[key] = _load(name, weights, device, precision, backend, settings)
-        encoder = _loaded[key]
+        encoder = _loaded.get(key)
+        if encoder is None:
+            encoder = _load(name, weights, device, precision, backend, settings)
+            _loaded[key] = encoder
     if settings.vector_dimension not in (None, encoder.dim):
         raise EncoderError(
             encoder.name,

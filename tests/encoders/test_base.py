@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from PIL import Image
 from imgsearch import images
 from imgsearch.config import load_settings
 from imgsearch.encoders import backends, resnet, weights
-from imgsearch.encoders import base as encoders
 from imgsearch.encoders.base import Preprocessing, load_encoder
 from imgsearch.errors import ConfigError, EncoderError, ImageError, WeightsError
 from tests.conftest import CARD, missing
@@ -139,7 +140,7 @@ def alike(name, **options):
     other = load_encoder(name, device="cpu", **options)
     assert other.fingerprint == plain.fingerprint
     for n in (1, 3, 2):
-        batch = np.stack([plain.prepare(noise(seed=seed)) for seed in range(n)])
+        batch = np.stack([plain.preprocess(noise(seed=seed)) for seed in range(n)])
         cosine = (plain.encode_batch(batch) * other.encode_batch(batch)).sum(axis=1)
         assert cosine.min() >= 0.999
     return other
@@ -171,8 +172,7 @@ def test_a_conversion_that_goes_wrong_is_noticed(exported, tmp_path):
     with pytest.raises(EncoderError, match="use backend='eager'"):
         load_encoder(path, backend="openvino", device="cpu")
     encoder = load_encoder(path, backend="auto", device="cpu", settings=automatic(tmp_path))
-    encoder.expect(10**6)
-    assert encoder.backend == "eager"
+    assert encoder.optimized_for(10**6).backend == "eager"
     alike(path, backend="auto", settings=automatic(tmp_path))
 
 
@@ -180,42 +180,57 @@ def automatic(home):
     return load_settings(imgsearch_home=home, imgsearch_backend="auto")
 
 
-def test_a_long_job_gets_openvino_and_a_short_one_does_not(tmp_path, monkeypatch):
+def test_a_long_job_gets_openvino_and_a_short_one_does_not(tmp_path):
     need_openvino()
     given = {"device": "cpu", "precision": "fp32", "settings": automatic(tmp_path)}
     encoder = load_encoder(RANDOM, **given)
     batch = np.stack([encoder.preprocess(noise(seed=seed)) for seed in range(5)])
-    before, said = encoder.encode_batch(batch), encoder.describe()
-    encoder.expect(100)
-    assert encoder.backend == "eager"  # the conversion would take longer than they do
-    encoder.expect(10_000)
-    assert encoder.backend == "openvino"
-    assert encoder.describe() == said | {"backend": "openvino"}
-    assert (encoder.encode_batch(batch) * before).sum(axis=1).min() >= 0.9999
-    # Once converted, a shorter job is worth it, and the network is not converted again.
-    monkeypatch.setattr(encoders, "_loaded", {})
-    monkeypatch.setattr(backends, "_converted", None)
+    before, described = encoder.encode_batch(batch), encoder.describe()
+    assert encoder.optimized_for(100) is encoder  # a conversion would take longer than they do
+    fast = encoder.optimized_for(10_000)
+    assert fast.describe() == described | {"backend": "openvino"}
+    assert (fast.encode_batch(batch) * before).sum(axis=1).min() >= 0.9999
+    # The encoder itself is shared, and stays what it was.
+    assert encoder.describe() == described
+    assert (encoder.encode_batch(batch) == before).all()
+    assert load_encoder(RANDOM, **given) is encoder
+    assert fast.optimized_for(10**6) is fast
+    assert encoder.optimized_for(1) is fast  # in use already: it costs nothing
+
+
+def test_a_converted_model_is_kept_and_a_damaged_one_is_replaced(tmp_path):
+    need_openvino()
+    given = {"device": "cpu", "precision": "fp32", "settings": automatic(tmp_path)}
+    batch = np.stack([load_encoder(RANDOM, **given).preprocess(noise())])
+    vectors = load_encoder(RANDOM, **given).optimized_for(10_000).encode_batch(batch)
     (kept,) = (tmp_path / "openvino").iterdir()
-    again = load_encoder(RANDOM, **given)
-    again.expect(100)
+    written = kept.stat().st_mtime_ns
+    again = load_encoder(RANDOM, **given).optimized_for(100)  # worth it now for a shorter job
     assert again.backend == "openvino"
-    assert (again.encode_batch(batch) == encoder.encode_batch(batch)).all()
-    # One that is damaged is not used.
+    assert kept.stat().st_mtime_ns == written
+    assert (again.encode_batch(batch) == vectors).all()
+    del again
     data = bytearray(kept.read_bytes())
     data[len(data) // 2] ^= 1
     kept.write_bytes(data)
-    monkeypatch.undo()
-    monkeypatch.setattr(encoders, "_loaded", {})
-    mended = load_encoder(RANDOM, **given)
-    mended.expect(100)
-    assert (mended.encode_batch(batch) * before).sum(axis=1).min() >= 0.9999
+    mended = load_encoder(RANDOM, **given).optimized_for(100)
+    assert (mended.encode_batch(batch) * vectors).sum(axis=1).min() >= 0.9999
     assert kept.read_bytes() != bytes(data)
+
+
+def test_an_encoder_lives_as_long_as_it_is_used():
+    """Review 1 and 8: no endless cache of encoders on a GPU."""
+    encoder = load_encoder(RANDOM, backend="eager")
+    assert load_encoder(RANDOM, backend="eager") is encoder
+    gone = weakref.ref(encoder)
+    del encoder
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_backend_that_was_asked_for_stays(tmp_path):
     encoder = load_encoder(RANDOM, backend="eager", settings=automatic(tmp_path))
-    encoder.expect(10**6)
-    assert encoder.backend == "eager"
+    assert encoder.optimized_for(10**6) is encoder
 
 
 def test_lower_precision_where_the_hardware_has_it(monkeypatch):
@@ -262,7 +277,7 @@ def test_every_backend_sees_the_same_in_every_photograph(shared, name, backend):
     encoder = str(shared / "weights" / name) if name.endswith(".pt2") else name
     photos = [each.path for each in images.find(shared / "voc" / "VOC2012" / "JPEGImages")]
     plain = load_encoder(encoder, backend="eager", precision="fp32", device="cpu")
-    prepared = np.stack([plain.prepare(images.decode(path)) for path in photos])
+    prepared = np.stack([plain.preprocess(images.decode(path)) for path in photos])
     vectors = load_encoder(encoder, backend=backend, device="cpu").encode_batch(prepared)
     assert len(vectors) == 400
     assert (vectors * plain.encode_batch(prepared)).sum(axis=1).min() >= 0.999
@@ -350,7 +365,7 @@ def test_timm_where_it_is_and_where_it_is_not():
         return
     ours = load_encoder(RANDOM, backend="eager")
     theirs = load_encoder("timm:resnet18", weights="random:7", backend="eager")
-    batch = np.stack([ours.prepare(noise())])
+    batch = np.stack([ours.preprocess(noise())])
     assert np.allclose(ours.features(batch), theirs.features(batch), atol=1e-4)
 
 
