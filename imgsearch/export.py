@@ -1,91 +1,135 @@
-"""A collection as one file: to keep, to move, to hand to a colleague.
+r"""A collection as one Parquet file.
 
-The file is an uncompressed zip of three members: ``manifest.json`` (the
-collection, the counts, a SHA-256 of the other two), ``images.jsonl`` (a row a
-path) and ``vectors.f32`` (an image's vector after the other, little-endian
-float32, in ascending order of ``image_id``). Image files are not part of it.
+One row per path, sorted by ``image_id`` and path, with the columns ``image_id``, ``sha256``,
+``path``, ``size`` (bytes), ``width``, ``height``, ``format``, ``mtime_ns``, ``added_at`` and
+``vector``, a fixed-size list of float32. The metadata of the file hold a JSON document under
+the key ``imgsearch``: collection, encoder, identity, fingerprint, index, counts and a SHA-256
+of the content. In ``path``, a backslash is written as ``\\`` and a byte that is not UTF-8 as
+``\xHH``; all other paths are unchanged. Image files are not part of the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zipfile
+import re
+from array import array
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from imgsearch import config
-from imgsearch.errors import CollectionNotFound, ConfigError, DatasetError
-from imgsearch.gallery import Gallery
+from imgsearch import config, images
+from imgsearch.encoders.base import fingerprint_of
+from imgsearch.errors import ConfigError, DatasetError, ImgSearchError, StoreDamaged, printable
+from imgsearch.gallery import Gallery, checksum
+from imgsearch.io import absolute, atomic
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
+from imgsearch.stores.vectors import IndexSpec, VectorStore
 
-BATCH = 1_000
-"""Images handled at a time: 8 MB of 2048-d vectors."""
+GROUP_BYTES = 32 * 1024 * 1024
+"""Bytes of vectors in a row group, which is read and written as a whole."""
 
-MANIFEST_LIMIT = 1_000_000
-"""Bytes of a manifest; an honest one has some hundreds."""
+ROW_BYTES = 16 * 1024
+"""Upper limit for the bytes of a row without its vector. A path has at most 4,096 bytes."""
 
-LINE_LIMIT = 100_000
-"""Bytes of a row; an honest one has some hundreds, a path at most 4,096."""
+Progress = Callable[[int, int], None]
+
+_COLUMNS = {
+    "image_id": pa.int64(),
+    "sha256": pa.string(),
+    "path": pa.string(),
+    "size": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "format": pa.string(),
+    "mtime_ns": pa.int64(),
+    "added_at": pa.timestamp("us", "UTC"),
+}
 
 
-class _Manifest(BaseModel):
+class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    format: Literal["imgsearch collection"]
-    version: Literal[1]
+    version: Literal[1] = 1
     collection: str
-    encoder: str
-    identity: dict
+    encoder: str = Field(pattern=r"^[^\x00-\x1f]{1,4096}$")
+    identity: dict[str, Any]
     fingerprint: str
-    dim: int = Field(ge=1, le=32_768)
-    index: str
-    images: int = Field(ge=0)
-    paths: int = Field(ge=0)
-    sha256: dict[Literal["images.jsonl", "vectors.f32"], str]
+    index: str = Field(max_length=255)
+    dim: int = Field(ge=2, le=32_768)
+    images: int
+    paths: int
+    sha256: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        IndexSpec.parse(self.index)
+        if fingerprint_of(self.identity) != self.fingerprint:
+            raise ValueError("the fingerprint does not belong to the identity of the encoder")
+        if self.identity.get("dim", self.dim) != self.dim:
+            raise ValueError("the vectors have another dimension than the encoder")
+        return self
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _schema(dim: int) -> pa.Schema:
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
+    types = {**_COLUMNS, "vector": vector}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
 
-    path: str
-    image_id: int = Field(ge=0, lt=2**63)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size: int = Field(ge=0, lt=2**63)
-    width: int = Field(ge=1, lt=2**31)
-    height: int = Field(ge=1, lt=2**31)
-    format: str = Field(max_length=16)
-    mtime_ns: int = Field(ge=-(2**63), lt=2**63)
-    added_at: str
 
-    def row(self) -> ImageRow:
-        values = self.model_dump() | {"added_at": datetime.fromisoformat(self.added_at)}
-        return ImageRow(**values, state="pending", vector_crc=0)
+def _group_rows(dim: int) -> int:
+    return max(1, min(10_000, GROUP_BYTES // (4 * dim)))
+
+
+def _escape(path: str) -> str:
+    data = path.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _unescape(text: str) -> str:
+    def character(match: re.Match[str]) -> str:
+        return chr(0xDC00 + int(match[1], 16)) if match[1] else "\\"
+
+    return re.sub(r"\\\\|\\x([89a-f][0-9a-f])", character, text)
+
+
+def _key(row: ImageRow) -> tuple[int, str]:
+    return row.image_id, _escape(row.path)
+
+
+def _update(digest: Any, rows: list[ImageRow], vectors: np.ndarray) -> None:
+    """Add rows to the checksum of the content, which does not depend on the file format."""
+    for row, vector in zip(rows, vectors, strict=True):
+        values = [str(getattr(row, name)) for name in _COLUMNS]
+        digest.update(json.dumps(values).encode() + np.asarray(vector, "<f4").tobytes())
+
+
+# ---------------------------------------------------------------- export
 
 
 def export_collection(
-    gallery: Gallery,
-    path: str | Path,
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    gallery: Gallery, path: str | Path, *, progress: Progress | None = None
 ) -> Path:
-    """Write a collection into one file, whole or not at all.
+    """Write a collection to a Parquet file.
+
+    pandas, polars, DuckDB and Hugging Face datasets open the file.
 
     Parameters
     ----------
     gallery : Gallery
-        The collection. Ready images only go into the file.
+        The collection. Only ready images are written.
     path : path
-        The file; one that is there is replaced at the end.
+        The file. An existing file is replaced at the end.
     progress : callable, optional
-        Is called with the number of vectors written and of all of them. What it
-        raises ends the work, and no file is left.
+        Called with the number of images written so far and in total. An exception that
+        it raises stops the export, which then leaves no file.
 
     Returns
     -------
@@ -94,224 +138,249 @@ def export_collection(
 
     Raises
     ------
+    StoreDamaged
+        A ready image has no vector, or another one than was written.
     StoreError
-        A store failed, or a ready image has no vector.
+        A store failed.
     OSError
         The file cannot be written.
     """
-    path = Path(path).expanduser().absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    ids = gallery.metadata.ids(gallery.name)
-    digests = {"images.jsonl": hashlib.sha256(), "vectors.f32": hashlib.sha256()}
-    paths = 0
-    try:
-        with zipfile.ZipFile(part, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            with archive.open("images.jsonl", "w", force_zip64=True) as member:
-                for line in _lines(gallery, ids):
-                    digests["images.jsonl"].update(line)
-                    member.write(line)
-                    paths += 1
-            with archive.open("vectors.f32", "w", force_zip64=True) as member:
-                for n, block in enumerate(_blocks(gallery, ids)):
-                    if progress is not None:
-                        progress(n * BATCH, len(ids))
-                    digests["vectors.f32"].update(block)
-                    member.write(block)
-            row = gallery.row
-            manifest = _Manifest(
-                format="imgsearch collection",
-                version=1,
-                collection=row.name,
-                encoder=row.encoder,
-                identity=row.identity,
-                fingerprint=row.fingerprint,
-                dim=row.dim,
-                index=row.index,
-                images=len(ids),
-                paths=paths,
-                sha256={name: digest.hexdigest() for name, digest in digests.items()},
-            )
-            archive.writestr("manifest.json", manifest.model_dump_json(indent=1))
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return path
+    row, ids = gallery.row, gallery.metadata.ids(gallery.name)
+    schema, step = _schema(row.dim), _group_rows(row.dim)
+    digest, images_written, paths_written = hashlib.sha256(), 0, 0
+    # Without compression and dictionaries a file cannot be larger in memory than on disk;
+    # embeddings do not compress anyway.
+    how = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    with atomic(path) as file, pq.ParquetWriter(file, schema, **how) as writer:
+        for start in range(0, len(ids), step):
+            if progress is not None:
+                progress(start, len(ids))
+            rows, vectors = _ready(gallery, ids[start : start + step])
+            images_written += len({row.image_id for row in rows})
+            paths_written += len(rows)
+            _update(digest, rows, vectors)
+            for first in range(0, len(rows), step):
+                part = slice(first, first + step)
+                writer.write_batch(_to_batch(rows[part], vectors[part], schema))
+        header = _Header(
+            collection=row.name,
+            encoder=row.encoder,
+            identity=row.identity,
+            fingerprint=row.fingerprint,
+            index=row.index,
+            dim=row.dim,
+            images=images_written,
+            paths=paths_written,
+            sha256=digest.hexdigest(),
+        )
+        writer.add_key_value_metadata({"imgsearch": header.model_dump_json()})
+    return absolute(path)
 
 
-def _lines(gallery: Gallery, ids: np.ndarray) -> Iterator[bytes]:
-    for start in range(0, len(ids), BATCH):
-        known = gallery.metadata.by_id(gallery.name, ids[start : start + BATCH].tolist())
-        for image_id in sorted(known):
-            for row in known[image_id]:
-                values = row._asdict() | {"added_at": row.added_at.isoformat()}
-                del values["state"], values["vector_crc"]
-                yield json.dumps(values).encode() + b"\n"
+def _ready(gallery: Gallery, ids: np.ndarray) -> tuple[list[ImageRow], np.ndarray]:
+    """Rows of images, sorted, with a vector each."""
+    with_vector, vectors = gallery.vectors.get(gallery.name, ids)
+    found = dict(zip(with_vector.tolist(), vectors, strict=True))
+    # Read after the vectors: images that were deleted in the meantime have no row any more.
+    stored = gallery.metadata.by_id(gallery.name, ids.tolist())
+    rows = sorted((row for known in stored.values() for row in known), key=_key)
+    intact = {row.image_id for row in rows if row.image_id in found}
+    intact = {i for i in intact if checksum(found[i]) == stored[i][0].vector_crc}
+    if len(intact) < len(stored):
+        raise StoreDamaged(
+            gallery.vectors.where,
+            f"{len(stored) - len(intact)} images of {gallery.name!r} have no vector, or another "
+            "one than was written: run `repair` before the export",
+        )
+    return rows, np.stack([found[row.image_id] for row in rows]) if rows else vectors[:0]
 
 
-def _blocks(gallery: Gallery, ids: np.ndarray) -> Iterator[bytes]:
-    for start in range(0, len(ids), BATCH):
-        part = ids[start : start + BATCH]
-        found, vectors = gallery.vectors.get(gallery.name, part)
-        if len(found) != len(part):
-            raise DatasetError(
-                gallery.name, f"{len(part) - len(found)} images have no vector: run repair first"
-            )
-        yield np.ascontiguousarray(vectors, "<f4").tobytes()
+def _to_batch(rows: list[ImageRow], vectors: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
+    rows = [row._replace(path=_escape(row.path)) for row in rows]
+    columns = [pa.array([getattr(r, name) for r in rows], kind) for name, kind in _COLUMNS.items()]
+    kind = schema.field("vector").type
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind))
+    return pa.record_batch(columns, schema=schema)
+
+
+# ---------------------------------------------------------------- import
 
 
 def import_collection(
     path: str | Path,
     collection: str | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     settings: config.Settings | None = None,
 ) -> int:
-    """Bring a collection back from a file. Everything is checked before anything is stored.
+    """Create a collection from a file of :func:`export_collection`.
+
+    The whole file is checked before anything is stored. If the import fails or is
+    stopped after that, the new collection is dropped.
 
     Parameters
     ----------
     path : path
-        Written by :func:`export_collection`.
+        The Parquet file.
     collection : str, optional
-        A name that is not in use; the one in the file if left out.
+        Name of the new collection. By default the name in the file.
     progress : callable, optional
-        Is called with the number of paths stored and of all of them.
+        Called with the number of paths stored so far and in total, also while the file is
+        being checked. An exception that it raises stops the import.
     settings : Settings, optional
-        Read from the environment if left out.
+        By default read from the environment.
 
     Returns
     -------
     int
-        How many paths were stored.
+        The number of stored paths.
 
     Raises
     ------
     DatasetError
-        The file is no such archive, is damaged, or does not match its checksums.
+        The file cannot be read, or its content is not a valid export.
     ConfigError
-        The name is in use, or is no name.
+        The name of the collection is invalid or in use.
     StoreError
-        A store failed; drop the collection and import again.
+        A store failed.
     """
-    path = Path(path).expanduser().absolute()
+    path = absolute(path)
     settings = settings or config.load_settings()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            manifest = _read_manifest(path, archive)
-            _check(path, archive, manifest)
-            name = config.collection_name(collection or manifest.collection)
-            gallery = _new(name, manifest, settings)
-            with gallery:
-                return _store(path, archive, manifest, gallery, progress)
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DatasetError(path, f"is no readable archive ({error})") from error
-
-
-def _read_manifest(path: Path, archive: zipfile.ZipFile) -> _Manifest:
-    members = {info.filename: info for info in archive.infolist()}
-    if members.keys() != {"manifest.json", "images.jsonl", "vectors.f32"}:
-        raise DatasetError(path, "is no archive of a collection: its members are others")
-    if any(i.compress_type != zipfile.ZIP_STORED or i.flag_bits & 1 for i in members.values()):
-        raise DatasetError(
-            path, "is compressed or encrypted, which archives of collections never are"
-        )
-    if members["manifest.json"].file_size > MANIFEST_LIMIT:
-        raise DatasetError(path, "has a manifest too long to be honest")
-    try:
-        manifest = _Manifest.model_validate_json(archive.read("manifest.json"))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DatasetError(
-            path, f"has a manifest that cannot be used: {where}: {first['msg']}"
-        ) from None
-    if members["vectors.f32"].file_size != manifest.images * manifest.dim * 4:
-        raise DatasetError(path, "has more or fewer vectors than its manifest says")
-    return manifest
-
-
-def _check(path: Path, archive: zipfile.ZipFile, manifest: _Manifest) -> None:
-    for name in ("images.jsonl", "vectors.f32"):
-        with archive.open(name) as member:
-            digest = hashlib.file_digest(member, "sha256").hexdigest()
-        if digest != manifest.sha256.get(name):
-            raise DatasetError(path, f"is damaged: {name} does not match its checksum")
-    seen, ids = 0, []
-    for row in _rows(path, archive):
-        seen += 1
-        if not ids or ids[-1] != row.image_id:
-            ids.append(row.image_id)
-    if seen != manifest.paths or len(ids) != manifest.images or ids != sorted(set(ids)):
-        raise DatasetError(path, "has other rows than its manifest says")
-    for block in _vectors(archive, manifest):
-        norms = np.linalg.norm(block, axis=1)
-        if not np.allclose(norms, 1, atol=1e-3):
-            raise DatasetError(path, "has vectors that are not of length 1")
-
-
-def _rows(path: Path, archive: zipfile.ZipFile) -> Iterator[ImageRow]:
-    with archive.open("images.jsonl") as member:
-        number = 0
-        while line := member.readline(LINE_LIMIT):
-            number += 1
+    progress = progress or (lambda _, __: None)
+    with _open(path) as parquet:
+        header = _read_header(path, parquet)
+        name = config.collection_name(collection or header.collection)
+        with MetadataStore.open(settings) as metadata, VectorStore.open(settings) as vectors:
+            if name in [row.name for row in metadata.collections()] + vectors.collections():
+                raise ConfigError("collection", f"{name!r} is in use: import under another name")
+        for _ in _read(path, parquet, header):
+            progress(0, header.paths)
+        with _create(name, header, settings) as gallery:
             try:
-                yield _Row.model_validate(json.loads(line)).row()
-            except (ValueError, RecursionError):
-                raise DatasetError(path, f"images.jsonl, line {number}: is no row") from None
-
-
-def _vectors(archive: zipfile.ZipFile, manifest: _Manifest) -> Iterator[np.ndarray]:
-    with archive.open("vectors.f32") as member:
-        while block := member.read(BATCH * manifest.dim * 4):
-            yield np.frombuffer(block, "<f4").reshape(-1, manifest.dim).astype(np.float32)
-
-
-def _new(name: str, manifest: _Manifest, settings: config.Settings) -> Gallery:
-    with MetadataStore.open(settings) as metadata:
-        try:
-            metadata.collection(name)
-        except CollectionNotFound:
-            pass
-        else:
-            raise ConfigError("collection", f"{name!r} is in use; import under another name")
-        metadata.create_collection(
-            CollectionRow(
-                name=name,
-                encoder=manifest.encoder,
-                identity=manifest.identity,
-                fingerprint=manifest.fingerprint,
-                dim=manifest.dim,
-                index=manifest.index,
-                created_at=datetime.now().astimezone(),
-            )
-        )
-    return Gallery.open(name, settings=settings)
-
-
-def _store(
-    path: Path,
-    archive: zipfile.ZipFile,
-    manifest: _Manifest,
-    gallery: Gallery,
-    progress: Callable[[int, int], None] | None,
-) -> int:
-    rows = _rows(path, archive)
-    row, stored = next(rows, None), 0
-    for block in _vectors(archive, manifest):
-        part, vectors = [], {}
-        for vector in block:
-            vectors[row.image_id] = vector
-            last = row.image_id
-            while row is not None and row.image_id == last:
-                part.append(row)
-                row = next(rows, None)
-        gallery.add(part, vectors)
-        stored += len(part)
-        if progress is not None:
-            progress(stored, manifest.paths)
-    gallery.flush()
+                stored = 0
+                for rows, found in _read(path, parquet, header):
+                    ids = [row.image_id for row in rows]
+                    gallery.add(rows, dict(zip(ids, found, strict=True)))
+                    stored += len(rows)
+                    progress(stored, header.paths)
+                gallery.flush()
+            except BaseException:
+                with suppress(ImgSearchError):
+                    gallery.drop()
+                raise
     return stored
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Report whatever is wrong with the content of the file as a DatasetError."""
+    try:
+        yield
+    except (OSError, ValueError, OverflowError, pa.ArrowNotImplementedError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        reason = printable(" ".join(reason.split()))[:300]
+        raise DatasetError(path, f"cannot be imported: {reason}") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    with _reading(path):
+        file = path.open("rb")
+    with file:
+        if file.read(4) == b"PK\3\4":
+            raise DatasetError(
+                path,
+                "was exported by an earlier version of imgsearch, whose archives are no longer "
+                "supported: ingest the images again, or check out the earlier version from git",
+            )
+        with _reading(path):
+            parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+        with parquet:
+            yield parquet
+
+
+def _read_header(path: Path, parquet: pq.ParquetFile) -> _Header:
+    """Check everything that can be checked without reading a row."""
+    with _reading(path):
+        document = (parquet.metadata.metadata or {}).get(b"imgsearch")
+        if document is None:
+            raise ValueError("its metadata have no entry of imgsearch")
+        header = _Header.model_validate_json(document)
+        if not parquet.schema_arrow.remove_metadata().equals(_schema(header.dim)):
+            raise ValueError("it has other columns than an export")
+        if parquet.metadata.num_rows != header.paths:
+            raise ValueError("the number of rows differs from its metadata")
+        limit = _group_rows(header.dim)
+        for number in range(parquet.metadata.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            columns = [group.column(i) for i in range(group.num_columns)]
+            if not 0 <= group.num_rows <= limit or any(
+                column.compression != "UNCOMPRESSED"
+                or column.has_dictionary_page
+                or not {*column.encodings} <= {"PLAIN", "RLE"}
+                or column.total_uncompressed_size > limit * (4 * header.dim + ROW_BYTES)
+                for column in columns
+            ):
+                raise ValueError(f"row group {number} is compressed, or larger than in an export")
+    return header
+
+
+def _read(
+    path: Path, parquet: pq.ParquetFile, header: _Header
+) -> Iterator[tuple[list[ImageRow], np.ndarray]]:
+    """Read and check the rows, one row group at a time."""
+    digest, images_read, hashes = hashlib.sha256(), 0, array("q")
+    last: tuple[ImageRow, np.ndarray] | None = None
+    with _reading(path):
+        for number in range(parquet.metadata.num_row_groups):
+            table = parquet.read_row_group(number, use_threads=False).combine_chunks()
+            table.validate(full=True)
+            values = zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True)
+            rows = [_row(dict(zip(_COLUMNS, row, strict=True))) for row in values]
+            vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, header.dim)
+            for row, vector in zip(rows, vectors, strict=True):
+                if last is None or row.image_id > last[0].image_id:
+                    images_read += 1
+                elif _key(row) <= _key(last[0]):
+                    raise ValueError("the rows are not sorted by image_id and path")
+                elif row.sha256 != last[0].sha256 or not np.array_equal(vector, last[1]):
+                    raise ValueError(f"image {row.image_id} has two different contents")
+                last = row, vector
+                hashes.append(hash(row.path))
+            with np.errstate(all="ignore"):
+                lengths = np.linalg.norm(vectors, axis=1)
+            if not np.allclose(lengths, 1, atol=1e-3):  # NaN and infinity are not close either
+                raise ValueError("a vector does not have length 1")
+            _update(digest, rows, vectors)
+            yield rows, vectors
+        if len(np.unique(hashes)) != len(hashes):
+            raise ValueError("a path occurs twice")
+        if (images_read, digest.hexdigest()) != (header.images, header.sha256):
+            raise ValueError("the content does not match its checksum: the file is corrupted")
+
+
+def _row(values: dict[str, Any]) -> ImageRow:
+    escaped, path = values["path"], _unescape(values["path"])
+    if escaped != _escape(path) or path != str(absolute(path)):
+        raise ValueError(f"the path {escaped[:200]!r} is not absolute and normalized")
+    row = ImageRow(**values | {"path": path}, state="pending", vector_crc=0)
+    digits = re.fullmatch("[0-9a-f]{64}", row.sha256)
+    if not digits or images.image_id(row.sha256) != row.image_id:
+        raise ValueError(f"the image_id of {escaped[:200]!r} does not belong to its sha256")
+    if min(row.width, row.height, row.size + 1) < 1 or not re.fullmatch(
+        "[A-Z0-9]{1,16}", row.format
+    ):
+        raise ValueError(f"the size or the format of {escaped[:200]!r} is invalid")
+    return row
+
+
+def _create(name: str, header: _Header, settings: config.Settings) -> Gallery:
+    names = {"encoder", "identity", "fingerprint", "index", "dim"}
+    row = CollectionRow(name=name, created_at=datetime.now(UTC), **header.model_dump(include=names))
+    with MetadataStore.open(settings) as metadata:
+        metadata.create_collection(row)
+    gallery = Gallery.open(name, settings=settings)
+    if gallery.row.created_at != row.created_at:  # another process created it in the meantime
+        gallery.close()
+        raise ConfigError("collection", f"{name!r} is in use: import under another name")
+    return gallery

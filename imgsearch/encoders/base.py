@@ -137,7 +137,7 @@ class Encoder:
     ):
         self.name, self.dim, self.preprocessing = name, dim, preprocessing
         self.identity = identity
-        self.fingerprint = _fingerprint(identity)
+        self.fingerprint = fingerprint_of(identity)
         self.device, self.precision, self.backend = device, precision, backend
         self._run, self._batch, self._quicker = run, batch, quicker
         self._optimized: weakref.ref[Encoder] | None = None
@@ -375,7 +375,8 @@ def load_encoder(
     return encoder
 
 
-def _fingerprint(identity: dict[str, Any]) -> str:
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """Fingerprint of an encoder's identity: 16 hex digits."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -513,7 +514,7 @@ def _load(
         "dim": parts.dim,
         "normalisation": "l2",
     }  # fmt: skip
-    parts.kept = backends.openvino_cache(settings.imgsearch_home, _fingerprint(identity))
+    parts.kept = backends.openvino_cache(settings.imgsearch_home, fingerprint_of(identity))
     run, _, kind = _runner(parts, device, precision, backend)
     least, most = parts.batch
 

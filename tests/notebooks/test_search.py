@@ -189,9 +189,9 @@ def test_a_result_whose_file_is_gone_is_a_tile_that_says_so(uploaded, photos):
 
 def test_a_collection_that_was_dropped_meanwhile_is_told(uploaded):
     uploaded(
-        "from imgsearch import archive\nfrom imgsearch.gallery import Gallery\n"
-        "with Gallery.open('mine') as g: export.export_collection(g, 'copy.imgsearch')\n"
-        "export.import_collection('copy.imgsearch', 'copy')\n"
+        "from imgsearch import export\nfrom imgsearch.gallery import Gallery\n"
+        "with Gallery.open('mine') as g: export.export_collection(g, 'copy.parquet')\n"
+        "export.import_collection('copy.parquet', 'copy')\n"
         "panel.refresh.click(); panel.wait(100); panel.collection.value = 'copy'\n"
     )
     assert uploaded("", "names()[0]") == "03.png"
