@@ -131,21 +131,20 @@ def the_usual_way(encoder, folder: Path, count: int, store: Path) -> float:
     """
     from PIL import Image
     from pymilvus import DataType, MilvusClient
-    from towhee import ops, pipe
+    from towhee import pipe
 
-    from imgsearch.pipeline import register
+    from imgsearch import images
 
-    register()
     network = plain(encoder.name)
 
     def features(pixels: np.ndarray) -> np.ndarray:
-        return network(encoder.preprocess(Image.fromarray(np.asarray(pixels)))[None])[0]
+        return network(encoder.preprocess(Image.fromarray(pixels))[None])[0]
 
     embed = (
         pipe.input("path")
-        .map("path", "picture", ops.image_decode.cv2("rgb"))
+        .map("path", "picture", lambda path: np.asarray(images.decode(path)))
         .map("picture", "features", features)
-        .map("features", "vector", ops.towhee.np_normalize())
+        .map("features", "vector", lambda vector: vector / np.linalg.norm(vector))
         .output("vector")
     )
     files = [str(path) for path in sorted(folder.iterdir())[: count + 2]]

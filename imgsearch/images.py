@@ -1,53 +1,50 @@
-"""Images: find them in a folder, read, validate, decode and crop them.
+"""Find, read, check and decode images.
 
-Files come from anywhere and may be anything, so nothing here trusts a name or a
-header. A format is known by its signature. JPEG and PNG headers are walked here,
-byte by byte and bounded, and Pillow is handed only what pixels are made of: no
-Exif, colour profile, text or animation ever reaches it, which keeps its warnings,
-its metadata parsers and their memory out of the way. Everything that is wrong
-with an image becomes one :class:`~imgsearch.errors.ImageError`.
+Pillow reads the files; this module decides what is let in. A format is known by its
+content, never by a file's name, and sizes are checked before anything is decoded.
+Whatever is wrong with an image becomes one :class:`~imgsearch.errors.ImageError`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import pkgutil
+import re
 import stat
 import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import ExifTags, Image, TiffImagePlugin, features
 
-from imgsearch.errors import ImageError
+from imgsearch.errors import ConfigError, ImageError
+from imgsearch.io import absolute
 
 Box = tuple[int, int, int, int]
 """Left, upper, right, lower, in pixels of the upright picture."""
 
-Source = str | Path | bytes | Image.Image | np.ndarray
-"""What an image may come as."""
-
-FORMATS = ("JPEG", "PNG")
-"""What is read unless more is asked for."""
-
-MAX_PIXELS = 64 * 2**20
-"""Pixels of the largest picture that is decoded: past the largest cameras, and below the
-number at which Pillow begins to warn. One picture takes at most some 500 MB while decoded."""
+FORMATS = (
+    *("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF"),
+    *(["AVIF"] if features.check("avif") else []),
+    *(["HEIC"] if find_spec("pillow_heif") else []),
+)
+"""Names of the formats that can be read here."""
 
 MAX_BYTES = 128 * 2**20
 """Bytes of the largest file that is read."""
+
+MAX_PIXELS = 64 * 2**20
+"""Pixels of the largest picture that is decoded."""
+
+MAX_MEMORY = 576 * 2**20
+"""Bytes that decoding one picture may take: enough for `MAX_PIXELS`, except where a decoder
+keeps a copy of its own (progressive JPEG, WebP, AVIF, HEIC, some TIFF)."""
 
 DRAFT_FACTOR = 4
 """A JPEG is decoded at a reduced scale only if its short side stays this many times the needed
@@ -56,14 +53,37 @@ mosaics, the cosine of a MobileNetV2 with the full decode is then 0.9993 or more
 0.998 at twice the needed side, and to 0.996 where an edge is rounded."""
 
 _MAX_SCAN_PIXELS = 16 * MAX_PIXELS
-"""Scans times pixels of a progressive JPEG: a few kilobytes can ask for thousands of passes."""
+"""Scans times pixels of a JPEG: a few kilobytes can ask for thousands of passes."""
 
-_EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".ppm"})
-_PNG = b"\x89PNG\r\n\x1a\n"
-_FRAMES = frozenset(
-    {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
+_TILE = 2048, 512  # pixels that are composited at a time
+_EXTENSIONS = re.compile(
+    r"\.(jpe?g|jpe|jfif|png|webp|bmp|dib|gif|tiff?|avif|heic|heif|hif)", re.IGNORECASE
 )
-_UPRIGHT = {
+# Raw files of cameras begin like a TIFF, whose first picture is a small preview.
+_RAW = re.compile(r"\.(dng|nef|nrw|arw|cr2|pef|srw|sr2|3fr|iiq|erf|kdc|dcr|mef)", re.IGNORECASE)
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "BMP": rb"BM.{4}\0{4}",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,8}?avi[fs])",
+    "HEIC": rb".{4}ftyp(?:he[iv][cmsx]|m[is]f1)",
+}
+# The classes are used rather than Image.open, which warns about large pictures, or refuses them
+# with an error of its own, before anybody can look at their size; and takes some JPEGs for MPO.
+_PLUGINS = {
+    "JPEG": "PIL.JpegImagePlugin:JpegImageFile",
+    "PNG": "PIL.PngImagePlugin:PngImageFile",
+    "WEBP": "PIL.WebPImagePlugin:WebPImageFile",
+    "BMP": "PIL.BmpImagePlugin:BmpImageFile",
+    "GIF": "PIL.GifImagePlugin:GifImageFile",
+    "TIFF": "PIL.TiffImagePlugin:TiffImageFile",
+    "AVIF": "PIL.AvifImagePlugin:AvifImageFile",
+    "HEIC": "pillow_heif:HeifImageFile",
+}
+_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -75,7 +95,7 @@ _UPRIGHT = {
 
 
 class ImageFile(NamedTuple):
-    """A regular file below a folder: path, size in bytes, time of change in ns."""
+    """A regular file below a folder: path, size in bytes, time of its last change in ns."""
 
     path: Path
     size: int
@@ -83,9 +103,9 @@ class ImageFile(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """What is kept of an image beside its vector.
+    """What is stored of an image beside its vector.
 
-    ``image_id`` and ``sha256`` (hex) are of the file's bytes, ``size`` counts them;
+    ``image_id`` and ``sha256`` (hex) are those of the file's bytes, ``size`` is their number;
     ``width`` and ``height`` are those of the upright picture, in pixels.
     """
 
@@ -106,46 +126,27 @@ def find(
     recursive: bool = True,
     on_error: Callable[[ImageError], None] | None = None,
 ) -> Iterator[ImageFile]:
-    """Every regular file below a folder, images or not, in a stable order.
+    """Yield every regular file below a folder, image or not, in a stable order.
 
-    The order is that of the bytes of the relative paths. Hidden files and folders
-    are passed over. Links to folders are never followed: what they hold inside
-    ``root`` is found where it lies. Links to files count if the file lies inside
-    ``root``. Pipes, sockets and devices are never opened.
-
-    Parameters
-    ----------
-    root : str or Path
-        The folder.
-    recursive : bool
-        Whether to go into subfolders.
-    on_error : callable, optional
-        Is handed an ImageError for each subfolder that cannot be listed, and for
-        each link with an image's extension that leads out of ``root`` or nowhere.
-
-    Returns
-    -------
-    iterator of ImageFile
-
-    Raises
-    ------
-    ImageError
-        ``root`` is missing, no folder, or cannot be listed. Raised at once, not
-        at the first step of the iterator.
+    The order is that of the bytes of the relative paths. Hidden files and folders are left out.
+    Links to folders are never followed; links to files count if the file lies inside `root`.
+    `on_error` is called with an ImageError for each subfolder that cannot be listed, and for
+    each entry with the name of an image that is a pipe, a socket or a device, or a link that
+    leads out of `root` or nowhere. A `root` that cannot be listed raises ImageError at once.
     """
-    root = Path(root)
     try:
+        root = absolute(root)
         real = os.path.realpath(root, strict=True)
         if not stat.S_ISDIR(Path(real).stat().st_mode):
             raise ImageError(root, "not a folder")
         top = _listing(root)
-    except (OSError, ValueError) as error:
+    except (OSError, ConfigError) as error:
         raise ImageError(root, _why(error, "no such folder")) from None
-    return _walk(root, real, top, recursive, on_error or (lambda error: None))
+    return _walk(real, top, recursive, on_error or (lambda error: None))
 
 
 def _listing(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries that are not hidden, last one first: to be popped in order."""
+    """Entries that are not hidden, the last one first, to be popped in order."""
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
 
@@ -158,152 +159,109 @@ def _listing(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _walk(
-    root: Path,
     real: str,
     stack: list[os.DirEntry[str]],
     recursive: bool,
     on_error: Callable[[ImageError], None],
 ) -> Iterator[ImageFile]:
+    inside = real.rstrip(os.sep) + os.sep
     while stack:
         entry = stack.pop()
         path = Path(entry.path)
+        named = _EXTENSIONS.fullmatch(path.suffix) is not None
         try:
             if entry.is_dir(follow_symlinks=False):
+                named = True
                 if recursive:
                     stack.extend(_listing(path))
                 continue
-            if entry.is_symlink():
-                claims = path.suffix.lower() in _EXTENSIONS
-                target = os.path.realpath(entry.path, strict=True)
-                if not _inside(target, real):
-                    if claims and stat.S_ISREG(Path(target).stat().st_mode):
-                        on_error(ImageError(path, "a link out of the folder is not followed"))
-                    continue
-            facts = path.stat()
-        except OSError as error:
-            if entry.is_symlink() and path.suffix.lower() not in _EXTENSIONS:
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
                 continue
-            on_error(ImageError(path, _why(error, "vanished, or a link to nothing")))
-            continue
-        if stat.S_ISREG(facts.st_mode):
-            yield ImageFile(path, facts.st_size, facts.st_mtime_ns)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(path, _kind(status.st_mode))
+            if entry.is_symlink() and not os.path.realpath(path, strict=True).startswith(inside):
+                raise ImageError(path, "a link out of the folder is not followed")
+        except OSError as error:
+            if named or not entry.is_symlink():
+                on_error(ImageError(path, _why(error, "vanished, or a link to nothing")))
+        except ImageError as error:
+            if named:
+                on_error(ImageError(path, error.reason))
+        else:
+            yield ImageFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _inside(path: str, folder: str) -> bool:
-    return path.startswith(folder.rstrip(os.sep) + os.sep)
+def is_candidate(path: str | Path) -> bool:
+    """Whether a file's name or its first bytes are those of an image; no more of it is read."""
+    suffix = Path(path).suffix
+    if _EXTENSIONS.fullmatch(suffix):
+        return True
+    if _RAW.fullmatch(suffix):
+        return False
+    try:
+        with _open(path) as file:
+            return _format(file.read(64)) is not None
+    except (OSError, ImageError):
+        return False
 
 
-def sniff(head: bytes) -> str | None:
-    r"""Format by signature.
-
-    Parameters
-    ----------
-    head : bytes
-        The first 16 bytes of a file, or more.
-
-    Returns
-    -------
-    str or None
-        Pillow's name of the format, None if the signature is of no picture known here.
-
-    Examples
-    --------
-    >>> sniff(b"\xff\xd8\xff\xe0 and so on"), sniff(b"%PDF-1.7")
-    ('JPEG', None)
-    """
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(_PNG):
-        return "PNG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
-        return "BMP"
-    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
-        return "PPM"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "TIFF"
-    return None
-
-
-def is_candidate(path: str | Path, head: bytes) -> bool:
-    """Whether a file is, or claims to be, a picture.
-
-    What is wrong with a candidate is a failure to report; any other file is just
-    not a picture.
-
-    Parameters
-    ----------
-    path : str or Path
-    head : bytes
-        The first 16 bytes of the file, or all of a shorter one.
-
-    Returns
-    -------
-    bool
-    """
-    return Path(path).suffix.lower() in _EXTENSIONS or sniff(head) is not None
+def _format(head: bytes) -> str | None:
+    """Format by signature."""
+    kinds = (kind for kind, signature in _SIGNATURES.items() if re.match(signature, head, re.S))
+    return next(kinds, None)
 
 
 # --------------------------------------------------------------------------- reading
 
 
 def read(path: str | Path) -> bytes:
-    """All bytes of a regular file.
-
-    Never waits on a pipe, a socket or a device, and never reads more than `MAX_BYTES`.
-
-    Parameters
-    ----------
-    path : path
-        The file; links are followed.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    ImageError
-        No such file, no regular file, unreadable, empty or too large.
-    """
+    """Read a regular file whole; an ImageError says why it cannot be read."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise ImageError(path, "not a regular file")
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):  # exchanged in between
-                raise ImageError(path, "not a regular file")
-            _check_bytes(path, facts.st_size)
+        with _open(absolute(path)) as file:
+            _check_bytes(path, os.fstat(file.fileno()).st_size)
             data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ImageError(path, _why(error, "no such file")) from None
+    except (OSError, ConfigError) as error:
+        missing = "no such file"
+        if re.match(r"[a-z][a-z0-9+]+:/|data:", str(path)):
+            missing = "URLs are not fetched: download the image and give the path of the file"
+        raise ImageError(path, _why(error, missing)) from None
     _check_bytes(path, len(data))
-    if not data:
-        raise ImageError(path, "zero bytes")
     return data
 
 
-def _check_bytes(where: object, size: int) -> None:
+def _open(path: str | Path) -> BinaryIO:
+    """Open a regular file, without ever waiting on a pipe, a socket or a device."""
+    _check_regular(path, Path(path).stat().st_mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    file = os.fdopen(descriptor, "rb")
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)  # it may have been exchanged
+    except ImageError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(path: str | Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ImageError(path, _kind(mode))
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder, not an image"
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file"
+
+
+def _check_bytes(name: object, size: int) -> None:
     if size > MAX_BYTES:
-        raise ImageError(str(where), f"too large: {size:,} bytes (limit {MAX_BYTES:,})")
+        raise ImageError(str(name), f"too large: {size:,} bytes (limit {MAX_BYTES:,})")
 
 
 def image_id(sha256_hex: str) -> int:
-    """Identity of an image: 63 bits of the SHA-256 of its file, never negative.
-
-    Parameters
-    ----------
-    sha256_hex : str
-        64 hex digits.
-
-    Returns
-    -------
-    int
-        In [0, 2**63): what a signed 64-bit primary key can hold.
+    """Identity of an image: the first 63 bits of its file's SHA-256, as a signed 64-bit key.
 
     Examples
     --------
@@ -313,69 +271,150 @@ def image_id(sha256_hex: str) -> int:
     return int(sha256_hex[:16], 16) >> 1
 
 
-def probe(
-    data: bytes,
-    *,
-    path: str | Path = "image",
-    formats: Sequence[str] = FORMATS,
-    max_pixels: int = MAX_PIXELS,
-) -> ImageInfo:
-    """Identity, size and format of an image from its file's bytes, without decoding it.
+def probe(data: bytes, *, path: str | Path | None = None) -> ImageInfo:
+    """Identity, size and format of an image from its file's bytes, without decoding it."""
+    return load(data, name=path).info
+
+
+# --------------------------------------------------------------------------- loading
+
+
+class LoadedImage:
+    """An image that was read and checked, and can be decoded once.
+
+    Attributes
+    ----------
+    name : str
+        The path, or a description of the source.
+    info : ImageInfo or None
+        None for a picture or an array, which has no file.
+    width, height : int
+        Size of the upright picture in pixels.
+    """
+
+    def __init__(
+        self, name: str, picture: Image.Image, info: ImageInfo | None, turn: int, copy: float
+    ):
+        self.name, self.info = name, info
+        self.width, self.height = picture.size[::-1] if turn >= 5 else picture.size
+        self._picture: Image.Image | None = picture
+        self._turn, self._copy = turn, copy
+
+    def memory(self, *, box: Box | None = None, draft: int | None = None) -> int:
+        """Bytes that :meth:`decode` takes at most."""
+        size = self.width * self.height
+        # Pillow keeps 4 bytes for a pixel, and twice as many while it converts or turns them.
+        return int(size * max(8 / self._scale(box, draft) ** 2, 4 + self._copy))
+
+    def decode(self, *, box: Box | None = None, draft: int | None = None) -> Image.Image:
+        """Decode as :func:`decode` does, and let go of the file's bytes."""
+        box, scale = self._checked(box), self._scale(box, draft)
+        picture, self._picture = self._picture, None
+        if picture is None:
+            raise RuntimeError(f"{self.name} was decoded before: load it again")
+        try:
+            if scale > 1:
+                picture.draft("RGB", (picture.width // scale, picture.height // scale))
+            picture.load()
+            # Each step frees the picture of the step before.
+            picture = _rgb(picture)
+            if self._turn in _TRANSPOSE:
+                picture = picture.transpose(_TRANSPOSE[self._turn])
+            if box:
+                picture = picture.crop(tuple(edge // scale for edge in box))
+            picture.info = {}  # Exif data would turn it once more
+            return picture
+        except ImageError as error:
+            raise ImageError(self.name, error.reason) from None
+        except MemoryError:
+            raise ImageError(self.name, "not enough memory to decode it") from None
+        except Exception as error:  # Pillow's plugins raise anything: SyntaxError, struct.error
+            raise ImageError(self.name, _broken(error, "cannot be decoded")) from None
+
+    def _checked(self, box: Box | None) -> Box | None:
+        if box is None:
+            return None
+        try:
+            left, upper, right, lower = (int(edge) for edge in box)
+        except (TypeError, ValueError, OverflowError):
+            raise ImageError(self.name, f"box {box!r}: give left, upper, right, lower") from None
+        if not (0 <= left < right <= self.width and 0 <= upper < lower <= self.height):
+            raise ImageError(
+                self.name,
+                f"box ({left}, {upper}, {right}, {lower}) is empty or outside "
+                f"the picture of {self.width} x {self.height} pixels",
+            )
+        return left, upper, right, lower
+
+    def _scale(self, box: Box | None, draft: int | None) -> int:
+        """The reduction that a JPEG's decoder can do: 8, 4, 2 or 1."""
+        if not draft or self.info is None or self.info.format != "JPEG":
+            return 1
+        left, upper, right, lower = self._checked(box) or (0, 0, self.width, self.height)
+        times = min(right - left, lower - upper) // (DRAFT_FACTOR * max(1, draft))
+        edges = (left, upper, right, lower, self.width, self.height)
+        fits = (s for s in (8, 4, 2) if times >= s and not any(edge % s for edge in edges))
+        return next(fits, 1)
+
+
+Source = str | Path | bytes | Image.Image | np.ndarray | LoadedImage
+"""What an image may come as."""
+
+
+def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
+    """Read an image and check it, without decoding it.
 
     Parameters
     ----------
-    data : bytes
-        The file's bytes.
-    path : str or Path
-        What an error is to name.
-    formats, max_pixels
-        As in :func:`decode`.
+    source : str, Path, bytes, PIL.Image.Image, numpy.ndarray or LoadedImage
+        A path, a file's bytes, a picture, or an array: bool, uint8 or uint16 of shape
+        (height, width), (height, width, 1), (height, width, 3) RGB or (height, width, 4) RGBA.
+    name : str or Path, optional
+        What errors are to name, if the source is no path.
 
     Returns
     -------
-    ImageInfo
+    LoadedImage
 
     Raises
     ------
     ImageError
-        As :func:`decode`, for what the header shows.
+        The image cannot be used; the reason fits into a table of failures.
     """
-    header = _header(path, data, formats, max_pixels)
-    sha256 = hashlib.sha256(data).hexdigest()
-    width, height = header.upright
-    return ImageInfo(image_id(sha256), sha256, len(data), width, height, header.format)
+    if isinstance(source, LoadedImage):
+        return source
+    if isinstance(source, str | Path):
+        name = source if name is None else name
+        source = read(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _from_file(str(name or "uploaded bytes"), bytes(source))
+    if isinstance(source, np.ndarray):
+        name = str(name or "array")
+        return LoadedImage(name, _from_array(name, source), None, 1, 4)
+    if not isinstance(source, Image.Image):
+        name = str(name or type(source).__name__)
+        raise ImageError(name, "give a path, bytes, a PIL image or a numpy array")
+    name = str(name or getattr(source, "filename", "") or "picture")
+    _check_size(name, *source.size)
+    try:
+        source.load()
+    except Exception as error:
+        raise ImageError(name, _broken(error, "cannot be decoded")) from None
+    return LoadedImage(name, source, None, _orientation(source), 4)
 
 
-# --------------------------------------------------------------------------- decoding
-
-
-def decode(
-    source: Source,
-    *,
-    box: Box | None = None,
-    formats: Sequence[str] = FORMATS,
-    max_pixels: int = MAX_PIXELS,
-    draft: int | None = None,
-    path: str | Path | None = None,
-) -> Image.Image:
+def decode(source: Source, *, box: Box | None = None, draft: int | None = None) -> Image.Image:
     """Decode an image to RGB, upright, transparent parts on white, the first frame only.
 
     Parameters
     ----------
-    source : str, Path, bytes, PIL.Image.Image or numpy.ndarray
-        A path, a file's bytes, a picture, or an array: bool, uint8 or uint16 of shape
-        (height, width), (height, width, 1), (height, width, 3) RGB or (height, width, 4) RGBA.
+    source : str, Path, bytes, PIL.Image.Image, numpy.ndarray or LoadedImage
+        As for :func:`load`.
     box : tuple of int, optional
         Left, upper, right, lower in pixels of the upright picture: the part to keep.
-    formats : sequence of str
-        Formats to accept, out of JPEG, PNG, BMP, GIF, PPM, WEBP.
-    max_pixels : int
-        Larger pictures are refused before they are decoded; at most `MAX_PIXELS`.
     draft : int, optional
         Short side, in pixels, that will be needed. A much larger JPEG is then decoded at
         a half, a quarter or an eighth of its size, to at least `DRAFT_FACTOR` times this.
-    path : str or Path, optional
-        What an error is to name, if the source is no path.
 
     Returns
     -------
@@ -385,381 +424,169 @@ def decode(
     Raises
     ------
     ImageError
-        Whatever is wrong with the image or the box, with a reason of a few words.
-    ValueError
-        `formats` names a format that is not in the list above.
+        The image or the box cannot be used.
     """
-    if isinstance(source, str | Path):
-        path = source if path is None else path
-        source = read(source)
-    elif isinstance(source, bytearray | memoryview):
-        source = bytes(source)
-    path = _noun(source) if path is None else path
-    header = _header(path, source, formats, max_pixels) if isinstance(source, bytes) else None
+    return load(source).decode(box=box, draft=draft)
+
+
+def _from_file(name: str, data: bytes) -> LoadedImage:
+    _check_bytes(name, len(data))
+    if not data:
+        raise ImageError(name, "empty (zero bytes)")
+    kind = _format(data[:64])
+    if kind is None:
+        raise ImageError(name, f"not an image in a known format ({', '.join(FORMATS)})")
     try:
-        if header is not None:
-            return _decode_file(header, _checked(path, box, header.upright), draft)
-        if isinstance(source, np.ndarray):
-            picture = _from_array(path, source, max_pixels)
-        elif isinstance(source, Image.Image):
-            picture = _from_picture(path, source, max_pixels)
-        else:
-            raise ImageError(path, "give a path, bytes, a PIL image or a numpy array")
-        box = _checked(path, box, picture.size)
-        return picture.crop(box) if box else picture
-    except ImageError:
-        raise
-    except MemoryError:
-        raise ImageError(path, "not enough memory to decode it") from None
-    except Exception as error:  # Pillow's readers raise anything: SyntaxError, struct.error, ...
-        raise ImageError(path, _broken(error)) from None
+        picture = _plugin(kind)(BytesIO(data))
+        copy = _copied(kind, picture, data)
+    except ModuleNotFoundError:
+        reason = f"{kind} needs the package pillow-heif: pip install 'imgsearch[heif]'"
+        raise ImageError(name, reason) from None
+    except Exception as error:
+        raise ImageError(name, _broken(error, "broken header")) from None
+    if kind == "BMP" and picture.tile[0].codec_name == "bmp_rle":  # a slow loop in Python
+        raise ImageError(name, "run-length encoded BMP is not supported: save it as PNG")
+    _check_size(name, *picture.size)
+    if kind == "JPEG" and copy:  # several scans
+        scans = data.count(b"\xff\xda", picture.fp.tell()) + 1
+        if scans * picture.width * picture.height > _MAX_SCAN_PIXELS:
+            raise ImageError(name, f"a JPEG of {scans} scans: save it anew")
+    if kind == "TIFF":
+        edges = (picture.tag_v2.get(tag, 1) for tag in (322, 323))  # a tile can be larger
+        _check_size(name, *edges)
+    sha256 = hashlib.sha256(data).hexdigest()
+    # The plugins of TIFF and HEIC turn a picture upright themselves.
+    turn = 1 if kind in ("TIFF", "HEIC") else _orientation(picture)
+    width, height = picture.size[::-1] if turn >= 5 else picture.size
+    info = ImageInfo(image_id(sha256), sha256, len(data), width, height, kind)
+    image = LoadedImage(name, picture, info, turn, copy)
+    if image.memory() > MAX_MEMORY:
+        raise ImageError(
+            name,
+            f"too large: decoding {width} x {height} pixels of this kind of {kind} takes "
+            f"{image.memory() >> 20} MiB (limit {MAX_MEMORY >> 20} MiB)",
+        )
+    return image
 
 
-def _decode_file(header: _Header, box: Box | None, draft: int | None) -> Image.Image:
-    with header.open(header.pixels) as opened:
-        scale = 1
-        if draft and header.format == "JPEG":
-            left, upper, right, lower = box or (0, 0, *header.upright)
-            times = min(right - left, lower - upper) // (DRAFT_FACTOR * max(1, draft))
-            edges = (left, upper, right, lower, *header.upright)
-            scale = next(
-                s for s in (8, 4, 2, 1) if s == 1 or (times >= s and not any(e % s for e in edges))
-            )
-            if scale > 1:
-                opened.draft("RGB", (header.width // scale, header.height // scale))
-        opened.load()
-        picture = _rgb(opened, header.transparent)
-    if header.orientation in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[header.orientation])
-    return picture.crop(tuple(edge // scale for edge in box)) if box else picture
+@cache
+def _plugin(kind: str) -> type[Image.Image]:
+    plugin = pkgutil.resolve_name(_PLUGINS[kind])
+    return type(plugin.__name__, (_Complete, plugin), {})
 
 
-def _rgb(picture: Image.Image, transparent: tuple[int, ...] | None = None) -> Image.Image:
-    """RGB on white of any mode; `transparent` is the one colour that is see-through."""
-    mode = picture.mode
-    if mode.startswith("I"):  # more than 8 bits of grey: keep the upper 8 of 16
-        grey = np.clip(np.asarray(picture), 0, 65535).astype(np.uint16)
-        picture = Image.fromarray((grey >> 8).astype(np.uint8))
-        if transparent:
-            picture.paste(255, mask=Image.fromarray(grey == transparent[0]))
-        return picture.convert("RGB")
-    if mode == "F":
-        raise ImageError("", "floating point pixels: convert them to 8 bits first")
-    if mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    elif mode in ("PA", "La", "RGBa"):
-        picture = picture.convert("RGBA" if mode != "La" else "LA")
-    if picture.mode in ("LA", "RGBA"):
-        alpha = picture.getchannel("A")
-        white = Image.new("RGB", picture.size, (255, 255, 255))
-        white.paste(picture.convert("RGB"), mask=alpha)
-        return white
-    if transparent:
-        colour = picture.convert("RGB")
-        pixels = np.asarray(colour)
-        wanted = np.array(transparent if len(transparent) == 3 else transparent * 3)
-        colour.paste((255, 255, 255), mask=Image.fromarray((pixels == wanted).all(axis=2)))
-        return colour
-    return picture if mode == "RGB" else picture.convert("RGB")
+class _Complete:
+    """A file that ends early is an error, whatever Pillow's global switches say."""
+
+    def load_read(self, count: int) -> bytes:
+        ended = self.fp.tell() == len(self.fp.getbuffer())
+        try:
+            part = b"" if ended else getattr(super(), "load_read", self.fp.read)(count)
+        except (IndexError, struct.error):  # PNG: it ends between two chunks
+            part = b""
+        if not part:
+            raise OSError("image file is truncated")
+        return part
 
 
-def _from_picture(path: object, picture: Image.Image, max_pixels: int) -> Image.Image:
-    _check_pixels(path, picture.size, max_pixels)
-    picture.load()
-    exif = picture.info.get("exif")
-    turn = _orientation(exif.removeprefix(b"Exif\0\0")) if isinstance(exif, bytes) else 1
+def _copied(kind: str, picture: Image.Image, data: bytes) -> float:
+    """Bytes for each pixel that a decoder keeps beside Pillow's own picture."""
+    if kind == "JPEG":
+        # All coefficients are kept if colours come in several scans. `fp` stands at the scan.
+        layers = data[picture.fp.tell() + 2]
+        if not picture.info.get("progressive") and layers == picture.layers:
+            return 0
+        sizes = [(across, down) for _, across, down, _ in picture.layer]
+        most = max(across for across, _ in sizes) * max(down for _, down in sizes)
+        return 2 * sum(across * down for across, down in sizes) / most
+    if kind == "TIFF" and picture.tile[0].codec_name == "libtiff":
+        return max(4, sum(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) / 8)
+    return {"WEBP": 8, "AVIF": 9, "HEIC": 8}.get(kind, 0)
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    if width <= 0 or height <= 0:
+        raise ImageError(name, "no pixels")
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            name, f"too large: {width} x {height} pixels (limit {MAX_PIXELS:,} pixels)"
+        )
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Orientation 1 to 8; 1 if the Exif data cannot be read."""
     try:
-        upright = _rgb(picture)
-    except ImageError as error:
-        raise ImageError(str(path), error.reason) from None
-    return upright.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else upright
+        turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return turn if turn in _TRANSPOSE else 1
 
 
-def _from_array(path: object, array: np.ndarray, max_pixels: int) -> Image.Image:
+def _from_array(name: str, array: np.ndarray) -> Image.Image:
     shape, kind = array.shape, array.dtype
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(str(path), f"an array of shape {shape} is no picture")
+        raise ImageError(name, f"an array of shape {shape} is no picture")
     if kind not in (np.bool_, np.uint8, np.uint16):
-        raise ImageError(str(path), f"pixels of type {kind}: give uint8, 0 to 255")
-    _check_pixels(path, (shape[1], shape[0]), max_pixels)
+        raise ImageError(name, f"pixels of type {kind}: give uint8, 0 to 255")
+    _check_size(name, shape[1], shape[0])
     if kind == np.bool_:
         array = array.astype(np.uint8) * 255
     elif kind == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.ndim == 3 and shape[2] == 1:
         array = array[:, :, 0]
-    return _rgb(Image.fromarray(np.ascontiguousarray(array)))
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _checked(path: object, box: Box | None, size: tuple[int, int]) -> Box | None:
-    if box is None:
-        return None
-    try:
-        left, upper, right, lower = (int(edge) for edge in box)
-    except (TypeError, ValueError, OverflowError):
-        raise ImageError(str(path), f"box {box!r}: give left, upper, right, lower") from None
-    width, height = size
-    if not (0 <= left < right <= width and 0 <= upper < lower <= height):
-        raise ImageError(
-            str(path),
-            f"box ({left}, {upper}, {right}, {lower}) is empty or outside "
-            f"the picture of {width} x {height} pixels",
-        )
-    return left, upper, right, lower
+# --------------------------------------------------------------------------- colours
 
 
-def _check_pixels(path: object, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    limit = min(max_pixels, MAX_PIXELS)
-    if width <= 0 or height <= 0:
-        raise ImageError(str(path), "no pixels")
-    if width * height > limit:
-        raise ImageError(
-            str(path), f"too large: {width} x {height} pixels (limit {limit:,} pixels)"
-        )
+def _rgb(picture: Image.Image) -> Image.Image:
+    """RGB of any mode, transparent parts on white, in little memory."""
+    if picture.mode == "F":
+        raise ImageError("", "floating point pixels: convert them to 8 bits first")
+    if not picture.mode.startswith("I") and not picture.has_transparency_data:
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    result = Image.new("RGB", picture.size, "white")
+    width, height = picture.size
+    for upper in range(0, height, _TILE[1]):
+        for left in range(0, width, _TILE[0]):
+            box = left, upper, min(left + _TILE[0], width), min(upper + _TILE[1], height)
+            part, mask = _opaque(picture.crop(box))
+            result.paste(part, (left, upper), mask)
+    return result
 
 
-# --------------------------------------------------------------------------- headers
+def _opaque(part: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Split a small picture into RGB and the mask of what is not transparent."""
+    if part.mode.startswith("I"):  # more than 8 bits of grey: keep the upper 8 of 16
+        grey = np.clip(np.asarray(part), 0, 65535).astype(np.uint16)
+        key = part.info.get("transparency")
+        mask = None if key is None else Image.fromarray(grey != key)
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB"), mask
+    if part.mode == "La":
+        part = part.convert("LA")
+    part = part.convert("RGBA")
+    return part.convert("RGB"), part.getchannel("A")
 
 
-class _Header(NamedTuple):
-    """What a file's header says, and the bytes that Pillow may see of it."""
-
-    format: str
-    width: int
-    height: int
-    orientation: int
-    transparent: tuple[int, ...] | None
-    open: Callable[[BytesIO], Image.Image]
-    pixels: BytesIO
-
-    @property
-    def upright(self) -> tuple[int, int]:
-        size = self.width, self.height
-        return size[::-1] if self.orientation >= 5 else size
+# --------------------------------------------------------------------------- reasons
 
 
-class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """JPEG that ends early is an error, whatever Pillow's global switches say."""
-
-    def load_read(self, read_bytes: int) -> bytes:
-        part = self.fp.read(read_bytes)
-        if not part:
-            raise OSError("image file is truncated")
-        return part
-
-
-class _Png(PngImagePlugin.PngImageFile):
-    """PNG that ends early is an error, whatever Pillow's global switches say."""
-
-    def load_read(self, read_bytes: int) -> bytes:
-        part = super().load_read(read_bytes)
-        if not part:
-            raise OSError("image file is truncated")
-        return part
-
-
-# The plugins' classes are used rather than Image.open, which guesses, asks global registries
-# and limits, turns some JPEGs into other formats and warns.
-_OPENERS: dict[str, Callable[[BytesIO], Image.Image]] = {
-    "JPEG": _Jpeg,
-    "PNG": _Png,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "PPM": PpmImagePlugin.PpmImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-}
-
-
-def _header(path: object, data: bytes, formats: Sequence[str], max_pixels: int) -> _Header:
-    unknown = set(formats) - _OPENERS.keys()
-    if unknown:
-        raise ValueError(f"no reader for {sorted(unknown)}; there are {sorted(_OPENERS)}")
-    if not data:
-        raise ImageError(str(path), "zero bytes")
-    _check_bytes(path, len(data))
-    kind = sniff(data[:16])
-    if kind is None:
-        raise ImageError(str(path), "not an image")
-    if kind not in formats:
-        raise ImageError(str(path), f"{kind} is not among the formats {', '.join(formats)}")
-    try:
-        if kind == "JPEG":
-            header = _jpeg(data)
-        elif kind == "PNG":
-            header = _png(data)
-        else:
-            header = _other(kind, data, formats)
-    except _Broken as error:
-        raise ImageError(str(path), str(error)) from None
-    except Exception as error:
-        raise ImageError(str(path), _broken(error)) from None
-    _check_pixels(path, (header.width, header.height), max_pixels)
-    return header
-
-
-class _Broken(Exception):
-    """What is wrong with a header; becomes the reason of an ImageError."""
-
-
-def _jpeg(data: bytes) -> _Header:
-    """Walk the segments up to the first scan; keep those that pixels need."""
-    kept = bytearray(b"\xff\xd8")
-    size: tuple[int, int] | None = None
-    progressive, orientation, at, end = False, 0, 2, len(data)
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0 or at + 1 >= end:
-            raise _Broken("truncated before the picture begins")
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        at += 2
-        if marker == 0x00 or 0xD0 <= marker <= 0xD8 or marker == 0x01:
-            continue
-        if marker == 0xD9:
-            raise _Broken("a JPEG without a picture")
-        if at + 2 > end:
-            raise _Broken("truncated before the picture begins")
-        length = int.from_bytes(data[at : at + 2], "big")
-        if length < 2:
-            raise _Broken("broken JPEG segment")
-        body = data[at + 2 : at + length]
-        if len(body) < length - 2:
-            raise _Broken("truncated before the picture begins")
-        if marker == 0xE1 and not orientation and body.startswith(b"Exif\0"):
-            orientation = _orientation(body[6:])
-        if marker in _FRAMES:
-            if size is not None:
-                raise _Broken("a JPEG with two frame headers")
-            if len(body) < 6:
-                raise _Broken("broken JPEG frame header")
-            bits, height, width, layers = struct.unpack_from(">BHHB", body)
-            if bits != 8:
-                raise _Broken(f"{bits}-bit JPEG is not supported")
-            if layers not in (1, 3, 4):
-                raise _Broken(f"JPEG of {layers} layers is not supported")
-            size = width, height
-            progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
-        # APP0 (JFIF) and APP14 (Adobe) say how colours are coded; the rest is not for pixels
-        if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
-            kept += data[at - 2 : at + length]
-        at += length
-        if marker == 0xDA:
-            break
-    if size is None:
-        raise _Broken("a JPEG without a frame header")
-    if progressive and data.count(b"\xff\xda", at) * size[0] * size[1] > _MAX_SCAN_PIXELS:
-        raise _Broken("a JPEG of too many scans")
-    kept += memoryview(data)[at:]
-    return _Header("JPEG", *size, orientation or 1, None, _Jpeg, BytesIO(kept))
-
-
-def _png(data: bytes) -> _Header:
-    """Walk the chunks; keep those that pixels need."""
-    if len(data) < 33:
-        raise _Broken("truncated before the picture begins")
-    if data[12:16] != b"IHDR" or int.from_bytes(data[8:12], "big") != 13:
-        raise _Broken("a PNG without a header")
-    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
-        raise _Broken("broken PNG header (checksum)")
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    kept, transparent, orientation, pixels = bytearray(data[:33]), None, 1, False
-    at, end = 33, len(data)
-    while at + 8 <= end:
-        length = int.from_bytes(data[at : at + 4], "big")
-        kind = data[at + 4 : at + 8]
-        after = at + 12 + length
-        if kind == b"IDAT":
-            if after - 4 > end:
-                raise _Broken("truncated")
-            pixels = True
-            kept += memoryview(data)[at : min(after, end)]
-        elif kind == b"PLTE" and not pixels:
-            kept += memoryview(data)[at : min(after, end)]
-        elif kind == b"tRNS" and not pixels and after <= end:
-            if colour == 3:  # alpha of the palette: Pillow applies it
-                kept += data[at:after]
-            else:
-                transparent = _see_through(data[at + 8 : after - 4], depth, colour)
-        elif kind == b"eXIf" and after <= end:
-            orientation = _orientation(data[at + 8 : after - 4])
-        elif kind == b"IEND":
-            break
-        at = after
-    if not pixels:
-        raise _Broken("truncated before the picture begins")
-    kept += b"\0\0\0\0IEND\xaeB`\x82"
-    return _Header("PNG", width, height, orientation, transparent, _Png, BytesIO(kept))
-
-
-def _see_through(body: bytes, depth: int, colour: int) -> tuple[int, ...] | None:
-    """Transparent colour in the values that Pillow's decoder gives."""
-    count = {0: 1, 2: 3}.get(colour)
-    if count is None or len(body) < 2 * count or depth not in (1, 2, 4, 8, 16):
-        return None
-    values = struct.unpack_from(f">{count}H", body)
-    if depth == 16:
-        # grey comes with all its 16 bits, colours with their upper 8
-        return values if colour == 0 else tuple(value >> 8 for value in values)
-    top = 2**depth - 1
-    return tuple((value & top) * 255 // top for value in values)
-
-
-def _other(kind: str, data: bytes, formats: Sequence[str]) -> _Header:
-    pixels = BytesIO(data)
-    with _OPENERS[kind](pixels) as opened:
-        width, height = opened.size
-        exif = opened.info.get("exif")
-    turn = _orientation(exif.removeprefix(b"Exif\0\0")) if isinstance(exif, bytes) else 1
-    return _Header(kind, width, height, turn, None, _OPENERS[kind], BytesIO(data))
-
-
-def _orientation(exif: bytes) -> int:
-    """Orientation 1 to 8 from Exif data (a TIFF structure), 1 if there is none to be had."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None or len(exif) < 10:
-        return 1
-    (at,) = struct.unpack_from(order + "I", exif, 4)
-    if at + 2 > len(exif):
-        return 1
-    (count,) = struct.unpack_from(order + "H", exif, at)
-    for entry in range(at + 2, min(at + 2 + 12 * count, len(exif) - 11), 12):
-        tag, kind, number, value = struct.unpack_from(order + "HHIH", exif, entry)
-        if tag == 0x0112:
-            return value if kind == 3 and number == 1 and 1 <= value <= 8 else 1
-    return 1
-
-
-# --------------------------------------------------------------------------- words
-
-
-def _noun(source: object) -> str:
-    if isinstance(source, bytes):
-        return "uploaded bytes"
-    if isinstance(source, np.ndarray):
-        return "array"
-    if isinstance(source, Image.Image):
-        return str(getattr(source, "filename", "")) or "picture"
-    return type(source).__name__
-
-
-def _why(error: OSError | ValueError, missing: str) -> str:
-    """Reason of a failed system call, in a few words."""
-    if isinstance(error, FileNotFoundError):
+def _why(error: OSError | ConfigError, missing: str) -> str:
+    """Reason why a path cannot be used, in a few words."""
+    if isinstance(error, ConfigError):
+        return f"the path {error.reason}"[:190]
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return missing
     if isinstance(error, PermissionError):
         return "unreadable: permission denied"
-    if isinstance(error, OSError):
-        return f"unreadable: {error.strerror or type(error).__name__}".lower()
-    return "not a name of a file"
+    return f"unreadable: {error.strerror or type(error).__name__}".lower()
 
 
-def _broken(error: Exception) -> str:
+def _broken(error: Exception, what: str) -> str:
     """Reason of a failed decode, in a few words."""
-    text = str(error).lower()
-    if "truncated" in text or "not enough image data" in text or isinstance(error, EOFError):
+    text = " ".join(str(error).split())
+    if isinstance(error, EOFError) or "truncated" in text.lower():
         return "truncated"
-    words = " ".join(text.split())[:80]
-    return f"cannot be decoded: {words}" if words else "cannot be decoded"
+    return f"{what}: {text[:80]}" if text else what

@@ -412,13 +412,13 @@ class _Ingest:
         """Read, hash and, where the content is new, embed some files."""
         chunk, data, read = _Chunk(), {}, []
         for file in files:
+            if not images.is_candidate(file.path):
+                chunk.ignored += 1
+                continue
             try:
                 content = images.read(file.path)
             except ImageError as error:
                 chunk.failures.append((str(file.path), error.reason))
-                continue
-            if not images.is_candidate(file.path, content[:32]):
-                chunk.ignored += 1
                 continue
             digest = hashlib.sha256(content).hexdigest()
             data[images.image_id(digest)] = content
@@ -438,7 +438,7 @@ class _Ingest:
                 chunk.failures.append((str(file.path), result.reason))
                 continue
             chunk.vectors[image_id] = result.vector
-            chunk.rows.append(new_row(file, result.facts))
+            chunk.rows.append(new_row(file, result.info))
         return chunk
 
     def _store(self, chunk: _Chunk) -> None:

@@ -109,12 +109,12 @@ def test_a_picture_finds_itself_and_a_box_searches_with_a_part(gallery, tmp_path
     paths = [paint(tmp_path / f"{i}.png", seed=i) for i in range(6)]
     made = gallery.pipeline(paths)
     rows = [
-        row._replace(path=str(path), image_id=item.facts.image_id)
+        row._replace(path=str(path), image_id=item.info.image_id)
         for row, path, item in zip(
             rows_and_vectors(gallery.row.dim, 6)[0], paths, made, strict=True
         )
     ]
-    gallery.add(rows, {item.facts.image_id: item.vector for item in made})
+    gallery.add(rows, {item.info.image_id: item.vector for item in made})
     hits = gallery.search(paths[4], top_k=3)
     assert hits[0].path == str(paths[4])
     assert hits[0].score == pytest.approx(1, abs=1e-3)

@@ -220,11 +220,11 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(
             rows = gallery.metadata.browse(collection)
             made = gallery.pipeline(sorted(folder.iterdir())[3:])
             new = [
-                rows[0]._replace(path=str(path), image_id=e.facts.image_id, sha256=e.facts.sha256)
+                rows[0]._replace(path=str(path), image_id=e.info.image_id, sha256=e.info.sha256)
                 for path, e in zip(sorted(folder.iterdir())[3:], made, strict=True)
             ]
             with pytest.raises(Killed):
-                gallery.add(new, {e.facts.image_id: e.vector for e in made})
+                gallery.add(new, {e.info.image_id: e.vector for e in made})
         else:
             target = ("vectors", "drop") if step == "marked" else ("metadata", "drop_collection")
             monkeypatch.setattr(getattr(gallery, target[0]), target[1], die)
