@@ -18,7 +18,7 @@ from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, features
@@ -451,6 +451,8 @@ def _from_file(name: str, data: bytes) -> LoadedImage:
         scans = data.count(b"\xff\xda", picture.fp.tell()) + 1
         if scans * picture.width * picture.height > _MAX_SCAN_PIXELS:
             raise ImageError(name, f"a JPEG of {scans} scans: save it anew")
+    if kind == "PNG" and "transparency" in picture.info:
+        picture.info["transparency"] = _transparent(picture)
     if kind == "TIFF":
         edges = (picture.tag_v2.get(tag, 1) for tag in (322, 323))  # a tile can be larger
         _check_size(name, *edges)
@@ -502,6 +504,14 @@ def _copied(kind: str, picture: Image.Image, data: bytes) -> float:
     if kind == "TIFF" and picture.tile[0].codec_name == "libtiff":
         return max(4, sum(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) / 8)
     return {"WEBP": 8, "AVIF": 9, "HEIC": 8}.get(kind, 0)
+
+
+def _transparent(png: Image.Image) -> Any:
+    """The transparent colour of a PNG, scaled as Pillow scales the pixels."""
+    value, rawmode = png.info["transparency"], png.tile[0].args
+    if rawmode == "RGB;16B":
+        return tuple(channel >> 8 for channel in value)
+    return value * {"L;2": 85, "L;4": 17}.get(rawmode, 1)
 
 
 def _check_size(name: str, width: int, height: int) -> None:

@@ -5,39 +5,41 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
-import logging
+import os
 import socket
 import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from imgsearch import images, pipeline
-from imgsearch.encoders.base import load_encoder
+from imgsearch import images
+from imgsearch.encoders import load_encoder
 from imgsearch.errors import EncoderError, ImageError
-from imgsearch.pipeline import Embedded, Pipeline
+from imgsearch.pipeline import Embedded, Pipeline, _Budget
 
-RANDOM = "resnet18@random:7"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_from_outside(monkeypatch):
-    """Neither a connection nor a program (pip, git) is started."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError(f"reached out: {args}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setenv("IMGSEARCH_BACKEND", "eager")  # nothing to convert
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def encoder(exported):
-    return load_encoder(exported[0] / "tiny.pt2", backend="eager")
+def offline(monkeypatch):
+    """Make every connection and every start of a program (pip, git) fail."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"tried to reach {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    monkeypatch.setenv("IMGSEARCH_BACKEND", "eager")  # nothing to convert
+    return load_encoder("mini")
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("offline")
 def test_one_result_for_each_image_in_order(encoder, folder):
     first = folder / "0.png"
     sources = [
@@ -59,16 +62,19 @@ def test_one_result_for_each_image_in_order(encoder, folder):
         first.read_bytes(),
         np.asarray(Image.open(first)),
         17,
+        images.load(first),
     ]
     results = Pipeline(encoder)(sources)
-    kinds = [type(each) for each in results]
-    assert kinds == [Embedded, ImageError, Embedded, ImageError, Embedded, Embedded, ImageError]
+    assert [type(each) for each in results] == [
+        *[Embedded, ImageError, Embedded, ImageError],
+        *[Embedded, Embedded, ImageError, Embedded],
+    ]
     assert results[1].path == str(folder / "bad.png")
-    assert results[1].reason == "not an image"
-    assert results[0].facts.sha256 == hashlib.sha256(first.read_bytes()).hexdigest()
-    assert results[0].facts == results[4].facts
-    assert results[5].facts is None
-    for index in (4, 5):
+    assert results[1].reason.startswith("not an image")
+    assert results[0].info.sha256 == hashlib.sha256(first.read_bytes()).hexdigest()
+    assert results[0].info == results[4].info == results[7].info
+    assert results[5].info is None
+    for index in (4, 5, 7):
         assert np.allclose(results[index].vector, results[0].vector, atol=1e-6)
     assert np.allclose(results[2].vector, encoder.encode([folder / "1.png"])[0], atol=1e-6)
     assert results[0].vector.dtype == np.float32
@@ -77,18 +83,15 @@ def test_one_result_for_each_image_in_order(encoder, folder):
 def test_nothing_and_nothing_good(encoder, folder):
     run = Pipeline(encoder)
     assert run([]) == []
-    assert [each.reason for each in run([folder / "bad.png"])] == ["not an image"]
+    assert [each.path for each in run([folder / "bad.png"])] == [str(folder / "bad.png")]
 
 
-def test_box_and_formats(encoder, folder):
-    Image.open(folder / "0.png").save(folder / "x.gif")
+def test_box(encoder, folder):
     run = Pipeline(encoder)
     box = (10, 10, 70, 60)
-    got, other = run([folder / "0.png", folder / "x.gif"], box=box)
+    (got,) = run([folder / "0.png"], box=box)
     assert np.allclose(got.vector, encoder.encode([folder / "0.png"], box=box)[0], atol=1e-6)
-    assert got.facts[3:5] == (120, 90)
-    assert "GIF is not among" in other.reason
-    assert isinstance(Pipeline(encoder, formats=("GIF",))([folder / "x.gif"])[0], Embedded)
+    assert got.info[3:5] == (120, 90)
     assert "outside" in run([folder / "0.png"], box=(0, 0, 999, 9))[0].reason
 
 
@@ -124,13 +127,13 @@ def test_decoding_goes_on_while_another_chunk_is_encoded(encoder, folder, monkey
             assert go.wait(30)
         return real(batch)
 
-    def prepare(picture):
+    def preprocess(picture):
         if inside.is_set():
             decoded.set()
         return type(encoder).preprocess(encoder, picture)
 
     monkeypatch.setattr(encoder, "encode_batch", encode)
-    monkeypatch.setattr(encoder, "preprocess", prepare)
+    monkeypatch.setattr(encoder, "preprocess", preprocess)
     threads = [threading.Thread(target=run, args=([folder / "0.png"],)) for _ in range(2)]
     threads[0].start()
     assert inside.wait(30)
@@ -160,55 +163,20 @@ def test_a_pipeline_is_let_go(encoder, folder):
     assert gone() is None
 
 
-def test_every_operator_resolves_here():
-    from towhee.runtime.operator_manager import OperatorRegistry
+def test_an_error_keeps_no_picture_in_memory(encoder, folder, monkeypatch):
+    """Attack row 4: the traceback of a failed image kept its pixels while the ingest ran."""
+    pictures, real = [], Image.Image.load
 
-    pipeline.register()
-    for name in pipeline.OPERATORS:
-        assert OperatorRegistry.resolve(name) is not None, name
-    formats = [h.formatter._fmt for h in logging.getLogger().handlers if h.formatter]
-    assert not any("%(thread)d" in each for each in formats)
+    def load(self):
+        pictures.append(weakref.ref(self))
+        return real(self)
 
-
-@pytest.mark.parametrize("mode", [(), ("rgb",), ("RGB",)])
-def test_the_original_demo_runs_unchanged(folder, mode, monkeypatch, tmp_path):
-    import torch
-    from towhee import ops, pipe
-
-    from imgsearch.encoders import resnet
-
-    torch.save(resnet.random_state(resnet.resnet("resnet18"), 7), tmp_path / "w.pth")
-    monkeypatch.setenv("IMGSEARCH_WEIGHTS", str(tmp_path / "w.pth"))
-    pipeline.register()
-    run = (
-        pipe.input("p")
-        .map("p", "img", ops.image_decode.cv2_rgb(*mode))
-        .map("img", "vec", ops.image_embedding.timm(model_name="resnet18"))
-        .map("vec", "vec", ops.towhee.np_normalize())
-        .output("p", "vec")
-    )
-    path = str(folder / "0.png")
-    got, vector = run(path).get()
-    assert got == path
-    assert np.allclose(vector, load_encoder(RANDOM).encode([path])[0], atol=1e-5)
-
-
-def test_the_operators_by_themselves(folder):
-    path = folder / "0.png"
-    rgb, bgr = pipeline.DecodeCv2("rgb")(path), pipeline.DecodeCv2()(path)
-    assert (rgb.mode, bgr.mode) == ("RGB", "BGR")
-    assert np.array_equal(rgb[:, :, ::-1], bgr)
-    assert np.array_equal(rgb, images.decode(path))
-    embed = pipeline.EmbedTimm(RANDOM)
-    one, many = embed(rgb), embed([rgb, bgr])
-    assert np.allclose(one, many[0], atol=1e-4)
-    assert np.allclose(one, many[1], atol=1e-4)
-    assert np.linalg.norm(one) > 1.5  # not normalised: another operator does that
-    assert np.allclose(np.linalg.norm(pipeline.NpNormalize(axis=1)(np.ones((2, 5))), axis=1), 1)
-    with pytest.raises(ValueError, match="RGB or BGR"):
-        pipeline.DecodeCv2("grey")
-    with pytest.raises(EncoderError, match="skip_preprocess"):
-        pipeline.EmbedTimm("resnet18", skip_preprocess=True)
+    monkeypatch.setattr(Image.Image, "load", load)
+    data = (folder / "0.png").read_bytes()
+    results = Pipeline(encoder)([data[: len(data) // 2]])
+    assert results[0].reason == "truncated"
+    assert pictures
+    assert all(picture() is None for picture in pictures)
 
 
 def test_each_file_is_read_once(encoder, folder, monkeypatch):
@@ -228,3 +196,95 @@ def test_uploaded_bytes_have_no_path(encoder):
     Image.new("RGB", (30, 30)).save(file, "PNG")
     (error,) = Pipeline(encoder)([file.getvalue()[:60]])
     assert (error.path, error.reason) == ("uploaded bytes", "truncated")
+
+
+def test_the_pipelines_encoder_is_replaced_and_the_shared_one_stays(encoder, monkeypatch):
+    """Review 1: an ingest changed the encoder that everybody in the process shares."""
+    other = load_encoder("mini")
+    monkeypatch.setattr(type(encoder), "optimized_for", lambda self, count: other)
+    run = Pipeline(encoder)
+    run.optimize_for(10_000)
+    assert run.encoder is other
+    assert Pipeline(encoder).encoder is encoder
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_towhee_leaves_the_root_logger_alone(configured):
+    """Review 1: handlers were taken from the root logger by the text of their format."""
+    code = f"""
+import logging
+from imgsearch.pipeline import _towhee_pipe
+root = logging.getLogger()
+if {configured}:
+    from towhee.utils.log import FORMAT
+    logging.basicConfig(format=FORMAT)  # a handler that looks like Towhee's own
+before = root.handlers[:]
+_towhee_pipe()
+assert root.handlers == before, root.handlers
+assert len(before) == {configured:d}
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+def test_small_pictures_share_the_memory_and_a_large_one_has_it_alone():
+    """Attack row 4: what is decoded at one time is bounded over all threads."""
+    budget, lock = _Budget(100), threading.Lock()
+    held, most = 0, 0
+
+    def work(amount):
+        nonlocal held, most
+        for _ in range(200):
+            with budget.reserve(amount):
+                with lock:
+                    held += min(amount, 100)
+                    most = max(most, held)
+                with lock:
+                    held -= min(amount, 100)
+
+    threads = [threading.Thread(target=work, args=(amount,)) for amount in (1, 30, 60, 10_000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert most <= 100
+    assert held == 0
+    inside = threading.Barrier(4, timeout=30)
+
+    def small():
+        with budget.reserve(25):
+            inside.wait()  # all four at one time
+
+    threads = [threading.Thread(target=small) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not inside.broken
+
+
+def test_small_pictures_do_not_keep_a_large_one_waiting():
+    budget = _Budget(100)
+    waiting, served = threading.Event(), []
+
+    def large():
+        waiting.set()
+        with budget.reserve(100):
+            served.append("large")
+
+    def small():
+        with budget.reserve(1):
+            served.append("small")
+
+    with budget.reserve(1):
+        thread = threading.Thread(target=large)
+        thread.start()
+        assert waiting.wait(30)
+        while not budget._queue.locked():
+            pass
+        late = threading.Thread(target=small)
+        late.start()
+    thread.join(30)
+    late.join(30)
+    assert served == ["large", "small"]
