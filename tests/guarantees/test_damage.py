@@ -193,7 +193,7 @@ def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
         paint(folder / f"{i}.png", seed=i)
     ingest(folder, "kept", encoder=encoder, settings=settings, limit=3)
     with opened("kept", settings) as gallery:
-        gallery.metadata._engine.dispose()
+        gallery.metadata.close()
     old = file.read_bytes()
     ingest(folder, "kept", encoder=encoder, settings=settings)
     gone = folder / "0.png"

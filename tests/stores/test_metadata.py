@@ -21,13 +21,12 @@ from imgsearch.config import load_settings
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
-    SchemaError,
     StoreBusy,
     StoreDamaged,
     StoreError,
     StoreUnavailable,
 )
-from imgsearch.stores import metadata
+from imgsearch.stores import metadata, schema
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
 from tests.conftest import free_port
 
@@ -88,7 +87,7 @@ def test_a_collection_comes_back_as_it_was(store):
     before = datetime.now(UTC)
     store.create_collection(ROW)
     made = store.collection("c")
-    assert made._replace(created_at=None) == ROW
+    assert made._replace(created_at=None, id=None) == ROW
     assert before - timedelta(seconds=1) <= made.created_at <= datetime.now(UTC)
     store.create_collection(ROW._replace(name="B", created_at=datetime(2020, 1, 2, tzinfo=UTC)))
     assert [c.name for c in store.collections()] == ["B", "c"]
@@ -144,7 +143,7 @@ def test_every_path_comes_back_and_is_told_from_the_others(store):
         assert path in store.known("c", path)
     assert list(store.known("c", "/photos/100%")) == [ODD_PATHS[6]]
     assert [r.path for r in store.browse("c", like="%_'q")] == [ODD_PATHS[6]]
-    with pytest.raises(ConfigError, match="no path"):
+    with pytest.raises(ConfigError, match="not a valid file name"):
         store.by_path("c", ["\ud800"])
 
 
@@ -264,10 +263,10 @@ MetadataStore.open(load_settings()).start_run("c", "/a")
         assert store.runs()[0].state == "running"
         quiet = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=3)
         elsewhere = {"host": "elsewhere"}
-        store._write(lambda link: link.execute(sa.update(metadata._runs).values(**elsewhere)))
+        store._sql.write(lambda link: link.execute(sa.update(schema.runs).values(**elsewhere)))
         assert [r.state for r in store.runs()] == ["running", "running"]  # who could know
         old = {"updated_at": quiet}
-        store._write(lambda link: link.execute(sa.update(metadata._runs).values(**old)))
+        store._sql.write(lambda link: link.execute(sa.update(schema.runs).values(**old)))
         assert [r.state for r in store.runs()] == ["stale", "stale"]
         store.update_run(mine, done=1)
         assert [r.state for r in store.runs()] == ["running", "stale"]
@@ -346,12 +345,6 @@ def test_a_forked_child_connects_for_itself(filled):
 
 
 # ---------------------------------------------------------------- what goes wrong
-
-
-def test_tables_of_a_newer_version_are_left_alone(config, store):
-    store._write(lambda link: link.execute(sa.insert(metadata._schema).values(version=99)))
-    with pytest.raises(SchemaError, match=r"version 99.*update imgsearch"):
-        MetadataStore.open(config)
 
 
 def test_a_connection_that_the_server_ended_is_replaced_unseen(mariadb):
@@ -474,7 +467,7 @@ def test_a_file_that_may_only_be_read_is_an_error(tmp_path):
     with MetadataStore.open(load_settings(database_url=url)) as store:
         store.create_collection(ROW)
         sa.event.listen(
-            store._engine, "connect", lambda link, _: link.execute("PRAGMA query_only=1")
+            store._sql._engine, "connect", lambda link, _: link.execute("PRAGMA query_only=1")
         )
         store.close()
         assert store.collection("c").dim == 8
@@ -488,7 +481,7 @@ def test_a_full_disk_is_told_and_what_was_confirmed_stays(tmp_path):
         store.create_collection(ROW)
         store.prepare("c", [row("/kept", 1)])
         sa.event.listen(
-            store._engine, "connect", lambda link, _: link.execute("PRAGMA max_page_count=20")
+            store._sql._engine, "connect", lambda link, _: link.execute("PRAGMA max_page_count=20")
         )
         store.close()
         with pytest.raises(StoreError, match="disk is full"):
@@ -509,3 +502,164 @@ def test_a_file_that_another_program_locks_is_busy(tmp_path):
         holder.execute("ROLLBACK")
         holder.close()
         store.prepare("c", [row("/1")])
+
+
+# ---------------------------------------------------------------- what must not be stored
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "relative.jpg",
+        "/a/../b.jpg",
+        "/a/./b.jpg",
+        "/a//b.jpg",
+        "~/a.jpg",
+        "/a\0.jpg",
+        "/\ud800",
+    ],
+)
+def test_only_absolute_normalised_paths_are_stored(filled, path):
+    """Attack row 3: an archive could bring "", "../..", NUL or one file under two spellings."""
+    with pytest.raises(ConfigError, match="path"):
+        filled.prepare("c", [row("/good", 7), row(path, 8)])
+    with pytest.raises(ConfigError, match="path"):
+        filled.start_run("c", path)
+    assert filled.count("c").pending == 0
+    assert filled.runs("c") == []
+
+
+def test_every_folder_that_was_ever_ingested_is_known(filled):
+    """Review 8.3, attack row 7: the 50 latest runs hid the folders of older ones."""
+    first = filled.start_run("c", ODD_PATHS[8])
+    for _ in range(60):
+        filled.finish_run(filled.start_run("c", "/nightly"), "done")
+    filled.start_run("d", "/other")
+    assert filled.folders("c") == sorted([ODD_PATHS[8], "/nightly"])
+    assert first not in {run.run_id for run in filled.runs("c")}
+    assert filled.folders("never") == []
+
+
+# ---------------------------------------------------------------- names, files, statements
+
+
+def test_a_database_name_with_a_percent_sign_is_created(mariadb):
+    """Attack row 10: MYSQL_DB with % ended in an error of a private class."""
+    name = f"odd%s %name_{uuid.uuid4().hex[:8]}"
+    for _ in range(2):
+        with MetadataStore.open(load_settings(**mariadb.settings(name))) as store:
+            store.create_collection(ROW)
+            assert store.collection("c").dim == 8
+    mariadb.sql(f"DROP DATABASE `{name}`")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_the_home_and_its_files_are_the_owner_s_whatever_the_umask(tmp_path, umask):
+    """Attack row 5: with umask 022 anybody could read metadata.sqlite."""
+    code = """
+import os, sys
+os.umask(int(sys.argv[1]))
+from imgsearch.config import load_settings
+from imgsearch.stores.metadata import CollectionRow, MetadataStore
+with MetadataStore.open(load_settings()) as store:
+    store.create_collection(CollectionRow("c", "mini", {}, "f00d", 8, "FLAT"))
+    home = load_settings().imgsearch_home
+    for path in (home, *sorted(home.glob("metadata*"))):
+        print(path.name, oct(path.stat().st_mode & 0o777))
+assert os.umask(0) == int(sys.argv[1])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMGSEARCH_HOME": str(tmp_path / "h")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(umask)],
+        check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split("\n")[:-1] == [
+        "h 0o700",
+        *(f"metadata.sqlite{ending} 0o600" for ending in ("", "-shm", "-wal")),
+    ]
+
+
+def test_files_that_an_older_version_left_readable_are_closed(tmp_path):
+    """Attack row 5: a home that was made before keeps no file that others can read."""
+    home = tmp_path / "home"
+    with MetadataStore.open(load_settings(imgsearch_home=home)) as first:
+        first.create_collection(ROW)
+        for path in home.glob("metadata*"):
+            path.chmod(0o644)
+        with MetadataStore.open(load_settings(imgsearch_home=home)):
+            assert {oct(p.stat().st_mode & 0o777) for p in home.glob("metadata*")} == {"0o600"}
+
+
+def test_a_relative_database_url_names_one_file_wherever_the_program_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with MetadataStore.open(load_settings(database_url="sqlite:///here.sqlite")) as store:
+        store.create_collection(ROW)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        store.close()
+        assert store.collection("c").dim == 8
+    assert (tmp_path / "here.sqlite").exists()
+
+
+@pytest.fixture
+def statements():
+    """SQL statements as they are sent, without BEGIN."""
+    seen: list[str] = []
+
+    def listen(link, cursor, statement, parameters, context, executemany):
+        if not statement.startswith("BEGIN"):
+            seen.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", listen)
+    yield seen
+    sa.event.remove(sa.Engine, "before_cursor_execute", listen)
+
+
+def test_one_statement_tells_what_is_known_of_ids_and_paths(filled, statements):
+    collection, rows = filled.lookup("c", image_ids=[2, 99], paths=["/a/1", "/a/2", "/nowhere"])
+    assert len(statements) == 1
+    assert collection == filled.collection("c")
+    assert sorted(r.path for r in rows) == ["/a/1", "/a/2", "/b/2 again"]
+    assert filled.lookup("c", image_ids=[99]) == (collection, [])
+    assert filled.lookup("c") == (collection, [])
+    with pytest.raises(CollectionNotFound):
+        filled.lookup("d", image_ids=[2])
+
+
+def test_a_query_for_many_rows_uses_the_indexes(mariadb, tmp_path):
+    """Two lists of 500 keys among 20,000 rows must not read the whole collection."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    plans = {}
+    for kind, config in {
+        "sqlite": load_settings(database_url=f"sqlite:///{tmp_path / 'm.sqlite'}"),
+        "mysql": load_settings(**mariadb.settings(name)),
+    }.items():
+        with MetadataStore.open(config) as store:
+            store.create_collection(ROW)
+            store.prepare("c", [row(f"/many/{i}", i) for i in range(20_000)])
+            seen = []
+
+            def listen(link, cursor, statement, parameters, *_, seen=seen):
+                seen.append((statement, parameters))
+
+            engine = store._sql._engine
+            if kind == "mysql":  # its statistics may be those of the empty table
+                mariadb.sql(f"ANALYZE TABLE {name}.imgsearch_images")
+            sa.event.listen(engine, "before_cursor_execute", listen)
+            store.lookup("c", image_ids=range(500), paths=[f"/many/{i}" for i in range(500)])
+            sa.event.remove(engine, "before_cursor_execute", listen)
+            ((statement, parameters),) = [s for s in seen if s[0].startswith("SELECT")]
+            explain = "EXPLAIN QUERY PLAN " if kind == "sqlite" else "EXPLAIN "
+            with engine.connect() as link:
+                plans[kind] = link.exec_driver_sql(explain + statement, parameters).all()
+    mariadb.sql(f"DROP DATABASE {name}")
+    assert not [step for step in plans["sqlite"] if step[3].startswith("SCAN")]
+    assert [step for step in plans["mysql"] if step.table == "imgsearch_images"]
+    for step in plans["mysql"]:
+        if step.table == "imgsearch_images":
+            assert step.type == "range"
+            assert int(step.rows) < 2_000
