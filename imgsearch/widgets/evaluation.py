@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as ipw
 
 from imgsearch import config
+from imgsearch.datasets import Voc
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep, plots, report
 from imgsearch.evaluation.comparison import Comparison
@@ -169,7 +170,6 @@ class EvaluationPanel(panel.Panel):
         self._stop = threading.Event()
         self.stop.disabled = False
         options = {
-            "year": year,
             "protocol": self.protocol.value,
             "ks": ks,
             "seed": self.seed.value,
@@ -178,7 +178,7 @@ class EvaluationPanel(panel.Panel):
         }
         root, names = self.voc_root.value.strip(), self.collections.value
         self.run(
-            lambda: self._evaluate(root, names, options),
+            lambda: self._evaluate(Voc(root, year), names, options),
             "Looking at the dataset …",
             disabling=[self.start],
             after=self._end,
@@ -187,9 +187,9 @@ class EvaluationPanel(panel.Panel):
     def _end(self) -> None:
         self.stop.disabled = True
 
-    def _evaluate(self, root: str, names: tuple[str, ...], options: dict) -> None:
+    def _evaluate(self, dataset: Voc, names: tuple[str, ...], options: dict) -> None:
         found = report.evaluate_collections(
-            root, names, settings=self.settings, progress=self._go_on, **options
+            dataset, names, settings=self.settings, progress=self._go_on, **options
         )
         if len(found) > 1:
             self._go_on("comparing")
