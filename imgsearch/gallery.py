@@ -246,7 +246,7 @@ class Gallery:
             identity=encoder.identity,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
-            index=str(IndexSpec.parse(index)),
+            index=str(IndexSpec.parse(index, embedded=settings.embedded_vectors)),
             created_at=datetime.now(UTC),
         )
         metadata.create_collection(row)
