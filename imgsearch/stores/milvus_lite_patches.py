@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ def read_log(path: str) -> list[Any]:
 
     batches: list[Any] = []
     try:
-        with pa.OSFile(path, "rb") as source:
+        with Path(path).open("rb") as source:  # its errors have a number, pyarrow's not always
             for batch in pa.ipc.open_stream(source):
                 batch.validate(full=True)
                 batches.append(batch)
@@ -172,7 +173,7 @@ class ExactSearch:
         """Ids of all rows or of the wanted ones, and their vectors; None if it cannot read them."""
         segments, deleted = collection._read_snapshot()
         parts = self.living(segments, collection._memtable, deleted, field)
-        if parts is None:
+        if not parts:
             return None
         ids, vectors = [np.empty(0, np.int64)], []
         for part in parts:

@@ -773,9 +773,9 @@ class VectorStore:
                 self.where, f"{text}. `verify` says what is missing, `repair` rebuilds it from the "
                 f"metadata and the files; details in {log}"
             )  # fmt: skip
-        return StoreError(
-            self.where, f"{text}: check free space, memory and permissions; details in {log}"
-        )
+        if code == embedded.FAILED:
+            text = f"{text}: check free space, memory and permissions; details in {log}"
+        return StoreError(self.where, text)
 
     def _unavailable(self, how: str) -> StoreUnavailable:
         if self._home is not None:

@@ -130,7 +130,6 @@ HURTS = {f.__name__: f for f in (flip, scramble, truncate, delete)}
 KINDS = {
     "log": "wal_data_*.arrow",
     "segment": "data_*.parquet",
-    "index": "*.idx",
     "manifest": "manifest.json",
     "schema": "schema.json",
 }
@@ -158,15 +157,6 @@ def test_a_damaged_file_is_noticed_and_the_store_rebuilt(kept, kind, how):
         log.write_bytes(data)
     assert not kept.judge()
     assert kept.mend() != "kept: nothing to repair"
-
-
-@pytest.mark.parametrize("how", ["scramble", "truncate"])
-def test_a_damaged_index_is_built_again_before_it_answers(kept, how):
-    kept.restore()
-    hurt(kept, "index", how, 1)
-    assert kept.judge()
-    end_server(kept.home)
-    assert kept.judge(), "the new index was not kept"
 
 
 @soak
