@@ -72,6 +72,7 @@ lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
 lab: env ## open JupyterLab on 127.0.0.1, with a token
 	$(PY) -m jupyterlab $(LAB_ARGS)
 
+app: export IMGSEARCH_CONFINED := true
 app: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
 app: env ## serve the search notebook as a web page on 127.0.0.1, with a token
 	$(PY) -m voila notebooks/search.ipynb $(APP_ARGS)

@@ -1,15 +1,14 @@
-"""A collection as one object: its vectors, its metadata and its encoder.
+"""The searchable set: vectors and metadata as one.
 
-To add an image, the metadata store prepares its row, the vector store stores its vector,
-and the metadata store commits the row; to delete one, the steps are taken in reverse. So
-a ``ready`` row always has a vector, and what a crash leaves unfinished is found without a
-scan. :meth:`Gallery.recover`, with which every ingest starts, completes or undoes it.
+Metadata announces, vectors follow, metadata confirms; deletion goes the other
+way. So a ``ready`` row always has a vector, and whatever a crash leaves half
+done is known without a scan and made whole by :meth:`Gallery.recover`, with
+which every ingest begins.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import zlib
@@ -17,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from numbers import Integral
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +35,6 @@ from imgsearch.errors import (
     StoreError,
 )
 from imgsearch.images import Box, ImageFile, ImageInfo, Source
-from imgsearch.io import absolute
 from imgsearch.pipeline import Pipeline
 from imgsearch.stores.metadata import CollectionRow, Counts, ImageRow, MetadataStore
 from imgsearch.stores.vectors import MAX_TOP_K, IndexSpec, VectorStore
@@ -52,11 +50,11 @@ class Hit(NamedTuple):
     score : float
         Cosine similarity with the query, from -1 to 1.
     image_id : int
-        Identity of the content, 63 bits.
+        Identity of the content, 63 bit.
     path : str
-        First path of the content, in byte order.
+        First path, in byte order, under which the content is known.
     paths : tuple of str
-        All its paths.
+        All of them.
     width, height : int
         Size of the upright picture, pixels.
     """
@@ -79,12 +77,12 @@ class Hits(Sequence):
     hits : tuple of Hit
         Best first; equal scores are in the order of ``image_id``.
     collection, index_spec : str
-        The collection, and the index that was searched.
+        What was searched, and through which index.
     encoder : dict
-        Name, dimension and fingerprint of the encoder; once it is loaded, its device,
-        precision and backend too.
+        What made the vectors: name, dimension and fingerprint, and where it
+        ran if the query was encoded for this search.
     seconds : dict of str to float
-        Time spent, by step: ``encode``, ``vectors``, ``metadata``, ``total``.
+        Where the time went: ``encode``, ``vectors``, ``metadata``, ``total``.
     """
 
     hits: tuple[Hit, ...]
@@ -120,34 +118,33 @@ class Hits(Sequence):
 
 
 class Gallery:
-    """A collection. Opened by :meth:`open`; a context manager.
+    """A collection, opened by :meth:`open`; a context manager.
 
     Attributes
     ----------
     row : CollectionRow
-        Name, encoder, identity and fingerprint, dimension, index, time of creation.
+        Name, encoder, identity and fingerprint, dimension, index, age.
     metadata : MetadataStore
-        Paths and properties of the files.
+        Paths and facts.
     settings : Settings
-        The settings that it was opened with.
+        What it was opened with.
     """
 
     def __init__(
         self,
         row: CollectionRow,
         metadata: MetadataStore,
-        vectors: _LazyVectorStore,
         settings: config.Settings,
         encoder: Encoder | None = None,
-        options: Mapping[str, str] | None = None,
-        workers: int | None = None,
+        how: Mapping[str, str] | None = None,
     ):
         self.row, self.metadata, self.settings = row, metadata, settings
-        self._lazy_vectors, self._encoder = vectors, encoder
-        self._options, self._workers = dict(options or {}), workers
-        self._pipeline: Pipeline | None = None
-        self._loading = threading.RLock()
-        self._vectors_created = False
+        self._how = dict(how or {})
+        self._ensured = self._closed = False
+        self._vectors: VectorStore | None = None
+        self._opening = threading.Lock()
+        if encoder is not None:
+            self.encoder = encoder
 
     @classmethod
     def open(
@@ -161,29 +158,26 @@ class Gallery:
         device: str | None = None,
         precision: str | None = None,
         backend: str | None = None,
-        workers: int | None = None,
         settings: config.Settings | None = None,
     ) -> Gallery:
-        """Open a collection, or create it.
+        """Open a collection, or make it.
 
         Parameters
         ----------
         collection : str, optional
             Its name; ``DEFAULT_TABLE`` if left out.
         encoder : str or Encoder, optional
-            If left out, an existing collection uses its own, and a new one takes
-            ``IMGSEARCH_ENCODER``.
+            Left out, a collection that is there brings its own, and a new one
+            takes ``IMGSEARCH_ENCODER``.
         weights : path, optional
             File with the encoder's weights.
         create : bool
-            Create the collection if it does not exist.
+            Make the collection if it is not there.
         index : str, optional
-            Index of a new collection, such as ``"HNSW:M=16,efConstruction=200"``;
+            Index of a new collection, as ``"HNSW:M=16,efConstruction=200"``;
             ``IMGSEARCH_INDEX`` if left out.
         device, precision, backend : str, optional
             How the encoder runs; the settings decide if left out.
-        workers : int, optional
-            Threads that decode images; the number of processors if left out.
         settings : Settings, optional
             Read from the environment if left out.
 
@@ -194,10 +188,9 @@ class Gallery:
         Raises
         ------
         CollectionNotFound
-            It does not exist and `create` is False.
+            It is not there and `create` is False.
         EncoderMismatch
-            It was made with another encoder than the one given. Where the names are the
-            same, the weights are compared when :attr:`encoder` is first used.
+            It was made with another encoder than the one that was named.
         ConfigError
             A name, an index or a dimension that cannot be used.
         StoreError
@@ -205,12 +198,12 @@ class Gallery:
         """
         settings = settings or config.load_settings()
         name = config.collection_name(collection or settings.default_table)
-        options = {
+        how = {
             "device": device or "auto",
             "precision": precision or "auto",
             "backend": backend or "auto",
         }
-        metadata, vectors = MetadataStore.open(settings), _LazyVectorStore(settings)
+        metadata = MetadataStore.open(settings)
         try:
             try:
                 row = metadata.collection(name)
@@ -218,21 +211,23 @@ class Gallery:
                 if not create:
                     raise
                 row = None
-                encoder = encoder or settings.imgsearch_encoder
-            if row is not None and weights is None and encoder == row.encoder:
-                encoder = None  # loaded and compared when it is needed
-            if isinstance(encoder, str):
-                vectors.open_in_thread()
-                encoder = load_encoder(encoder, weights=weights, settings=settings, **options)
+            given = encoder
+            if isinstance(encoder, str) or (row is None and encoder is None):
+                given = load_encoder(
+                    encoder or settings.imgsearch_encoder, weights=weights, settings=settings, **how
+                )
             if row is None:
                 row = cls._create(
-                    name, encoder, index or settings.imgsearch_index, metadata, settings
+                    name, given, index or settings.imgsearch_index, metadata, settings
                 )
-            if encoder is not None:
-                _check_encoder(row, encoder.name, encoder.fingerprint)
-            return cls(row, metadata, vectors, settings, encoder, options, workers)
+            if given is not None and given.fingerprint != row.fingerprint:
+                raise EncoderMismatch(
+                    name,
+                    f"{row.encoder} ({row.fingerprint})",
+                    f"{given.name} ({given.fingerprint})",
+                )
+            return cls(row, metadata, settings, given, how)
         except BaseException:
-            vectors.close()
             metadata.close()
             raise
 
@@ -246,11 +241,11 @@ class Gallery:
             identity=encoder.identity,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
-            index=str(IndexSpec.parse(index, embedded=settings.embedded_vectors)),
+            index=str(IndexSpec.parse(index)),
             created_at=datetime.now(UTC),
         )
         metadata.create_collection(row)
-        # Another process may have created it in the meantime: what is stored counts.
+        # Another process may have made it in the meantime: what is stored counts.
         return metadata.collection(name)
 
     @property
@@ -258,42 +253,50 @@ class Gallery:
         """Name of the collection."""
         return self.row.name
 
-    @property
+    @cached_property
     def encoder(self) -> Encoder:
-        """The encoder that made the vectors, loaded when it is first used.
+        """The encoder that made the vectors, loaded when first asked for.
 
         Raises
         ------
         EncoderMismatch
-            The encoder of this name is not the one that made the vectors.
+            What the stored name loads now is not what made the vectors.
         """
-        with self._loading:
-            if self._encoder is None:
-                # Who encodes uses the vectors next: open the store while torch is imported.
-                self._lazy_vectors.open_in_thread()
-                encoder = load_encoder(self.row.encoder, settings=self.settings, **self._options)
-                _check_encoder(self.row, encoder.name, encoder.fingerprint)
-                self._encoder = encoder
-            return self._encoder
+        # Whoever encodes goes to the vectors next: their server starts while torch is imported.
+        threading.Thread(target=self._open_ahead, name="imgsearch-open", daemon=True).start()
+        encoder = load_encoder(self.row.encoder, settings=self.settings, **self._how)
+        if encoder.fingerprint != self.row.fingerprint:
+            raise EncoderMismatch(
+                self.name,
+                f"{self.row.encoder} ({self.row.fingerprint})",
+                f"{encoder.name} ({encoder.fingerprint})",
+            )
+        return encoder
 
-    @property
+    @cached_property
     def pipeline(self) -> Pipeline:
-        """The Towhee pipeline that embeds images and queries alike."""
-        with self._loading:
-            if self._pipeline is None:
-                self._pipeline = Pipeline(self.encoder, workers=self._workers)
-            return self._pipeline
+        """The Towhee pipeline that embeds gallery and queries alike."""
+        return Pipeline(self.encoder)
 
     @property
     def vectors(self) -> VectorStore:
-        """The vector store, opened when it is first used."""
-        return self._lazy_vectors.get()
+        """The vector store, opened when first asked for."""
+        with self._opening:
+            if self._vectors is None:
+                self._vectors = VectorStore.open(self.settings)
+            return self._vectors
+
+    def _open_ahead(self) -> None:
+        with self._opening:
+            if self._vectors is None and not self._closed:
+                with suppress(ImgSearchError):  # whoever needs the store meets the error again
+                    self._vectors = VectorStore.open(self.settings)
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Exclude all other writers of the collection; re-entrant in a thread.
+        """Hold the collection for one writing step, against every other process.
 
-        Prepare, upsert and commit happen under it as a unit: while it is held, every
-        ``pending`` row was left by a crash.
+        Announce, upsert and confirm happen under it as a unit: any row that is
+        ``pending`` while it is held was left by a crash. Re-entrant in a thread.
 
         Returns
         -------
@@ -302,14 +305,16 @@ class Gallery:
         return self.metadata.exclusive(self.name)
 
     def ensure_vectors(self) -> None:
-        """Create the collection in the vector store, or its index, where either is missing.
+        """Make the collection in the vector store, where it is not there or has no index.
+
+        It says there which encoder it belongs to, for `repair`.
 
         Raises
         ------
         StoreDamaged
-            It exists and cannot be used.
+            It is there, and cannot be used.
         StoreError
-            It exists with vectors of another length, or the store failed.
+            It is there with vectors of another length, or the store failed.
         """
         about = {
             "encoder": self.row.encoder,
@@ -319,18 +324,18 @@ class Gallery:
         self.vectors.create(
             self.name, self.row.dim, IndexSpec.parse(self.row.index), description=json.dumps(about)
         )
-        self._vectors_created = True
+        self._ensured = True
 
     def add(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> list[ImageRow]:
-        """Store images. A crash at any moment neither loses nor duplicates any.
+        """Store images, so that a crash at any moment loses and doubles nothing.
 
         Parameters
         ----------
         rows : sequence of ImageRow
-            One for each path; the row of a known path is replaced.
+            One for each path; a path that is known is replaced.
         vectors : mapping of int to numpy.ndarray
-            By image_id: float32, shape ``(dim,)``, L2-normalised. Ids that the
-            collection holds already may be missing.
+            By image_id: float32, shape ``(dim,)``, L2-normalised. May lack ids
+            that the collection holds already.
 
         Returns
         -------
@@ -345,31 +350,29 @@ class Gallery:
         StoreError
             A store failed; what was stored before stays.
         """
-        ids = {row.image_id for row in rows}
         with self.exclusive():
-            stored = self._lookup(ids, [row.path for row in rows])
-            crcs = {row.image_id: row.vector_crc for row in stored if row.state == "ready"}
-            new = {i: vectors[i] for i in (ids & vectors.keys()) - crcs.keys()}
-            crcs |= {i: checksum(vector) for i, vector in new.items()}
-            left = [row for row in rows if row.image_id not in crcs]
-            rows = [row for row in rows if row.image_id in crcs]
-            content = {row.path: row.image_id for row in rows}
-            # The new rows overwrite these, so that a crash leaves no vector without a row.
-            self._hide(
-                [r for r in stored if content.get(r.path, r.image_id) != r.image_id], keep=ids
+            self._still_mine()
+            ids = {row.image_id for row in rows}
+            stored = {
+                i: known[0].vector_crc for i, known in self.metadata.by_id(self.name, ids).items()
+            }
+            left = [row for row in rows if row.image_id not in vectors.keys() | stored.keys()]
+            rows = [row for row in rows if row.image_id in vectors.keys() | stored.keys()]
+            old = self.metadata.by_path(self.name, [row.path for row in rows])
+            self._delete(
+                [r.path for r in rows if r.path in old and old[r.path].image_id != r.image_id]
             )
-            self.metadata.prepare(
-                self.row.id, [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
-            )
+            new = {i: vectors[i] for i in (ids & vectors.keys()) - stored.keys()}
+            self._prepare_rows(rows, new, stored)
             self._upsert(new)
-            self.metadata.commit(self.row.id, content)
+            self.metadata.commit(self.name, [row.path for row in rows])
         return left
 
     def replace(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> None:
-        """Write the vectors of stored images again.
+        """Write the vectors of stored images anew.
 
-        The rows change after the vectors, so that a crash loses no image, and
-        :func:`imgsearch.maintenance.verify` names what is left to do.
+        The rows stay as they are until the vectors are there, so that a crash leaves
+        images that :func:`imgsearch.maintenance.verify` still names, and loses none.
 
         Parameters
         ----------
@@ -384,109 +387,112 @@ class Gallery:
             A store failed.
         """
         with self.exclusive():
-            stored = {row.path: row.image_id for row in self._lookup((), [r.path for r in rows])}
-            rows = [row for row in rows if stored.get(row.path) == row.image_id]
+            self._still_mine()
+            now = self.metadata.by_path(self.name, [row.path for row in rows])
+            rows = [r for r in rows if r.path in now and now[r.path].image_id == r.image_id]
             self._upsert({row.image_id: vectors[row.image_id] for row in rows})
-            self.metadata.prepare(
-                self.row.id,
-                [row._replace(vector_crc=checksum(vectors[row.image_id])) for row in rows],
-            )
-            self.metadata.commit(self.row.id, [row.path for row in rows])
+            self._prepare_rows(rows, vectors, {})
+            self.metadata.commit(self.name, [row.path for row in rows])
 
-    def _lookup(self, image_ids: Iterable[int], paths: Iterable[str]) -> list[ImageRow]:
-        """Rows by id or path; refuses a collection that was dropped or created again."""
-        now, rows = self.metadata.lookup(self.name, image_ids=image_ids, paths=paths)
-        _check_encoder(now, self.row.encoder, self.row.fingerprint)
-        if (now.id, now.created_at) != (self.row.id, self.row.created_at):
-            raise StoreError(
-                self.metadata.where,
-                f"collection {self.name!r} was dropped and created again meanwhile: open it again",
-            )
-        return rows
+    def _prepare_rows(
+        self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray], crcs: Mapping[int, int]
+    ) -> None:
+        """Announce rows with their checksums. `crcs` are of vectors that are stored already."""
+        crcs = {i: checksum(vector) for i, vector in vectors.items()} | crcs
+        self.metadata.prepare(
+            self.name, [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
+        )
 
     def _upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
-        if not vectors:
-            return
-        ids = np.array(sorted(vectors), np.int64)
-        stacked = np.stack([vectors[i] for i in ids.tolist()])
-        if not self._vectors_created:  # once: it costs more than the writing does
-            self.ensure_vectors()
-        try:
-            self.vectors.upsert(self.name, ids, stacked)
-        except CollectionNotFound:  # dropped by another process meanwhile
-            self.ensure_vectors()
-            self.vectors.upsert(self.name, ids, stacked)
+        if vectors:
+            ids = sorted(vectors)
+            stacked = np.stack([vectors[i] for i in ids])
+            if not self._ensured:  # once: it costs more than the writing does
+                self.ensure_vectors()
+            try:
+                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
+            except CollectionNotFound:  # dropped by another process meanwhile
+                self.ensure_vectors()
+                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
 
-    def delete(self, paths: str | Path | Iterable[str | Path]) -> int:
-        """Remove paths from the collection; the files themselves are not touched.
+    def _still_mine(self) -> None:
+        """Refuse to write into a collection that was dropped or made anew meanwhile."""
+        now = self.metadata.collection(self.name)
+        if now.created_at != self.row.created_at and now.fingerprint == self.row.fingerprint:
+            raise StoreError(
+                self.metadata.where,
+                f"collection {self.name!r} was dropped and made anew meanwhile: open it again",
+            )
+        if now.fingerprint != self.row.fingerprint:
+            raise EncoderMismatch(
+                self.name,
+                f"{now.encoder} ({now.fingerprint})",
+                f"{self.row.encoder} ({self.row.fingerprint})",
+            )
 
-        A vector is deleted with the last path of its content.
+    def delete(self, paths: Iterable[str | Path]) -> int:
+        """Take paths out of the collection; the files themselves are left alone.
+
+        A vector goes with the last path of its content.
 
         Parameters
         ----------
-        paths : path or iterable of path
-            One path, or several; a relative one starts in the working folder. Paths that
-            the collection does not hold are passed over.
+        paths : iterable of path
+            Unknown ones are passed over.
 
         Returns
         -------
         int
-            How many paths were removed.
+            How many paths were taken out.
 
         Raises
         ------
-        ConfigError
-            A path is empty or cannot be one.
         StoreError
-            A store failed; calling it again completes the work.
+            A store failed; doing it again finishes the work.
         """
-        if isinstance(paths, str | os.PathLike):
-            paths = [paths]
         with self.exclusive():
-            rows = self._lookup((), {str(absolute(path)) for path in paths})
-            self._delete(rows)
-        return len(rows)
+            known = self.metadata.by_path(self.name, [str(path) for path in paths])
+            self._delete(list(known))
+            return len(known)
 
-    def _delete(self, rows: Sequence[ImageRow]) -> None:
-        if rows:
-            self._hide(rows)
-            self.metadata.remove(self.row.id, [row.path for row in rows])
-
-    def _hide(self, rows: Sequence[ImageRow], keep: Collection[int] = ()) -> None:
-        """Mark rows as ``deleting``, and delete their vectors unless other rows need them."""
-        if not rows:
+    def _delete(self, paths: Sequence[str]) -> None:
+        if not paths:
             return
-        self.metadata.mark_deleting(self.row.id, [row.path for row in rows])
-        ids = {row.image_id for row in rows} - set(keep)
-        needed = self.metadata.by_id(self.name, ids, states=("ready", "pending")) if ids else {}
-        unneeded = sorted(ids - needed.keys())
+        ids = {row.image_id for row in self.metadata.by_path(self.name, paths).values()}
+        self.metadata.mark_deleting(self.name, paths)
+        self._delete_vectors(ids)
+        self.metadata.remove(self.name, paths)
+
+    def _delete_vectors(self, ids: Collection[int]) -> None:
+        """Delete the vectors of those ids that no row needs any more."""
+        needed = self.metadata.by_id(self.name, ids, states=("ready", "pending"))
+        unneeded = sorted(set(ids) - needed.keys())
         if unneeded and self.name in self.vectors.collections():
             self.vectors.delete(self.name, np.array(unneeded, np.int64))
 
     def recover(self) -> int:
-        """Complete or undo what an interrupted process left unfinished.
+        """Finish or withdraw what an interrupted process left half done.
 
         Returns
         -------
         int
-            Number of unfinished rows that were found.
+            How many rows were half done.
 
         Raises
         ------
         StoreError
-            A store failed; calling it again completes the work.
+            A store failed; doing it again finishes the work.
         """
         with self.exclusive():
             rows = self.metadata.unfinished(self.name)
-            self._delete([row for row in rows if row.state == "deleting"])
+            self._delete([row.path for row in rows if row.state == "deleting"])
             pending = [row for row in rows if row.state == "pending"]
             if pending:
                 intact = self.intact(pending)
-                self.metadata.commit(
-                    self.row.id, [row.path for row in pending if row.image_id in intact]
-                )
-                # The vectors of the others were never stored: the next ingest makes them.
-                self._delete([row for row in pending if row.image_id not in intact])
+                whole = [row.path for row in pending if row.image_id in intact]
+                self.metadata.commit(self.name, whole)
+                # The others' vectors never came: the next ingest of their folder makes them.
+                self._delete([row.path for row in pending if row.image_id not in intact])
             return len(rows)
 
     def intact(self, rows: Iterable[ImageRow]) -> set[int]:
@@ -526,15 +532,15 @@ class Gallery:
         Parameters
         ----------
         query : path, bytes, PIL.Image.Image, numpy.ndarray or ImageRow
-            An image; or a vector, float32 of shape ``(dim,)``; or a stored
+            A picture; or a vector, float32 of shape ``(dim,)``; or a stored
             image, as :meth:`get` returns it, whose vector is then used.
         top_k : int
-            Maximum number of hits.
+            How many hits at most.
         box : tuple of int, optional
-            Left, upper, right, lower in pixels of the upright image: search
+            Left, upper, right, lower in pixels of the upright picture: search
             with this part of it.
         exclude : collection of int
-            Ids that are left out of the hits, such as the query's own.
+            Ids that must not be among the hits, such as the query's own.
         search_params : mapping, optional
             Parameters of the index for this search, such as ``{"ef": 64}``.
 
@@ -546,30 +552,24 @@ class Gallery:
         Raises
         ------
         ImageError
-            The query is not a readable image.
+            The query is no readable picture.
         ConfigError
-            `top_k` is below 1, or exceeds 16,384 together with `exclude`; or a vector
-            has another dimension.
+            `top_k` is below 1, or a vector has another dimension.
         StoreError
             A store failed.
         """
         if top_k < 1:
             raise ConfigError("top_k", f"is {top_k}; ask for at least 1")
-        excluded = set(exclude)
-        wanted = top_k + len(excluded)
-        if wanted > MAX_TOP_K:
-            also = f" besides {len(excluded)} excluded images" if excluded else ""
-            most = max(0, MAX_TOP_K - len(excluded))
-            raise ConfigError("top_k", f"is {top_k}; ask for at most {most}{also}")
         start = time.perf_counter()
         vector, encoder = self._embed(query, box)
         encoded = time.perf_counter()
-        hits, spent = [], 0.0
-        # Vectors whose rows are not ready are no hits: ask for more until there are enough.
+        lost, hits, spent = set(exclude), [], 0.0
+        # Rows that are not ready hide their vectors: ask for more until there are enough.
+        wanted = top_k + len(lost)
         while True:
             ids, scores = self._search_vectors(vector, wanted, search_params)
             before = time.perf_counter()
-            rows = self.metadata.by_id(self.name, set(map(int, ids)) - excluded)
+            rows = self.metadata.by_id(self.name, set(map(int, ids)) - lost)
             spent += time.perf_counter() - before
             found = [(int(i), float(s)) for i, s in zip(ids, scores, strict=True) if int(i) in rows]
             if len(found) >= top_k or len(ids) < wanted or wanted >= MAX_TOP_K:
@@ -591,7 +591,11 @@ class Gallery:
         return Hits(tuple(hits), self.name, self.row.index, encoder, seconds)
 
     def _embed(self, query: Source | ImageRow, box: Box | None) -> tuple[np.ndarray, dict]:
-        about = self.describe_encoder()
+        about = {
+            "name": self.row.encoder,
+            "dim": self.row.dim,
+            "fingerprint": self.row.fingerprint,
+        }
         if isinstance(query, ImageRow) and box is None:
             ids, vectors = self.vectors.get(self.name, np.array([query.image_id], np.int64))
             if not len(ids):
@@ -611,7 +615,7 @@ class Gallery:
         result = self.pipeline([query], box=box)[0]
         if isinstance(result, ImageError):
             raise result
-        return result.vector, self.describe_encoder()
+        return result.vector, self.encoder.describe()
 
     def _search_vectors(
         self, vector: np.ndarray, top_k: int, params: Mapping[str, int] | None
@@ -626,50 +630,35 @@ class Gallery:
                 ) from None
             return np.empty(0, np.int64), np.empty(0, np.float32)
 
-    def describe_encoder(self) -> dict:
-        """Name, dimension and fingerprint of the encoder; once it is used, how it runs too.
-
-        Returns
-        -------
-        dict
-            As :meth:`imgsearch.encoders.Encoder.describe`; the encoder is not loaded for it.
-        """
-        with self._loading:
-            encoder = self._pipeline.encoder if self._pipeline else self._encoder
-        if encoder is not None:
-            return encoder.describe()
-        row = self.row
-        return {"name": row.encoder, "dim": row.dim, "fingerprint": row.fingerprint}
-
     def get(self, wanted: int | str | Path) -> ImageRow:
-        """Return the row of one stored image.
+        """Facts of one stored image.
 
         Parameters
         ----------
-        wanted : int or path
-            Its image_id, or one of its paths; a relative path starts in the working folder.
+        wanted : int, str or path
+            Its image_id, or a path of it.
 
         Returns
         -------
         ImageRow
-            For an id, the row of its first path in byte order.
+            Of its first path, in byte order, if asked by id.
 
         Raises
         ------
         ImageNotFound
             The collection does not hold it, or not yet.
         """
-        if isinstance(wanted, Integral):
-            for rows in self.metadata.by_id(self.name, [int(wanted)]).values():
-                return rows[0]
+        if isinstance(wanted, int):
+            rows = self.metadata.by_id(self.name, [wanted]).get(wanted, [])
         else:
-            for row in self.metadata.by_path(self.name, [str(absolute(wanted))]).values():
-                if row.state == "ready":
-                    return row
-        raise ImageNotFound(self.name, wanted)
+            row = self.metadata.by_path(self.name, [str(wanted)]).get(str(wanted))
+            rows = [row] if row is not None and row.state == "ready" else []
+        if not rows:
+            raise ImageNotFound(self.name, wanted)
+        return rows[0]
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of all images.
+        """Every ready image's vector.
 
         Returns
         -------
@@ -681,7 +670,7 @@ class Gallery:
         Raises
         ------
         StoreDamaged
-            An image has no vector.
+            A ready image has no vector.
         """
         ids = self.metadata.ids(self.name)
         if not len(ids):
@@ -695,22 +684,22 @@ class Gallery:
         return ids, vectors
 
     def count(self) -> Counts:
-        """Count images and paths.
+        """How much the collection holds.
 
         Returns
         -------
         Counts
-            Images by content, paths, and unfinished rows.
+            Images by content, paths, and rows half done.
         """
         return self.metadata.count(self.name)
 
     def flush(self, *, wait: bool = True) -> None:
-        """Write everything that was added to disk, and index it.
+        """Make everything that was added durable and indexed.
 
         Parameters
         ----------
         wait : bool
-            Whether to wait for the index; until it is complete, searches are slower.
+            Whether to wait for the index; until it is there, searches are slower.
 
         Raises
         ------
@@ -721,12 +710,12 @@ class Gallery:
             self.vectors.flush(self.name, wait=wait)
 
     def drop(self) -> None:
-        """Delete the collection from both stores; image files are not touched.
+        """Delete the collection from both stores; image files are left alone.
 
         Raises
         ------
         StoreError
-            A store failed; calling it again completes the work.
+            A store failed; doing it again finishes the work.
         """
         with self.exclusive():
             self.metadata.mark_deleting(self.name)
@@ -735,8 +724,11 @@ class Gallery:
             self.metadata.drop_collection(self.name)
 
     def close(self) -> None:
-        """Disconnect from both stores."""
-        self._lazy_vectors.close()
+        """Leave both stores."""
+        self._closed = True
+        with self._opening:
+            if self._vectors is not None:
+                self._vectors.close()
         self.metadata.close()
 
     def __enter__(self) -> Gallery:
@@ -746,64 +738,47 @@ class Gallery:
         self.close()
 
 
-class _LazyVectorStore:
-    """The vector store, opened when it is first used, or in a thread before that."""
+def new_row(file: ImageFile, facts: ImageInfo) -> ImageRow:
+    """Row of a file that was read.
 
-    def __init__(self, settings: config.Settings):
-        self._settings = settings
-        self._store: VectorStore | None = None
-        self._closed = False
-        self._opening = threading.Lock()
+    Parameters
+    ----------
+    file : ImageFile
+        As it was listed: a change since then shows at the next ingest.
+    facts : ImageInfo
+        What was read.
 
-    def get(self) -> VectorStore:
-        """Open the store if need be."""
-        with self._opening:
-            if self._store is None:
-                self._store = VectorStore.open(self._settings)
-            return self._store
-
-    def open_in_thread(self) -> None:
-        """Start to open the store, without waiting for it."""
-
-        def work() -> None:
-            with self._opening:
-                if self._store is None and not self._closed:
-                    with suppress(ImgSearchError):  # `get` raises it again
-                        self._store = VectorStore.open(self._settings)
-
-        threading.Thread(target=work, name="imgsearch-open", daemon=True).start()
-
-    def close(self) -> None:
-        """Close the store; it opens again if it is used after that."""
-        self._closed = True
-        with self._opening:
-            if self._store is not None:
-                self._store.close()
-
-
-def _check_encoder(row: CollectionRow, name: str, fingerprint: str) -> None:
-    if fingerprint != row.fingerprint:
-        stored = f"{row.encoder} ({row.fingerprint})"
-        raise EncoderMismatch(row.name, stored, f"{name} ({fingerprint})")
-
-
-def new_row(file: ImageFile, info: ImageInfo) -> ImageRow:
-    """Row of a file that was read, for :meth:`Gallery.add`.
-
-    Size and time are those of the listing: a change since then shows at the next ingest.
+    Returns
+    -------
+    ImageRow
+        Not stored yet; :meth:`Gallery.add` does that.
     """
     return ImageRow(
         path=str(file.path),
-        image_id=info.image_id,
-        sha256=info.sha256,
+        image_id=facts.image_id,
+        sha256=facts.sha256,
         size=file.size,
-        width=info.width,
-        height=info.height,
-        format=info.format,
+        width=facts.width,
+        height=facts.height,
+        format=facts.format,
         mtime_ns=file.mtime_ns,
+        state="pending",
+        added_at=datetime.now(UTC),
+        vector_crc=0,
     )
 
 
 def checksum(vector: np.ndarray) -> int:
-    """CRC-32 of a vector, kept with its row so that a changed vector is noticed."""
+    """CRC-32 of a vector, kept with its row so that a changed vector is noticed.
+
+    Parameters
+    ----------
+    vector : numpy.ndarray
+        float32, shape ``(dim,)``.
+
+    Returns
+    -------
+    int
+        From 0 to 2**32 - 1.
+    """
     return zlib.crc32(np.ascontiguousarray(vector, dtype="<f4").tobytes())

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,8 +17,6 @@ from imgsearch.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from imgsearch.gallery import Hits
 
 
 def absolute(path: str | Path) -> Path:
@@ -40,8 +38,7 @@ def absolute(path: str | Path) -> Path:
     expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises RuntimeError
     if expanded.startswith("~") and text.startswith("~"):
         raise ConfigError("path", f"{printable(text)} names a user who does not exist")
-    # Not resolve, which would follow links. POSIX lets abspath keep two leading slashes.
-    return Path("/" + os.path.abspath(expanded).lstrip("/"))  # noqa: PTH100
+    return Path(os.path.abspath(expanded))  # noqa: PTH100 - resolve would follow links
 
 
 @contextmanager
@@ -88,15 +85,13 @@ def write_figure(path: str | Path, figure: Figure, *, dpi: int = 150) -> Path:
     return path
 
 
-def hits_csv(hits: Hits, *, names_only: bool = False) -> bytes:
-    """Table of a search's results as CSV in UTF-8; `names_only` leaves the folders out."""
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Table as CSV, with the keys of the first row as its header."""
     text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(["rank", "score", "image_id", "path", "width", "height"])
-    for hit in hits:
-        path = printable(Path(hit.path).name if names_only else hit.path)
-        table.writerow([hit.rank, f"{hit.score:.6f}", hit.image_id, path, hit.width, hit.height])
-    return text.getvalue().encode()
+    table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def versions() -> dict[str, str]:

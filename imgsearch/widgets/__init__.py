@@ -1,8 +1,7 @@
-"""The notebooks' panels. They show and ask; what is done, other rooms do.
+"""The notebooks' panels. They ask and show; other modules do the work.
 
-Each panel is an ipywidget: the last line of a cell shows it. Work that takes
-longer than a blink runs in a thread, and everything that goes wrong is said in
-the panel, in words.
+Each panel is an ipywidget, displayed as the last line of a cell. Work that takes time runs in a
+background thread, and the panel describes every error in words.
 """
 
 from imgsearch.widgets.admin import AdminPanel

@@ -1,64 +1,64 @@
-"""The admin panel: what there is, whether it is sound, and what to do if it is not."""
+"""The admin panel: what the collections hold, whether they are intact, and how to repair them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from datetime import UTC, datetime
-from html import escape
+from functools import partial
 
 import ipywidgets as ipw
 
 from imgsearch import config, export, maintenance
-from imgsearch.errors import ConfigError
+from imgsearch.errors import CollectionNotFound, ConfigError, printable
 from imgsearch.maintenance import Overview, Repair, Verification
-from imgsearch.stores.metadata import ImageRow, RunRow
-from imgsearch.widgets import formatting, image_grid, panel
+from imgsearch.stores.metadata import ImageRow, MetadataStore, RunRow
+from imgsearch.stores.vectors import VectorStore
+from imgsearch.widgets import image_grid, panel
+from imgsearch.widgets.formatting import counted, format_age, format_bytes, format_seconds, table
 
 PAGE = 40
 """Images on a page."""
 
-LOOK = 1.5
-"""Seconds between two looks at the ingests of other processes."""
+POLL = 1.5
+"""Seconds between two looks at the ingests of all processes."""
 
 
 class AdminPanel(panel.Panel):
-    """List, browse, verify, repair, move and drop collections.
+    """List, browse, verify, repair, export, import and delete collections.
 
     Parameters
     ----------
     collection : str, optional
-        Chosen at first.
+        Collection to start with.
     settings : Settings, optional
         Read from the environment if left out.
 
     Attributes
     ----------
     verification : Verification or None
-        What was found last.
-    repaired : Repair or None
-        What was done last.
+        What the last verification found.
+    planned, repaired : Repair or None
+        What the last repair would do, and what it did.
     """
 
     def __init__(self, collection: str | None = None, *, settings: config.Settings | None = None):
         super().__init__(settings)
         self.verification: Verification | None = None
+        self.planned: Repair | None = None
         self.repaired: Repair | None = None
-        self._wanted, self._listing, self._page = collection, False, 0
+        self._wanted, self._page = collection, 0
         self._rows: list[ImageRow] = []
-        self._stop, self._closed = threading.Event(), threading.Event()
-        self._galleries, self._thumbnails = panel.Galleries(), image_grid.Thumbnails(160)
+        self._polling: threading.Event | None = None
+        self._thumbnails = image_grid.Thumbnails(160)
         self._build()
         if self.settings is not None:
-            self.run(self._look, "Looking at the collections …")
-            threading.Thread(target=self._watch_runs, daemon=True, name="imgsearch-runs").start()
+            self.submit(self._look, "Reading the collections …")
+            self._view_count = 0  # the browser counts its views of the panel from here on
+            self.observe(lambda _: self._poll_while_displayed(), "_view_count")
 
     def _build(self) -> None:
         self.overview, self.runs = ipw.HTML(), ipw.HTML()
         self.collection = ipw.Dropdown(description="Collection")
-        self.refresh = self.button("Refresh", self._refresh, "Look again")
-        self.stop = self.button("Stop", self._press_stop, "Stop at the next safe place")
-        self.stop.disabled = True
+        self.refresh = self.button("Refresh", self._refresh, "Read everything again")
 
         self.find = ipw.Text(
             placeholder="part of a path", description="Find", continuous_update=False
@@ -66,52 +66,60 @@ class AdminPanel(panel.Panel):
         self.previous = self.button("Previous", lambda: self._turn_page(-1))
         self.next = self.button("Next", lambda: self._turn_page(1))
         self.page = ipw.HTML()
-        self.delete = self.button("Delete chosen …", self._ask_to_delete)
-        self.really = self.button("Delete", self._delete, "", "danger")
-        self.keep = self.button("Keep", self._keep)
+        self.delete = self.button("Delete selected …", lambda: self._ask_to_delete(True))
+        self.really_delete = self.button("Delete", self._delete, "", "danger")
+        self.keep = self.button("Cancel", lambda: self._ask_to_delete(False))
         self.grid = image_grid.Grid(small=True, choosing=True, label="Images of the collection")
-        self.grid.on("pick", lambda key: self.guarded(self._choose, key))
+        self.grid.on("pick", lambda key: self.attempt(self._select, key))
 
-        self.files = ipw.Checkbox(False, description="look at every image file too", indent=False)
+        self.files = ipw.Checkbox(False, description="Also check image files", indent=False)
         self.verify = self.button("Verify", self._verify, "Changes nothing", "primary")
         self.remove_orphans = ipw.Checkbox(
-            False, description="remove vectors whose image is nowhere to be found", indent=False
+            False, description="Remove vectors whose image is missing", indent=False
         )
         self.image_dirs = ipw.Text(
-            placeholder="folders to look in, with ; between", description="Files in"
+            placeholder="/folder; /another folder", description="Image folders"
         )
         self.image_dirs.layout.width = "420px"
-        self.repair = self.button("Repair", self._repair, "Make it whole from what is left")
+        self.repair = self.button("Repair …", self._plan, "Shows what it would do, and asks")
+        self.really_repair = self.button("Repair now", self._repair, "", "danger")
+        self.cancel = self.button("Cancel", lambda: self._ask_to_repair(False))
         self.account = ipw.HTML()
 
-        self.file = ipw.Text(placeholder="/folder/name.imgsearch", description="File")
-        self.new_name = ipw.Text(placeholder="as in the file", description="Import as")
+        self.file = ipw.Text(placeholder="/folder/name.parquet", description="File")
+        self.new_name = ipw.Text(placeholder="name in the file", description="Import as")
         self.file.layout.width = "480px"
-        self.export = self.button("Export", self._export, "The chosen collection into this file")
-        self.bring = self.button("Import", self._import, "This file into a new collection")
+        self.export = self.button("Export", self._export, "Write the collection to this file")
+        self.import_ = self.button("Import", self._import, "Create a collection from this file")
 
-        self.typed = ipw.Text(placeholder="name of the collection", description="Type it")
-        self.drop = self.button("Drop the collection", self._drop, "There is no way back", "danger")
+        self.typed = ipw.Text(
+            placeholder="collection",
+            description="Type the name to confirm",
+            style={"description_width": "initial"},
+        )
+        self.typed.layout.width = "420px"
+        self.drop = self.button("Delete collection", self._drop, "Cannot be undone", "danger")
         self.warning = ipw.HTML()
 
         tabs = {
             "Browse": [
                 panel.row(self.find, self.previous, self.page, self.next),
+                panel.row(self.delete, self.really_delete, self.keep),
                 self.grid,
-                panel.row(self.delete, self.really, self.keep),
             ],
             "Verify and repair": [
                 panel.row(self.verify, self.files),
                 panel.row(self.repair, self.image_dirs, self.remove_orphans),
+                panel.row(self.really_repair, self.cancel),
                 self.account,
             ],
             "Export and import": [
                 panel.row(self.file),
-                panel.row(self.export, self.new_name, self.bring),
+                panel.row(self.export, self.new_name, self.import_),
             ],
-            "Drop": [self.warning, panel.row(self.typed, self.drop)],
+            "Delete": [self.warning, panel.row(self.typed, self.drop)],
         }
-        self.tabs = ipw.Tab([panel.column("imgsearch-main", *made) for made in tabs.values()])
+        self.tabs = ipw.Tab([panel.column("imgsearch-main", *widgets) for widgets in tabs.values()])
         self.tabs.titles = list(tabs)
         self.fill(
             self.overview,
@@ -123,64 +131,67 @@ class AdminPanel(panel.Panel):
         self.watch(self.collection, self._collection_changed)
         self.watch(self.find, self._browse)
         self._buttons = [
-            *(self.refresh, self.collection, self.verify, self.repair),
-            *(self.export, self.bring, self.drop, self.really),
+            *(self.refresh, self.collection, self.verify, self.repair, self.really_repair),
+            *(self.export, self.import_, self.drop, self.really_delete),
         ]
-        self._ask(False)
+        self._ask_to_delete(False)
+        self._ask_to_repair(False)
 
     def close(self) -> None:
-        """Look no more at the ingests of other processes."""
-        self._closed.set()
+        """Close the panel, and stop looking at the ingests of all processes."""
+        if self._polling is not None:
+            self._polling.set()
         super().close()
 
     # ------------------------------------------------------------ overview
 
     def _look(self) -> None:
-        found = maintenance.overview(self.settings)
-        self.overview.value = (
-            formatting.table("Collections", [_in_columns(one) for one in found])
-            or panel.heading("There is no collection yet: ingest a folder first").value
-        )
-        names = [one.name for one in found]
-        held = self.collection.value or self._wanted
-        self._listing = True
-        try:
-            self.collection.options = names
-            self.collection.value = held if held in names else next(iter(names), None)
-        finally:
-            self._listing = False
+        collections = maintenance.overview(self.settings)
+        self.overview.value = table("Collections", list(map(_collection_columns, collections)))
+        self.runs.value = _runs_table(self.metadata)
+        names = [one.name for one in collections]
+        wanted = self.collection.value or self._wanted
+        chosen = wanted if wanted in names else next(iter(names), None)
+        self.set_options(self.collection, names, chosen)
         if self.status.kind == "busy":
-            self.status.say("")
+            self.status.show("" if names else panel.NO_COLLECTION)
         self._collection_changed()
 
     def _refresh(self) -> None:
-        self.run(self._look, "Looking at the collections …")
+        self.submit(self._look, "Reading the collections …")
 
     def _collection_changed(self) -> None:
-        if self._listing:
-            return
         name = self.collection.value
         self.account.value, self.typed.value = "", ""
-        self.warning.value = (
-            f"Takes <b>{name}</b> out of both stores. Image files are left alone. "
-            "To do it, type its name."
-            if name
-            else ""
+        self._ask_to_repair(False)
+        self.warning.value = panel.facts(
+            f"Deletes the collection {name} from both stores. The image files stay where they are."
         )
         self.tabs.layout.display = None if name else "none"
         if name:
             self._browse()
 
-    def _watch_runs(self) -> None:
-        """Show the ingests of all processes, as long as the panel lives."""
-        while not self._closed.wait(LOOK):
+    def _poll_while_displayed(self) -> None:
+        if self._view_count and self._polling is None:
+            self._polling = threading.Event()
+            panel.start_thread(partial(self._poll, self._polling), "imgsearch-runs")
+        elif not self._view_count and self._polling is not None:
+            self._polling.set()
+            self._polling = None
+
+    def _poll(self, hidden: threading.Event) -> None:
+        """Show the ingests of all processes while a browser displays the panel."""
+        metadata: MetadataStore | None = None
+        while not hidden.wait(POLL):
             try:
-                runs = self._galleries.metadata(self.settings).runs(limit=5)
-                shown = formatting.table("Latest ingests", [_run_in_columns(run) for run in runs])
-            except Exception as error:  # the store may be away for a while: look again
-                shown = f'<div class="imgsearch-facts">Ingests: {escape(str(error))}</div>'
+                metadata = metadata or MetadataStore.open(self.settings)
+                shown = _runs_table(metadata)
+            except Exception as error:  # the store may come back: try again
+                shown = panel.facts(f"Ingests: {error}")
             if shown != self.runs.value:
                 self.runs.value = shown
+        if metadata is not None:
+            metadata.close()
 
     # ------------------------------------------------------------ browse and delete
 
@@ -190,128 +201,129 @@ class AdminPanel(panel.Panel):
 
     def _turn_page(self, step: int) -> None:
         self._page = max(0, self._page + step)
-        self.run(self._show_page)
+        self.submit(self._show_page)
 
     def _show_page(self) -> None:
         name = self.collection.value
         if not name:
             return
-        metadata = self._galleries.metadata(self.settings)
-        if name not in {row.name for row in metadata.collections()}:
+        if name not in self.collection_names():
             self.grid.items, self._rows = [], []
-            self.page.value = "the metadata do not know this collection: repair it"
+            self.page.value = "The metadata store does not know this collection."
             return
         like, start = self.find.value.strip() or None, self._page * PAGE
-        rows = metadata.browse(name, offset=start, limit=PAGE + 1, like=like)
+        rows = self.metadata.browse(name, offset=start, limit=PAGE + 1, like=like)
         self._rows = rows[:PAGE]
         self.grid.selected = []
-        self.grid.items = image_grid.tiles(self._rows, self._thumbnails, "Choose")
+        self.grid.items = image_grid.tiles(self._rows, self._thumbnails, "Select")
         self.page.value = (
-            f"{start + 1} to {start + len(self._rows)}" if self._rows else "no image fits"
+            f"{start + 1:,} to {start + len(self._rows):,}" if self._rows else "No matches"
         )
         self.previous.disabled, self.next.disabled = self._page == 0, len(rows) <= PAGE
-        self._ask(False)
+        self._ask_to_delete(False)
 
-    def _choose(self, key: str) -> None:
-        chosen = set(self.grid.selected) ^ {key}
-        self.grid.selected = sorted(chosen & {str(i) for i in range(len(self._rows))})
-        self._ask(False)
+    def _select(self, key: str) -> None:
+        selected = set(self.grid.selected) ^ {key}
+        self.grid.selected = sorted(selected & {str(i) for i in range(len(self._rows))})
+        self._ask_to_delete(False)
 
-    def _ask(self, ask: bool) -> None:
+    def _ask_to_delete(self, ask: bool) -> None:
         n = len(self.grid.selected)
         self.delete.disabled = not n
-        self.delete.description = f"Delete {n} chosen …" if n else "Delete chosen …"
-        self.really.description = f"Delete {n} from the collection, leave the files"
-        for widget in (self.really, self.keep):
-            panel.shown(widget, ask)
-        panel.shown(self.delete, not ask)
-
-    def _ask_to_delete(self) -> None:
-        self._ask(bool(self.grid.selected))
-
-    def _keep(self) -> None:
-        self._ask(False)
+        self.delete.description = f"Delete {n} selected …" if n else "Delete selected …"
+        self.really_delete.description = f"Delete {n} from the collection, keep the files"
+        for widget in (self.really_delete, self.keep):
+            panel.set_visible(widget, ask and n > 0)
+        panel.set_visible(self.delete, not ask)
 
     def _delete(self) -> None:
         paths = [self._rows[int(key)].path for key in self.grid.selected]
         name = self.collection.value
 
         def work() -> None:
-            n = self._galleries.get(name, self.settings).delete(paths)
+            n = self.gallery(name).delete(paths)
             self._look()
-            self.status.say(
-                f"{n} paths taken out of {name}; the files are where they were.", "good"
+            self.status.show(
+                f"Deleted {counted(n, 'path')} from {name}. The image files stay.", "good"
             )
 
-        self._ask(False)
-        self._long(work, f"Deleting {len(paths)} images from {name} …")
+        self._ask_to_delete(False)
+        self._submit(work, f"Deleting {counted(len(paths), 'image')} from {name} …")
 
-    # ------------------------------------------------------------ long work
+    # ------------------------------------------------------------ verify and repair
 
-    def _long(self, work: Callable[[], None], busy: str) -> None:
-        self._stop = threading.Event()
-        self.stop.disabled = False
-        self.run(work, busy, disabling=self._buttons, after=self._end)
-
-    def _end(self) -> None:
-        self.stop.disabled = True
-
-    def _press_stop(self) -> None:
-        self._stop.set()
-        self.stop.disabled = True
-
-    def _go_on(self, text: str) -> None:
-        if self._stop.is_set():
-            raise panel.Stopped
-        self.status.say(text, "busy")
+    def _submit(self, work, busy: str) -> None:
+        self.submit_stoppable(work, busy, self._buttons)
 
     def _verify(self) -> None:
         name, files = self._chosen(), self.files.value
 
         def work() -> None:
             found = maintenance.verify(
-                self._galleries.get(name, self.settings),
+                self.gallery(name),
                 files=files,
-                progress=lambda n, of: self._go_on(f"Verifying {name}: {n:,} of {of:,} …"),
+                progress=lambda n, of: self.report_progress(f"Verifying {name}: {n:,} of {of:,} …"),
             )
             self.verification = found
-            self.account.value = _found(found)
-            self.status.say(str(found), "good" if found.sound else "bad")
+            self.account.value = _findings(found)
+            self.status.show(str(found), "good" if found.sound else "bad")
 
-        self._long(work, f"Verifying {name} …")
+        self._submit(work, f"Verifying {name} …")
 
-    def _repair(self) -> None:
-        name, remove = self._chosen(), self.remove_orphans.value
-        folders = [part.strip() for part in self.image_dirs.value.split(";") if part.strip()]
+    def _plan(self) -> None:
+        name = self._chosen()
 
         def work() -> None:
-            done = maintenance.repair(
-                name,
-                image_dirs=folders,
-                remove_orphans=remove,
-                settings=self.settings,
-                progress=lambda account: self._go_on(f"Repairing {account} …"),
-            )
-            self.repaired = done
-            self._look()
-            self.account.value = _done(done)
-            self.status.say(str(done), "good")
+            self.verification = maintenance.verify(self.gallery(name))
+            self.account.value = _findings(self.verification)
+            self._ask_to_repair(True)
+            self.status.show("Repair would do what is listed below. Nothing was changed yet.")
 
-        self._long(work, f"Repairing {name} …")
+        self._submit(work, f"Looking at what there is to repair in {name} …")
+
+    def _repair(self) -> None:
+        name, options = self._chosen(), self._repair_options()
+
+        def work() -> None:
+            repaired = self.repaired = self._run_repair(name, options, dry_run=False)
+            self._look()
+            self.account.value = _repair_account(repaired)
+            self.status.show(str(repaired), "good")
+
+        self._ask_to_repair(False)
+        self._submit(work, f"Repairing {name} …")
+
+    def _repair_options(self) -> dict:
+        folders = [part.strip() for part in self.image_dirs.value.split(";") if part.strip()]
+        return {"image_dirs": folders, "remove_orphans": self.remove_orphans.value}
+
+    def _run_repair(self, name: str, options: dict, *, dry_run: bool) -> Repair:
+        return maintenance.repair(
+            name,
+            **options,
+            settings=self.settings,
+            progress=lambda account: self.report_progress(f"Repairing {account} …"),
+        )
+
+    def _ask_to_repair(self, ask: bool) -> None:
+        for widget in (self.really_repair, self.cancel):
+            panel.set_visible(widget, ask)
+
+    # ------------------------------------------------------------ export, import, delete
 
     def _export(self) -> None:
         name, path = self._chosen(), self._file()
 
         def work() -> None:
             written = export.export_collection(
-                self._galleries.get(name, self.settings),
+                self.gallery(name),
                 path,
-                progress=lambda n, of: self._go_on(f"Exporting {name}: {n:,} of {of:,} …"),
+                progress=lambda n, of: self.report_progress(f"Exporting {name}: {n:,} of {of:,} …"),
             )
-            size = formatting.bytes_in_words(written.stat().st_size)
-            self.status.say(f"{name} was written to {written} ({size}).", "good")
+            size = format_bytes(written.stat().st_size)
+            self.status.show(f"Exported {name} to {written} ({size}).", "good")
 
-        self._long(work, f"Exporting {name} …")
+        self._submit(work, f"Exporting {name} …")
 
     def _import(self) -> None:
         path, name = self._file(), self.new_name.value.strip() or None
@@ -321,37 +333,41 @@ class AdminPanel(panel.Panel):
                 path,
                 name,
                 settings=self.settings,
-                progress=lambda n, of: self.status.say(f"Importing: {n:,} of {of:,} …", "busy"),
+                progress=lambda n, of: self.status.show(f"Importing: {n:,} of {of:,} …", "busy"),
             )
             self._look()
-            self.status.say(f"{n} images came in from {path}.", "good")
+            self.status.show(f"Imported {counted(n, 'image')} from {path}.", "good")
 
-        self._long(work, f"Checking {path} …")
+        self._submit(work, f"Checking {path} …")
 
     def _drop(self) -> None:
         name = self._chosen()
         if self.typed.value.strip() != name:
-            raise ConfigError("Drop", f"type {name} into the field to drop it; nothing was done")
+            raise ConfigError("Delete collection", f"type {name} to confirm; nothing was deleted")
 
         def work() -> None:
-            self._galleries.get(name, self.settings).drop()
+            try:
+                self.gallery(name).drop()
+            except CollectionNotFound:  # vectors that the metadata store does not know
+                with VectorStore.open(self.settings) as vectors:
+                    vectors.drop(name)
             self._look()
-            self.status.say(f"{name} was dropped; the image files are where they were.", "good")
+            self.status.show(f"Deleted the collection {name}. The image files stay.", "good")
 
-        self._long(work, f"Dropping {name} …")
+        self._submit(work, f"Deleting {name} …")
 
     def _chosen(self) -> str:
         if not self.collection.value:
-            raise ConfigError("collection", "there is none: ingest a folder of images first")
+            raise ConfigError("Collection", panel.NO_COLLECTION)
         return self.collection.value
 
     def _file(self) -> str:
         if not self.file.value.strip():
-            raise ConfigError("File", "is empty: say where the file is, or is to be")
+            raise ConfigError("File", "is empty; type the path of the file to write or to read")
         return self.file.value.strip()
 
 
-def _in_columns(one: Overview) -> dict[str, object]:
+def _collection_columns(one: Overview) -> dict[str, object]:
     run = one.last_run
     return {
         "Name": one.name,
@@ -360,69 +376,65 @@ def _in_columns(one: Overview) -> dict[str, object]:
         "Files": one.paths,
         "Encoder": f"{one.encoder} ({one.dim})" if one.encoder else "",
         "Index": one.index.partition(":")[0],
-        "On disk": "on the server" if one.size is None else formatting.bytes_in_words(one.size),
-        "Last ingest": f"{_ago(run.updated_at)}, {run.state}" if run else "never",
-        "To note": one.problem,
+        "On disk": "on the server" if one.size is None else format_bytes(one.size),
+        "Last ingest": f"{format_age(run.updated_at)}, {run.state}" if run else "never",
+        "Problem": one.problem,
     }
 
 
-def _run_in_columns(run: RunRow) -> dict[str, object]:
+def _runs_table(metadata: MetadataStore) -> str:
+    return table("Latest ingests", list(map(_run_columns, metadata.runs(limit=5))))
+
+
+def _run_columns(run: RunRow) -> dict[str, object]:
     rate = maintenance.rate(run)
     left = (run.total - run.done) / rate if rate and run.state == "running" else None
-    speed = f"{rate:.1f}/s" + (f", {formatting.time_in_words(left)} left" if left else "")
+    speed = f"{rate:.1f}/s" + (f", {format_seconds(left)} left" if left else "")
     return {
-        "State": {"stale": "cut off"}.get(run.state, run.state),
+        "State": {"stale": "interrupted"}.get(run.state, run.state),
         "Collection": run.collection,
         "Folder": run.folder,
         "Files": f"{run.done:,} of {run.total:,}",
         "Failed": run.failed or "",
         "Speed": speed if rate else "",
-        "Begun": _ago(run.started_at),
+        "Started": format_age(run.started_at),
         "By": f"{run.who} on {run.host} ({run.pid})",
         "Error": run.error or "",
     }
 
 
-def _ago(when: datetime) -> str:
-    seconds = (datetime.now(UTC) - when).total_seconds()
-    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        if seconds >= size:
-            n = int(seconds // size)
-            return f"{n} {unit}{'s' if n > 1 else ''} ago"
-    return "just now"
-
-
-def _found(found: Verification) -> str:
-    """Tell in plain words what was found, and what `repair` would do about it."""
+def _findings(found: Verification) -> str:
+    """Describe what was found, and what a repair would do about it."""
     if found.sound:
-        text = "Both stores agree, and every vector is the one that was written."
-        return f'<div class="imgsearch-facts">{text}</div>'
-    told = [
-        {"Found": f"The vectors cannot be read: {found.damage}",
-         "Repair": "moves them aside and makes them again from the image files"},
-    ] if found.damage else []  # fmt: skip
-    for n, what, then in (
-        (len(found.missing_vectors), "images cannot be found by searches: they have no vector",
-         "makes the vectors again from the files"),
-        (len(found.wrong_vectors), "images are found wrongly: their vector is damaged",
-         "makes the vectors again from the files"),
+        return panel.facts("No problems found.")
+    rows = []
+    if found.damage:
+        rows.append(
+            {
+                "Problem": f"The vectors cannot be read: {found.damage}",
+                "Repair": "moves them aside and encodes the image files again",
+            }
+        )
+    for n, problem, repair in (
+        (len(found.missing_vectors), "images have no vector, so searches cannot find them",
+         "encodes the files again"),
+        (len(found.wrong_vectors), "images have a damaged vector, so searches find them wrongly",
+         "encodes the files again"),
         (len(found.orphan_vectors), "vectors belong to no image",
-         "looks for their files; removes them if you say so"),
-        (found.unfinished, "images are half done", "finishes or withdraws them"),
-        (len(found.lost_files), "image files are gone",
-         "leaves them; an ingest with “take out” removes them"),
+         "looks for their files; removes them on request"),
+        (found.unfinished, "images were left unfinished", "completes or withdraws them"),
+        (len(found.lost_files), "image files are missing",
+         "leaves them; an ingest with “Remove missing files” removes them"),
         (len(found.changed_files), "image files have changed",
-         "leaves them; an ingest brings them up to date"),
+         "leaves them; an ingest updates them"),
     ):  # fmt: skip
         if n:
-            told.append({"Found": f"{n:,} {what}", "Repair": then})
-    shown = formatting.table("What was found", told)
-    files = [{"File": path, "What": "gone"} for path in found.lost_files]
-    files += [{"File": path, "What": "changed"} for path in found.changed_files]
-    return shown + formatting.table("Files", files)
+            rows.append({"Problem": f"{n:,} {problem}", "Repair": repair})
+    files = [{"File": path, "Problem": "missing"} for path in found.lost_files]
+    files += [{"File": path, "Problem": "changed"} for path in found.changed_files]
+    return table("Problems found", rows) + table("Files", files)
 
 
-def _done(done: Repair) -> str:
-    lost = [{"File": path, "Why": reason} for path, reason in done.lost]
-    text = escape(str(done))
-    return f'<div class="imgsearch-facts">{text}</div>' + formatting.table("Lost", lost)
+def _repair_account(repair: Repair) -> str:
+    lost = [{"File": printable(path), "Reason": reason} for path, reason in repair.lost]
+    return panel.facts(str(repair)) + table("Lost", lost)

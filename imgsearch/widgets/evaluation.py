@@ -1,10 +1,9 @@
-"""The evaluation panel: how good the retrieval is, where it fails, and which is better."""
+"""The evaluation panel: measure retrieval, see where it fails, compare collections."""
 
 from __future__ import annotations
 
 import base64
 import io
-import threading
 from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
@@ -12,31 +11,30 @@ from typing import TYPE_CHECKING
 import ipywidgets as ipw
 
 from imgsearch import config
-from imgsearch.datasets import Voc
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep, plots, report
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.index_sweep import IndexPoint
 from imgsearch.evaluation.scoring import ALL, KS, Evaluation
-from imgsearch.gallery import Gallery
-from imgsearch.widgets import formatting, panel
+from imgsearch.widgets import panel
+from imgsearch.widgets.formatting import counted, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CASES = 6
-"""Queries in a gallery of failures or successes."""
+"""Queries that are shown as the best, and as the worst."""
 
 
 class EvaluationPanel(panel.Panel):
-    """Measure collections on a VOC dataset.
+    """Evaluate collections on a VOC dataset, and compare them.
 
     Parameters
     ----------
     voc_root : str
-        Folder of the dataset at first.
+        Folder of the dataset to start with.
     collections : str
-        Chosen at first, with commas between.
+        Names of the collections to start with, separated by commas.
     settings : Settings, optional
         Read from the environment if left out.
 
@@ -45,9 +43,9 @@ class EvaluationPanel(panel.Panel):
     evaluations : dict of str to Evaluation
         By collection.
     comparisons : dict of str to Comparison
-        Of each other collection with the first.
+        Comparison of each further collection with the first.
     points : list of IndexPoint
-        Indexes of the shown collection, where they were measured.
+        Measured indexes of the displayed collection.
     """
 
     def __init__(
@@ -61,11 +59,10 @@ class EvaluationPanel(panel.Panel):
         self.evaluations: dict[str, Evaluation] = {}
         self.points: list[IndexPoint] = []
         self.comparisons: dict[str, Comparison] = {}
-        self._stop, self._galleries = threading.Event(), panel.Galleries()
         self._build(voc_root)
         if self.settings is not None:
             wanted = [part.strip() for part in collections.split(",")]
-            self.run(lambda: self._list(wanted))
+            self.submit(lambda: self._list(wanted))
 
     def _build(self, voc_root: str) -> None:
         wide = ipw.Layout(width="auto")
@@ -80,18 +77,16 @@ class EvaluationPanel(panel.Panel):
         )
         self.collections = ipw.SelectMultiple(description="Collections", rows=4)
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
-        self.ks = ipw.Text(", ".join(map(str, KS)), description="Depths k")
-        self.seed = ipw.IntText(0, description="Seed")
+        self.ks = ipw.Text(", ".join(map(str, KS)), description="Cut-offs k")
+        self.seed = ipw.IntText(0, description="Random seed")
         self.distractors = ipw.Checkbox(
-            False, description="search images outside the sets too", indent=False
+            False, description="Also search images outside the image sets", indent=False
         )
         self.allow_missing = ipw.Checkbox(
-            False, description="go on without images that are not stored", indent=False
+            False, description="Leave out images that are not ingested", indent=False
         )
-        self.start = self.button("Evaluate", self._start, "Rank and judge", "primary")
-        self.stop = self.button("Stop", self._press_stop, "Stop at the next safe place")
-        self.stop.disabled = True
-        self.output = ipw.Text("output", description="Save in")
+        self.start = self.button("Evaluate", self._start, "Rank and score", "primary")
+        self.output = ipw.Text("output", description="Folder")
         self.save = self.button("Save", self._save, "Tables, figures and a report")
         self.view = ipw.Dropdown(options=[ALL], description="Queries")
         self.metric = ipw.Dropdown(options=["mAP"], description="Metric")
@@ -103,26 +98,23 @@ class EvaluationPanel(panel.Panel):
         self.summary, self.compared, self.curves, self.classes, self.confusion, self.cases = (
             ipw.HTML() for _ in range(6)
         )
-        titles = ["Summary", "Curves", "Classes", "Confusion", "Best and worst", "Indexes"]
-        pages = (
-            (self.summary, self.compared),
-            (panel.row(self.view), self.curves),
-            (panel.row(self.metric), self.classes),
-            (self.confusion,),
-            (self.cases,),
-            (self.measure, self.indexes),
+        tabs = {
+            "Summary": (self.summary, self.compared),
+            "Curves": (panel.row(self.view), self.curves),
+            "Classes": (panel.row(self.metric), self.classes),
+            "Confusion": (self.confusion,),
+            "Best and worst": (self.cases,),
+            "Indexes": (self.measure, self.indexes),
+        }
+        self.tabs = ipw.Tab([panel.column("imgsearch-main", *widgets) for widgets in tabs.values()])
+        self.tabs.titles = list(tabs)
+        self._results = panel.column(
+            "imgsearch-main", panel.row(self.shown, self.output, self.save), self.tabs
         )
-        self.tabs = ipw.Tab([panel.column("imgsearch-main", *page) for page in pages])
-        self.tabs.titles = titles
-        self._found = panel.column(
-            "imgsearch-main",
-            panel.row(self.shown, self.output, self.save),
-            self.tabs,
-        )
-        panel.shown(self._found, False)
+        panel.set_visible(self._results, False)
         self.watch(self.view, self._draw_curves)
         self.watch(self.metric, self._draw_classes)
-        self.watch(self.shown, self._draw_one)
+        self.watch(self.shown, self._draw_collection)
         self.fill(
             self.voc_root,
             panel.row(self.collections, self.refresh),
@@ -130,46 +122,32 @@ class EvaluationPanel(panel.Panel):
             panel.row(self.distractors, self.allow_missing),
             panel.row(self.start, self.stop),
             self.status,
-            self._found,
+            self._results,
         )
 
     def _list(self, wanted: list[str]) -> None:
-        names = [row.name for row in self._galleries.rows(self.settings)]
-        self.collections.options = names
-        wanted = [name for name in wanted if name in names] or [
-            name for name in (self.settings.default_table, *names[:1]) if name in names
-        ][:1]
-        self.collections.value = wanted
+        names = self.collection_names()
+        default = [name for name in (self.settings.default_table, *names[:1]) if name in names][:1]
+        chosen = [name for name in wanted if name in names] or default
+        self.set_options(self.collections, names, chosen)
         if not names:
-            self.status.say("There is no collection yet: ingest JPEGImages first.", "bad")
+            self.status.show(panel.NO_COLLECTION)
 
     def _refresh(self) -> None:
-        self.run(lambda: self._list(list(self.collections.value)))
-
-    def _press_stop(self) -> None:
-        self._stop.set()
-        self.stop.disabled = True
-
-    def _go_on(self, text: str) -> None:
-        if self._stop.is_set():
-            raise panel.Stopped
-        self.status.say(f"{text[:1].upper()}{text[1:]} …", "busy")
+        self.submit(lambda: self._list(list(self.collections.value)))
 
     def _start(self) -> None:
         if not self.voc_root.value.strip():
-            raise ConfigError("VOC folder", "is empty: say where the dataset is")
+            raise ConfigError("VOC folder", "is empty; type the folder of the dataset")
         if not self.collections.value:
-            raise ConfigError("Collections", "none is chosen")
+            raise ConfigError("Collections", "none is selected")
         try:
             ks = [int(part) for part in self.ks.value.replace(",", " ").split()]
             year = int(self.year.value) if self.year.value.strip() else None
         except ValueError:
-            raise ConfigError(
-                "Depths k and Year", "take whole numbers, with commas between"
-            ) from None
-        self._stop = threading.Event()
-        self.stop.disabled = False
+            raise ConfigError("Cut-offs k and Year", "take whole numbers") from None
         options = {
+            "year": year,
             "protocol": self.protocol.value,
             "ks": ks,
             "seed": self.seed.value,
@@ -177,53 +155,47 @@ class EvaluationPanel(panel.Panel):
             "allow_missing": self.allow_missing.value,
         }
         root, names = self.voc_root.value.strip(), self.collections.value
-        self.run(
-            lambda: self._evaluate(Voc(root, year), names, options),
-            "Looking at the dataset …",
-            disabling=[self.start],
-            after=self._end,
+        self.submit_stoppable(
+            lambda: self._evaluate(root, names, options), "Reading the dataset …", [self.start]
         )
 
-    def _end(self) -> None:
-        self.stop.disabled = True
+    def _report(self, text: str) -> None:
+        self.report_progress(f"{text[:1].upper()}{text[1:]} …")
 
-    def _evaluate(self, dataset: Voc, names: tuple[str, ...], options: dict) -> None:
-        found = report.evaluate_collections(
-            dataset, names, settings=self.settings, progress=self._go_on, **options
+    def _evaluate(self, root: str, names: tuple[str, ...], options: dict) -> None:
+        evaluations = report.evaluate_collections(
+            root, names, settings=self.settings, progress=self._report, **options
         )
-        if len(found) > 1:
-            self._go_on("comparing")
-        compared = report.compare_with_first(found, seed=options["seed"])
-        self._go_on("drawing")
-        self.evaluations, self.comparisons, self.points = found, compared, []
+        self._report("comparing" if len(evaluations) > 1 else "drawing")
+        comparisons = report.compare_with_first(evaluations, seed=options["seed"])
+        self.evaluations, self.comparisons, self.points = evaluations, comparisons, []
         self.indexes.value = ""
-        first = next(iter(found.values()))
-        for chooser, names in (
+        name, first = next(iter(evaluations.items()))
+        for chooser, choices in (
             (self.view, first.views),
             (self.metric, first.metrics),
-            (self.shown, found),
+            (self.shown, evaluations),
         ):
-            chooser.options = list(names)
-            chooser.value = chooser.options[0]
-        self.summary.value = _summary(found)
-        self.compared.value = _compared(next(iter(found)), compared)
+            self.set_options(chooser, list(choices), next(iter(choices)))
+        self.summary.value = _summary(evaluations)
+        self.compared.value = _comparison_tables(name, comparisons)
         self._draw_curves()
         self._draw_classes()
-        self._draw_one()
-        panel.shown(self._found, True)
-        queries, searched = len(first.task.queries), len(first.task.gallery)
-        self.status.say(
-            f"{queries:,} queries on {searched:,} images, {first.about['protocol']}: "
-            + ", ".join(f"{name} mAP {_map(one):.3f}" for name, one in found.items()),
+        self._draw_collection()
+        panel.set_visible(self._results, True)
+        queries = counted(len(first.task.queries), "query", "queries")
+        self.status.show(
+            f"{queries} on {len(first.task.gallery):,} images, {first.about['protocol']}: "
+            + ", ".join(f"{name} mAP {_map(one):.3f}" for name, one in evaluations.items()),
             "good",
         )
 
     def _draw_curves(self) -> None:
         if self.evaluations:
             view = self.view.value
-            there = {n: e for n, e in self.evaluations.items() if len(e.views[view].rows)}
+            drawn = {n: e for n, e in self.evaluations.items() if len(e.views[view].rows)}
             self.curves.value = _image(
-                lambda: plots.precision_recall(there, view=view), f"Curves, {view}"
+                lambda: plots.precision_recall(drawn, view=view), f"Curves, {view}"
             )
 
     def _draw_classes(self) -> None:
@@ -233,7 +205,7 @@ class EvaluationPanel(panel.Panel):
                 lambda: plots.per_class(self.evaluations, metric=metric), f"{metric} by class"
             )
 
-    def _draw_one(self) -> None:
+    def _draw_collection(self) -> None:
         if self.shown.value not in self.evaluations:
             return
         name = self.shown.value
@@ -252,71 +224,69 @@ class EvaluationPanel(panel.Panel):
         )
 
     def _measure(self) -> None:
-        self._stop = threading.Event()
-        self.stop.disabled = False
         name, seed = self.shown.value, self.seed.value
 
         def work() -> None:
-            with Gallery.open(name, settings=self.settings) as gallery:
-                self.points = index_sweep.sweep(gallery, seed=seed, progress=self._go_on)
+            points = index_sweep.sweep(self.gallery(name), seed=seed, progress=self._report)
+            self.points = points
             rows = [
                 {
                     "Index": point.index,
                     f"Recall@{point.k}": f"{point.recall:.3f}",
-                    "Median ms": f"{point.median_ms:.1f}",
-                    "95 % within ms": f"{point.p95_ms:.1f}",
+                    "Median, ms": f"{point.median_ms:.1f}",
+                    "95th percentile, ms": f"{point.p95_ms:.1f}",
                 }
-                for point in self.points
+                for point in points
             ]
             self.indexes.value = _image(
-                lambda: plots.index_sweep(self.points), f"Recall and latency of indexes, {name}"
-            ) + formatting.table(f"Indexes over {name}, against exact search", rows)
-            self.status.say(f"{len(rows)} indexes were measured over {name}.", "good")
+                lambda: plots.index_sweep(points), f"Recall and latency of indexes, {name}"
+            ) + table(f"Indexes over {name}, compared with exact search", rows)
+            self.status.show(
+                f"Measured {counted(len(rows), 'index', 'indexes')} over {name}.", "good"
+            )
 
-        self.run(work, "Measuring …", disabling=[self.measure, self.start], after=self._end)
+        self.submit_stoppable(work, "Measuring …", [self.measure, self.start])
 
     def _save(self) -> None:
         folder = self.output.value.strip()
         if not folder:
-            raise ConfigError("Save in", "is empty: name a folder")
+            raise ConfigError("Folder", "is empty; type the folder to save in")
         if not self.evaluations:
-            raise ConfigError("Save", "there is nothing yet: evaluate first")
+            raise ConfigError("Save", "there is nothing to save; evaluate first")
 
         def work() -> None:
-            written = report.write_evaluations(
+            content = report.write_evaluations(
                 self.evaluations, folder, seed=self.seed.value, points=self.points
             )
-            self.status.say(
-                f"{len(written['files']) + 1} files were written into {folder}.", "good"
-            )
+            n = len(content["files"]) + 1
+            self.status.show(f"Wrote {counted(n, 'file')} to {folder}.", "good")
 
-        self.run(work, "Writing …", disabling=[self.save])
+        self.submit(work, "Writing …", disable=[self.save])
 
 
 def _map(one: Evaluation) -> float:
-    return next(f.value for f in one.summary() if f.metric == "mAP")
+    return next(score.value for score in one.summary() if score.metric == "mAP")
 
 
-def _summary(found: dict[str, Evaluation]) -> str:
+def _summary(evaluations: dict[str, Evaluation]) -> str:
     rows = []
-    tables = {
-        name: {(f.average, f.metric): f for f in one.summary()} for name, one in found.items()
+    scores = {
+        name: {(score.average, score.metric): score for score in one.summary()}
+        for name, one in evaluations.items()
     }
-    for key in next(iter(tables.values())):
+    for key in next(iter(scores.values())):
         row: dict[str, object] = {"Mean": key[0], "Metric": key[1]}
-        for name, table in tables.items():
-            f = table.get(key)
-            row[name] = ""
-            if f is not None:
-                row[name] = f"{f.value:.3f} ({f.low:.3f} to {f.high:.3f})"
-        f = next(table[key] for table in tables.values() if key in table)
-        rows.append(row | {"Random": f"{f.baseline:.3f}", "Queries": f.queries})
-    return formatting.table("Figures, with 95 % intervals over queries", rows)
+        for name, by_key in scores.items():
+            score = by_key.get(key)
+            row[name] = f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})" if score else ""
+        score = next(by_key[key] for by_key in scores.values() if key in by_key)
+        rows.append(row | {"Random order": f"{score.baseline:.3f}", "Queries": score.queries})
+    return table("Scores, with 95 % confidence intervals over queries", rows)
 
 
-def _compared(first: str, compared: dict[str, Comparison]) -> str:
+def _comparison_tables(first: str, comparisons: dict[str, Comparison]) -> str:
     tables = []
-    for name, one in compared.items():
+    for name, one in comparisons.items():
         rows = [
             {
                 "Queries": d.view,
@@ -328,8 +298,8 @@ def _compared(first: str, compared: dict[str, Comparison]) -> str:
             }
             for d in (one.overall, *one.classes)
         ]
-        caption = f"{name} less {first}, {one.overall.metric}, paired randomisation test"
-        tables.append(formatting.table(caption + " (classes adjusted by Holm)", rows))
+        caption = f"{name} minus {first}, {one.overall.metric}, paired randomisation test"
+        tables.append(table(f"{caption} (classes adjusted by Holm's method)", rows))
     return "".join(tables)
 
 
@@ -337,7 +307,7 @@ def _image(draw: Callable[[], Figure], alt: str) -> str:
     try:
         figure = draw()
     except ConfigError as error:
-        return f'<div class="imgsearch-facts">{escape(str(error))}</div>'
+        return panel.facts(str(error))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -1,8 +1,9 @@
-"""Tables, sizes and times for people."""
+"""Tables, counts, sizes and times for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 
 from imgsearch.errors import printable
@@ -11,31 +12,16 @@ LONG = 36
 """Characters from which on a cell of a table may be broken into lines."""
 
 
-def table(caption: str, rows: Sequence[Mapping[str, object]], most: int = 200) -> str:
-    """Write a table as HTML.
-
-    Parameters
-    ----------
-    caption : str
-        Stands above it.
-    rows : sequence of mapping
-        Column to value; numbers are set to the right, empty columns left out.
-    most : int
-        How many rows at most; the caption says how many there are.
-
-    Returns
-    -------
-    str
-        Everything in it is escaped.
-    """
+def table(caption: str, rows: Sequence[Mapping[str, object]], limit: int = 200) -> str:
+    """Return a table as HTML: every text escaped, empty columns left out, `limit` rows at most."""
     if not rows:
         return ""
     used = [name for name in rows[0] if any(row[name] != "" for row in rows)]
     rows = [{name: row[name] for name in used} for row in rows]
-    if len(rows) > most:
-        caption = f"{caption} (the first {most} of {len(rows):,})"
+    if len(rows) > limit:
+        caption = f"{caption} (the first {limit} of {len(rows):,})"
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
-    body = "".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in rows[:most])
+    body = "".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in rows[:limit])
     return (
         f'<div class="imgsearch-scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f'<table class="imgsearch-table"><caption>{escape(caption)}</caption>'
@@ -51,23 +37,13 @@ def _cell(value: object) -> str:
     return f"<td{' class=imgsearch-long' if len(text) > LONG else ''}>{escape(text)}</td>"
 
 
-def bytes_in_words(n: int) -> str:
-    """Size for people.
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: ``1 file``, ``2,000 files``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
-    Parameters
-    ----------
-    n : int
-        Bytes.
 
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> bytes_in_words(41_943_040)
-    '40.0 MiB'
-    """
+def format_bytes(n: int) -> str:
+    """Return a size, such as ``40.0 MiB``."""
     size = float(n)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
@@ -76,23 +52,8 @@ def bytes_in_words(n: int) -> str:
     return f"{n} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
-def time_in_words(seconds: float) -> str:
-    """Duration for people.
-
-    Parameters
-    ----------
-    seconds : float
-        Duration, seconds.
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> time_in_words(0.0123), time_in_words(75)
-    ('12 ms', '1 min 15 s')
-    """
+def format_seconds(seconds: float) -> str:
+    """Return a duration, such as ``12 ms`` or ``1 min 15 s``."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
@@ -100,3 +61,12 @@ def time_in_words(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def format_age(when: datetime) -> str:
+    """Return how long ago something was, such as ``2 hours ago``."""
+    seconds = (datetime.now(UTC) - when).total_seconds()
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= size:
+            return f"{counted(int(seconds // size), unit)} ago"
+    return "just now"

@@ -1,75 +1,65 @@
-"""What all panels are made of: words for errors, threads, open collections, folders."""
+"""The base of all panels: a status line, background jobs, open collections, a folder chooser."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from weakref import WeakSet
 
 import anywidget
 import ipywidgets as ipw
+from IPython import get_ipython
 from traitlets.log import get_logger
 
-from imgsearch import config, images
-from imgsearch.errors import ImageError, ImgSearchError, printable
+from imgsearch import config
+from imgsearch.errors import ConfigError, ImgSearchError, printable
 from imgsearch.gallery import Gallery
-from imgsearch.stores.metadata import CollectionRow, MetadataStore
+from imgsearch.io import absolute
+from imgsearch.stores.metadata import MetadataStore
+from imgsearch.widgets.formatting import counted
 
-WHAT_IS_READ = (
-    f"JPEG and PNG files up to {images.MAX_BYTES >> 20} MiB and "
-    f"{images.MAX_PIXELS >> 20} Mi pixels can be used; choose another, or save it anew."
-)
+NO_COLLECTION = "There is no collection yet: ingest a folder of images first, then press Refresh."
+
+_panels: dict[str, tuple[str, WeakSet[Panel]]] = {}
+"""For each notebook cell, the request that ran it last and the panels that it created."""
 
 
 class Stopped(Exception):
-    """Somebody pressed Stop; raised at the next safe place."""
+    """Stop was pressed. Raised at the next safe place."""
 
 
 class Styles(anywidget.AnyWidget):
-    """Brings the style sheet into the page, and shows nothing."""
+    """Brings the style sheet into the page and shows nothing."""
 
     _esm = "export default { render() {} };"
     _css = Path(__file__).parent / "style.css"
 
 
 class Status(ipw.HTML):
-    """The line of a panel that says what is going on, or what went wrong."""
+    """The line of a panel that says what it is doing, or what went wrong."""
 
     text = ""
     kind = ""
 
-    def say(self, text: str, kind: str = "") -> None:
-        """Show a text.
-
-        Parameters
-        ----------
-        text : str
-            Plain text.
-        kind : {"", "busy", "good", "bad"}
-            Decides the colour, and whether a screen reader speaks up.
-        """
+    def show(self, text: str, kind: str = "") -> None:
+        """Show plain text; `kind` is ``busy``, ``good``, ``bad`` or empty, and sets the colour."""
         self.text, self.kind = text, kind
         role = "alert" if kind == "bad" else "status"
-        shown = "<br>".join(escape(printable(line)) for line in text.split("\n"))
-        self.value = (
-            f'<div class="imgsearch-status imgsearch-{kind}" role="{role}">{shown}</div>'
-            if text
-            else ""
+        lines = "<br>".join(escape(printable(line)) for line in text.split("\n"))
+        self.value = text and (
+            f'<div class="imgsearch-status imgsearch-{kind}" role="{role}">{lines}</div>'
         )
 
 
 class Panel(ipw.VBox):
-    """A panel with a status line, whose work runs in threads, one piece after the other.
+    """A panel whose work runs in one background thread, one job at a time.
 
-    Attributes
-    ----------
-    status : Status
-        Says what is going on.
-    settings : Settings or None
-        None where the environment says something that cannot be used.
+    When a notebook cell is run again, the panels that its last run created are closed.
     """
 
     def __init__(self, settings: config.Settings | None = None):
@@ -77,285 +67,268 @@ class Panel(ipw.VBox):
         self.add_class("imgsearch")
         self.status = Status()
         self.settings = settings
-        self._turns = threading.Lock()
+        self.stop = self.button("Stop", self._press_stop, "Stop at the next safe place")
+        self.stop.disabled = True
+        self._stopping, self._closed = threading.Event(), threading.Event()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._idle = threading.Condition()
-        self._under_way = 0
+        self._working = False
+        self._debouncing, self._due = False, 0.0
+        self._muted: set[ipw.Widget] = set()
+        self._galleries: dict[str, Gallery] = {}
+        self._metadata: MetadataStore | None = None
+        _close_earlier(self)
         if settings is None:
-            self.guarded(self._read_settings)
+            self.attempt(self._read_settings)
 
     def _read_settings(self) -> None:
         self.settings = config.load_settings()
 
     def fill(self, *children: ipw.Widget) -> None:
-        """Put widgets into the panel.
-
-        Parameters
-        ----------
-        *children : Widget
-            From top to bottom.
-        """
+        """Put widgets into the panel, from top to bottom."""
         styles = Styles()
         styles.add_class("imgsearch-hidden")
         self.children = [styles, *children]
 
-    def guarded(self, function: Callable, *args: object) -> None:
-        """Call a function, and show in words what goes wrong.
+    def close(self) -> None:
+        """Stop the job under way at the next safe place, then close collections and widgets."""
+        if self._closed.is_set():
+            return
+        with self._idle:
+            self._closed.set()
+            self._stopping.set()
+            self._jobs.clear()
+            self._idle.notify_all()
+        self._enqueue(self._close_stores)
+        for widget in [part for part in vars(self).values() if isinstance(part, ipw.Widget)]:
+            _close_tree(widget)
+        _close_tree(self)
 
-        Parameters
-        ----------
-        function : callable
-            Its result is not used.
-        *args
-            For `function`.
-        """
+    def _close_stores(self) -> None:
+        for gallery in self._galleries.values():
+            gallery.close()
+        if self._metadata is not None:
+            self._metadata.close()
+
+    # ------------------------------------------------------------ errors and jobs
+
+    def attempt(self, function: Callable, *args: object) -> None:
+        """Call a function and show what goes wrong in the status line."""
         try:
             function(*args)
         except Stopped:
-            self.status.say("Stopped.")
-        except ImageError as error:
-            self.status.say(f"{error}\n{WHAT_IS_READ}", "bad")
-        except ImgSearchError as error:
-            self.status.say(str(error), "bad")
-        except OSError as error:
-            self.status.say(f"{error.filename or 'system'}: {error.strerror or error}", "bad")
+            self.status.show("Stopped.")
         except Exception as error:
-            self.status.say(
-                f"unexpected: {type(error).__name__}: {error}\n(details are in the kernel's log)",
-                "bad",
-            )
-            # Not the cell's output, where a traceback would scare and help nobody.
-            get_logger().error("imgsearch panel", exc_info=error)
+            self.status.show(self.error_text(error), "bad")
+            if not isinstance(error, ImgSearchError | OSError):
+                # A traceback in the cell's output would help nobody.
+                get_logger().error("imgsearch panel", exc_info=error)
 
-    def run(
+    def error_text(self, error: Exception) -> str:
+        """Describe an error for the status line."""
+        if isinstance(error, ImgSearchError):
+            return str(error)
+        if isinstance(error, OSError):
+            return f"{error.filename or 'system'}: {error.strerror or error}"
+        return (
+            f"Unexpected error: {type(error).__name__}: {error}\n"
+            "The kernel's log holds the details."
+        )
+
+    def submit(
         self,
         work: Callable[[], None],
         busy: str = "",
-        disabling: Sequence[ipw.Widget] = (),
+        *,
+        disable: Sequence[ipw.Widget] = (),
         after: Callable[[], None] | None = None,
     ) -> None:
-        """Do something in a thread, after what is under way already.
-
-        Parameters
-        ----------
-        work : callable
-            Errors are shown in words.
-        busy : str
-            Shown meanwhile.
-        disabling : sequence of Widget
-            Cannot be pressed meanwhile.
-        after : callable, optional
-            Is called at the end, whatever happened.
-        """
+        """Run `work` in the background, then `after`, even if `work` failed."""
+        if self._closed.is_set():
+            return
         if busy:
-            self.status.say(busy, "busy")
-        for widget in disabling:
+            self.status.show(busy, "busy")
+        for widget in disable:
             widget.disabled = True
-        self._begin_or_end(1)
 
-        def turn() -> None:
+        def job() -> None:
             try:
-                with self._turns:
-                    self.guarded(work)
+                self.attempt(work)
             finally:
-                for widget in disabling:
+                for widget in disable:
                     widget.disabled = False
                 if after is not None:
-                    self.guarded(after)
-                self._begin_or_end(-1)
+                    self.attempt(after)
 
-        threading.Thread(target=turn, daemon=True, name="imgsearch-panel").start()
+        self._enqueue(job)
+
+    def submit_stoppable(
+        self, work: Callable[[], None], busy: str, disable: Sequence[ipw.Widget]
+    ) -> None:
+        """Run `work` in the background with the Stop button enabled."""
+        self._stopping.clear()
+        self.stop.disabled = False
+        self.submit(work, busy, disable=disable, after=self._disable_stop)
+
+    def report_progress(self, text: str) -> None:
+        """Show how far a job is, or end it if Stop was pressed."""
+        if self._stopping.is_set():
+            raise Stopped
+        self.status.show(text, "busy")
+
+    def _press_stop(self) -> None:
+        self._stopping.set()
+        self._disable_stop()
+
+    def _disable_stop(self) -> None:
+        self.stop.disabled = True
+
+    def _enqueue(self, job: Callable[[], None]) -> None:
+        with self._idle:
+            self._jobs.append(job)
+            if not self._working:
+                self._working = True
+                start_thread(self._work, "imgsearch-panel")
+
+    def _work(self) -> None:
+        while True:
+            with self._idle:
+                if not self._jobs:
+                    self._working = False
+                    self._idle.notify_all()
+                    return
+                job = self._jobs.popleft()
+            job()
 
     def wait(self, timeout: float = 120.0) -> None:
-        """Wait until nothing is under way; for scripts and tests.
-
-        Parameters
-        ----------
-        timeout : float
-            Seconds.
-
-        Raises
-        ------
-        TimeoutError
-            Something still is.
-        """
+        """Wait until no job is left, `timeout` seconds at most; for scripts and tests."""
         with self._idle:
-            if not self._idle.wait_for(lambda: self._under_way == 0, timeout):
+            if not self._idle.wait_for(lambda: not (self._working or self._debouncing), timeout):
                 raise TimeoutError(f"still busy after {timeout:g} s: {self.status.text}")
 
-    def debounced(self, seconds: float, called: Callable[[], None]) -> Callable[[], None]:
-        """Call something once things have been quiet for a while.
+    # ------------------------------------------------------------ events
 
-        Parameters
-        ----------
-        seconds : float
-            How long.
-        called : callable
-            What to call; errors are shown.
+    def debounced(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Return a callback that submits `function` after `seconds` without another call."""
 
-        Returns
-        -------
-        callable
-            To be called whenever something happens.
-        """
-        latest = [0]
+        def wait_until_quiet() -> None:
+            with self._idle:
+                while not self._closed.is_set() and (left := self._due - time.monotonic()) > 0:
+                    self._idle.wait(left)
+                self._debouncing = False
+                self.submit(function)
+                self._idle.notify_all()
 
-        def happened() -> None:
-            latest[0] += 1
-            mine = latest[0]
+        def restart() -> None:
+            with self._idle:
+                self._due = time.monotonic() + seconds
+                if not self._debouncing and not self._closed.is_set():
+                    self._debouncing = True
+                    start_thread(wait_until_quiet, "imgsearch-debounce")
 
-            def later() -> None:
-                time.sleep(seconds)
-                if latest[0] == mine:
-                    self.guarded(called)
-                self._begin_or_end(-1)
-
-            self._begin_or_end(1)
-            threading.Thread(target=later, daemon=True, name="imgsearch-debounce").start()
-
-        return happened
-
-    def _begin_or_end(self, step: int) -> None:
-        with self._idle:
-            self._under_way += step
-            self._idle.notify_all()
+        return restart
 
     def button(
         self, label: str, pressed: Callable[[], None], tooltip: str = "", style: str = ""
     ) -> ipw.Button:
-        """Make a button whose errors are shown.
+        """Create a button; what goes wrong in `pressed` is shown."""
+        button = ipw.Button(description=label, tooltip=tooltip or label, button_style=style)
+        button.on_click(lambda _: self.attempt(pressed))
+        return button
 
-        Parameters
-        ----------
-        label : str
-            What stands on it.
-        pressed : callable
-            What it does.
-        tooltip : str
-            More words.
-        style : str
-            ``primary``, ``danger``, … as ipywidgets has them.
+    def watch(self, widget: ipw.Widget, changed: Callable[[], None], trait: str = "value") -> None:
+        """Call a function whenever a widget changes, but not for :meth:`set_options`."""
 
-        Returns
-        -------
-        ipywidgets.Button
-        """
-        made = ipw.Button(description=label, tooltip=tooltip or label, button_style=style)
-        made.on_click(lambda _: self.guarded(pressed))
-        return made
+        def notice(_: object) -> None:
+            if widget not in self._muted:
+                self.attempt(changed)
 
-    def watch(self, widget: ipw.Widget, changed: Callable[[], None], name: str = "value") -> None:
-        """Call something when a widget changes; errors are shown.
+        widget.observe(notice, trait)
 
-        Parameters
-        ----------
-        widget : Widget
-            Which.
-        changed : callable
-            What to do.
-        name : str
-            Which of its traits.
-        """
-        widget.observe(lambda _: self.guarded(changed), name)
+    def set_options(self, chooser: ipw.Widget, options: Sequence, value: object) -> None:
+        """Replace the options and the choice of a dropdown or list."""
+        self._muted.add(chooser)
+        try:
+            chooser.options, chooser.value = options, value
+        finally:
+            self._muted.discard(chooser)
 
+    # ------------------------------------------------------------ collections
 
-class Galleries:
-    """Collections that a panel has open, each once."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, Gallery] = {}
-        self._metadata: MetadataStore | None = None
-
-    def rows(self, settings: config.Settings) -> list[CollectionRow]:
-        """List the collections.
-
-        Parameters
-        ----------
-        settings : Settings
-            Where they are.
-
-        Returns
-        -------
-        list of CollectionRow
-
-        Raises
-        ------
-        StoreError
-            The metadata store cannot be reached.
-        """
-        return self.metadata(settings).collections()
-
-    def metadata(self, settings: config.Settings) -> MetadataStore:
-        """Metadata store, opened once.
-
-        Parameters
-        ----------
-        settings : Settings
-            Where it is.
-
-        Returns
-        -------
-        MetadataStore
-        """
+    @property
+    def metadata(self) -> MetadataStore:
+        """The metadata store, opened on first use; for jobs only."""
         if self._metadata is None:
-            self._metadata = MetadataStore.open(settings)
+            self._metadata = MetadataStore.open(self.settings)
         return self._metadata
 
-    def get(self, name: str, settings: config.Settings) -> Gallery:
-        """Open a collection, anew if it was dropped and made again.
+    def collection_names(self) -> list[str]:
+        """List the collections; for jobs only."""
+        return [row.name for row in self.metadata.collections()]
 
-        Parameters
-        ----------
-        name : str
-            Which.
-        settings : Settings
-            Where it is.
+    def gallery(self, name: str | None) -> Gallery:
+        """Open a collection, or return the one that is open already; for jobs only."""
+        if not name:
+            raise ConfigError("Collection", NO_COLLECTION)
+        rows = {row.name: row for row in self.metadata.collections()}
+        for held in [n for n, gallery in self._galleries.items() if rows.get(n) != gallery.row]:
+            self._galleries.pop(held).close()  # deleted, or deleted and created again
+        if name not in self._galleries:
+            self._galleries[name] = Gallery.open(name, settings=self.settings)
+        return self._galleries[name]
 
-        Returns
-        -------
-        Gallery
 
-        Raises
-        ------
-        CollectionNotFound
-            It is not there.
-        """
-        row = self.metadata(settings).collection(name)
-        if name in self._open and self._open[name].row != row:
-            self._open.pop(name).close()
-        if name not in self._open:
-            self._open[name] = Gallery.open(name, settings=settings)
-        return self._open[name]
+def _close_earlier(panel: Panel) -> None:
+    """Close the panels that an earlier run of the same notebook cell created."""
+    request = getattr(get_ipython(), "get_parent", dict)()
+    # Frontends without cell ids are served by the cell's text.
+    cell = request.get("metadata", {}).get("cellId") or request.get("content", {}).get("code")
+    if not cell:
+        return
+    run = request["header"]["msg_id"]
+    last, panels = _panels.get(cell, (run, WeakSet()))
+    if last != run:
+        for earlier in list(panels):
+            earlier.close()
+        panels = WeakSet()
+    panels.add(panel)
+    _panels[cell] = (run, panels)
+
+
+def start_thread(function: Callable[[], None], name: str) -> None:
+    """Start a thread that does not outlive the kernel."""
+    threading.Thread(target=function, daemon=True, name=name).start()
+
+
+def _close_tree(widget: ipw.Widget) -> None:
+    """Close a widget and the widgets it holds, their layouts and styles included."""
+    for trait in widget.keys:
+        value = getattr(widget, trait)
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, ipw.Widget):
+                _close_tree(part)
+    ipw.Widget.close(widget)
 
 
 class FolderChooser(ipw.VBox):
-    """A path, and a list of the folders below it to walk through.
-
-    Parameters
-    ----------
-    panel : Panel
-        Shows what goes wrong.
-    start : path
-        Where to begin.
-    """
+    """A path, and a list of its subfolders to walk through."""
 
     def __init__(self, panel: Panel, start: str | Path = "."):
         self.path = ipw.Text(
-            str(Path(start).expanduser().absolute()),
+            str(absolute(start)),
             description="Folder",
             continuous_update=False,
             layout=ipw.Layout(width="auto"),
         )
         self.up = panel.button("Parent folder", self._up, "Go to the folder that holds this one")
-        self.inside = ipw.Select(
-            rows=6, description="Inside", layout=ipw.Layout(width="auto", height="120px")
+        self.subfolders = ipw.Select(
+            rows=6, description="Subfolders", layout=ipw.Layout(width="auto", height="120px")
         )
         self.note = ipw.HTML()
-        row = ipw.HBox([self.up, self.note])
-        row.add_class("imgsearch-row")
-        super().__init__([self.path, self.inside, row])
-        self._listing = False
+        super().__init__([self.path, self.subfolders, row(self.up, self.note)])
+        self._panel = panel
         panel.watch(self.path, self._list)
-        panel.watch(self.inside, self._down)
+        panel.watch(self.subfolders, self._down)
         self._list()
 
     @property
@@ -364,16 +337,16 @@ class FolderChooser(ipw.VBox):
         return self.path.value.strip()
 
     def _up(self) -> None:
-        self.path.value = str(Path(self.value).expanduser().absolute().parent)
+        self.path.value = str(absolute(self.value).parent)
 
     def _down(self) -> None:
-        if not self._listing and self.inside.value:
-            self.path.value = str(Path(self.value).expanduser().absolute() / self.inside.value)
+        if self.subfolders.value:
+            self.path.value = str(absolute(self.value) / self.subfolders.value)
 
     def _list(self) -> None:
         folders, files = [], 0
         try:
-            with os.scandir(Path(self.value).expanduser()) as entries:
+            with os.scandir(absolute(self.value)) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
@@ -381,77 +354,45 @@ class FolderChooser(ipw.VBox):
                         folders.append(entry.name)
                     else:
                         files += 1
-            text = f"{len(folders)} folders and {files} files in it"
-        except (OSError, ValueError) as error:
-            text = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-        self._listing = True
-        try:
-            self.inside.options = [(printable(name), name) for name in sorted(folders)]
-            self.inside.value = None
-        finally:
-            self._listing = False
-        self.note.value = f'<span class="imgsearch-facts">{escape(text)}</span>'
+            text = f"{counted(len(folders), 'subfolder')}, {counted(files, 'file')}"
+        except (OSError, ConfigError) as error:
+            text = f"Cannot be read: {getattr(error, 'strerror', None) or error}"
+        options = [(printable(name), name) for name in sorted(folders)]
+        self._panel.set_options(self.subfolders, options, None)
+        self.note.value = facts(text)
 
 
 def row(*children: ipw.Widget) -> ipw.HBox:
-    """Put widgets side by side, wrapping where there is no room.
-
-    Parameters
-    ----------
-    *children : Widget
-        The widgets.
-
-    Returns
-    -------
-    ipywidgets.HBox
-    """
+    """Put widgets side by side, wrapping where there is no room."""
     box = ipw.HBox(children)
     box.add_class("imgsearch-row")
     return box
 
 
 def column(css_class: str, *children: ipw.Widget) -> ipw.VBox:
-    """Put widgets below each other.
-
-    Parameters
-    ----------
-    css_class : str
-        Class in the style sheet.
-    *children : Widget
-        The widgets.
-
-    Returns
-    -------
-    ipywidgets.VBox
-    """
+    """Put widgets below each other."""
     box = ipw.VBox(children)
     box.add_class(css_class)
     return box
 
 
-def heading(text: str) -> ipw.HTML:
-    """Write a small heading.
-
-    Parameters
-    ----------
-    text : str
-        Plain text.
-
-    Returns
-    -------
-    ipywidgets.HTML
-    """
-    return ipw.HTML(f"<h4>{escape(text)}</h4>")
+def columns(side: Sequence[ipw.Widget], main: Sequence[ipw.Widget]) -> ipw.HBox:
+    """Lay out a narrow column beside a wide one."""
+    box = ipw.HBox([column("imgsearch-side", *side), column("imgsearch-main", *main)])
+    box.add_class("imgsearch-columns")
+    return box
 
 
-def shown(widget: ipw.Widget, visible: bool) -> None:
-    """Show or hide a widget.
+def heading(text: str) -> str:
+    """Return a small heading as HTML."""
+    return f"<h4>{escape(text)}</h4>"
 
-    Parameters
-    ----------
-    widget : Widget
-        Which.
-    visible : bool
-        Whether it is to be seen.
-    """
+
+def facts(text: str) -> str:
+    """Return a paragraph of secondary text as HTML."""
+    return f'<div class="imgsearch-facts">{escape(text)}</div>'
+
+
+def set_visible(widget: ipw.Widget, visible: bool) -> None:
+    """Show or hide a widget."""
     (widget.remove_class if visible else widget.add_class)("imgsearch-hidden")

@@ -1,8 +1,8 @@
-// Files on their way to the kernel, in pieces that pass any server's limit on messages.
-// The kernel asks for each piece, so it is never flooded and nothing gets lost unnoticed.
+// Uploads files to the kernel in pieces smaller than any server's message limit. The kernel
+// requests each piece, so it is never flooded, and a lost piece is noticed.
 
 const PIECE = 4 * 2 ** 20;
-const PATIENCE = 20_000;
+const TIMEOUT = 20_000; // milliseconds
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -20,7 +20,7 @@ function render({ model, el }) {
   const input = make("input");
   input.type = "file";
   input.multiple = true;
-  input.accept = "image/jpeg,image/png";
+  input.accept = "image/*";
   input.hidden = true;
   const bar = make("progress");
   bar.hidden = true;
@@ -32,18 +32,18 @@ function render({ model, el }) {
 
   const waiting = [];
   let sending = null;
-  let clock = 0;
+  let timer = 0;
 
-  function say(text, refused = false) {
+  function show(text, refused = false) {
     note.textContent = text;
     note.classList.toggle("imgsearch-refused", refused);
   }
 
-  function wind() {
-    clearTimeout(clock);
-    clock = setTimeout(() => {
-      if (sending) say(`${sending.file.name}: no answer yet. The kernel is busy or gone; if this lasts, restart it and upload again.`, true);
-    }, PATIENCE);
+  function restartTimer() {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      if (sending) show(`${sending.file.name}: the kernel does not answer. It may be busy; if this lasts, restart it and upload again.`, true);
+    }, TIMEOUT);
   }
 
   function begin() {
@@ -53,13 +53,13 @@ function render({ model, el }) {
     bar.hidden = false;
     bar.max = file.size || 1;
     bar.value = 0;
-    say(`Uploading ${file.name}`);
-    wind();
+    show(`Uploading ${file.name}`);
+    restartTimer();
     model.send({ type: "begin", key: sending.key, name: file.name, size: file.size });
   }
 
   function end() {
-    clearTimeout(clock);
+    clearTimeout(timer);
     sending = null;
     bar.hidden = true;
     begin();
@@ -70,19 +70,19 @@ function render({ model, el }) {
     if (content.type === "next") {
       const { file, key } = sending;
       bar.value = content.offset;
-      wind();
+      restartTimer();
       try {
         const piece = await file.slice(content.offset, content.offset + PIECE).arrayBuffer();
         model.send({ type: "piece", key, offset: content.offset }, undefined, [piece]);
       } catch (error) {
-        say(`${file.name} cannot be read: ${error.message}`, true);
+        show(`${file.name} cannot be read: ${error.message}`, true);
         end();
       }
     } else if (content.type === "done") {
-      say(`${sending.file.name} uploaded`);
+      show(`${sending.file.name} uploaded`);
       end();
     } else if (content.type === "refused") {
-      say(`${sending.file.name}: ${content.reason}`, true);
+      show(`${sending.file.name}: ${content.reason}`, true);
       end();
     }
   }
@@ -108,11 +108,11 @@ function render({ model, el }) {
     event.stopPropagation();
     zone.classList.remove("imgsearch-over");
     if (event.dataTransfer.files.length) take(event.dataTransfer.files);
-    else say("That was no file: save the image first, then drop it.", true);
+    else show("Only files can be dropped: save the image first.", true);
   });
   model.on("msg:custom", receive);
   return () => {
-    clearTimeout(clock);
+    clearTimeout(timer);
     model.off("msg:custom", receive);
   };
 }

@@ -34,11 +34,11 @@ def test_a_visitor_uploads_and_goes_on(app, new_page):
     assert page.get_by_role("textbox", name="Path").count() == 0
 
     page.locator("input[type=file]").set_input_files(PHOTOS[3])
-    page.locator("h4", has_text=f"Most like {PHOTOS[3].name}").wait_for()
+    page.locator("h4", has_text=f"Similar to {PHOTOS[3].name}").wait_for()
     names = page.locator(".imgsearch-main .imgsearch-name").all_inner_texts()
     assert names[0] == PHOTOS[3].name
     page.get_by_role("button", name="Rank 2, score 0.").click()
-    page.locator("h4", has_text=f"Most like {names[1]}").wait_for()
+    page.locator("h4", has_text=f"Similar to {names[1]}").wait_for()
     assert str(app.home.parent) not in page.content()
 
     page.locator("input[type=file]").set_input_files(

@@ -44,7 +44,7 @@ def test_search(notebook):
 
     # Upload, grid, click a result, a new grid, and back.
     _upload(page, PHOTOS[3])
-    _title(page, f"Most like {PHOTOS[3].name}")
+    _title(page, f"Similar to {PHOTOS[3].name}")
     first = _tiles(page)
     assert first[0] == PHOTOS[3].name
     second = page.get_by_role("button", name="Rank 2, score 0.")
@@ -52,10 +52,10 @@ def test_search(notebook):
     assert second.locator("img").evaluate("img => img.complete && img.naturalWidth > 100")
     second.focus()
     page.keyboard.press("Enter")
-    _title(page, f"Most like {first[1]}")
+    _title(page, f"Similar to {first[1]}")
     assert _tiles(page)[0] == first[1]
     page.get_by_role("button", name="Back", exact=True).click()
-    _title(page, f"Most like {PHOTOS[3].name}")
+    _title(page, f"Similar to {PHOTOS[3].name}")
     assert _tiles(page) == first
 
     # A box: other results.
@@ -114,7 +114,7 @@ def test_a_photograph_of_40_mb_is_searched_with(notebook, tmp_path):
     big.write_bytes(_big(3700))
     assert big.stat().st_size > 40_000_000
     _upload(page, big)
-    _title(page, "Most like big.png")
+    _title(page, "Similar to big.png")
     assert len(_heads(page)) == 10
 
 
@@ -141,10 +141,10 @@ def test_ingest_with_stop_and_resume(notebook, tmp_path):
     page = notebook("ingest")
     page.get_by_role("textbox", name="Folder", exact=True).fill(str(tmp_path))
     page.keyboard.press("Enter")
-    page.get_by_text("0 folders and 121 files in it").wait_for()
+    page.get_by_text("0 subfolders, 121 files").wait_for()
     page.get_by_role("combobox", name="Collection").fill("more")
     page.keyboard.press("Tab")
-    many = page.get_by_role("spinbutton", name="Images at once")
+    many = page.get_by_role("spinbutton", name="Batch size")
     many.fill("1")
     many.press("Enter")
     start = page.get_by_role("button", name="Start", exact=True)
@@ -154,14 +154,14 @@ def test_ingest_with_stop_and_resume(notebook, tmp_path):
     stop.click()
     stopped = page.get_by_text("more: stopped, 121 files")
     stopped.wait_for()
-    page.get_by_text("Start again to go on").wait_for()
+    page.get_by_text("Press Start to resume").wait_for()
     many.fill("32")
     many.press("Enter")
     start.click()
     page.get_by_text("more: done, 121 files").wait_for()
     page.get_by_text("the collection holds 120 images").wait_for()
     assert page.locator(".imgsearch-table", has_text="broken.png").is_visible()
-    page.locator("h4", has_text="What came in").wait_for()
+    page.locator("h4", has_text="Added").wait_for()
     assert page.locator(".imgsearch-small .imgsearch-tile img").count() > 0
 
 
@@ -189,19 +189,20 @@ def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged):
     page.get_by_role("tab", name="Verify and repair").click()
     page.get_by_role("button", name="Verify", exact=True).click()
     page.get_by_role("alert").filter(has_text="damaged: 2 images without a vector").wait_for()
-    page.get_by_text("2 images cannot be found by searches").wait_for()
-    page.get_by_role("button", name="Repair", exact=True).click()
+    page.get_by_text("2 images have no vector").wait_for()
+    page.get_by_role("button", name="Repair …").click()
+    page.get_by_role("button", name="Repair now").click()
     page.get_by_text("2 vectors made again from the files").first.wait_for()
     page.get_by_role("button", name="Verify", exact=True).click()
     page.get_by_text("damaged: sound, 8 images under 8 paths").wait_for()
 
-    page.get_by_role("tab", name="Drop").click()
-    name = page.get_by_role("textbox", name="Type it")
+    page.get_by_role("tab", name="Delete").click()
+    name = page.get_by_role("textbox", name="Type the name to confirm")
     name.fill("damagad")
-    page.get_by_role("button", name="Drop the collection").click()
-    page.get_by_role("alert").filter(has_text="nothing was done").wait_for()
+    page.get_by_role("button", name="Delete collection").click()
+    page.get_by_role("alert").filter(has_text="nothing was deleted").wait_for()
     name.fill(damaged)
-    page.get_by_role("button", name="Drop the collection").click()
-    page.get_by_text("damaged was dropped").wait_for()
+    page.get_by_role("button", name="Delete collection").click()
+    page.get_by_text("Deleted the collection damaged").wait_for()
     options = page.get_by_role("combobox", name="Collection").locator("option")
     assert damaged not in options.all_inner_texts()

@@ -22,7 +22,7 @@ class Notebook:
     """A notebook whose cells have run, and whose kernel takes more code."""
 
     def __init__(self, client: NotebookClient):
-        self.client = client
+        self.client, self.panel_cell = client, len(client.nb.cells) - 1
 
     def __call__(self, code: str, result: str = "None"):
         """Run code, wait for the panel's threads, and return the value of an expression."""
@@ -32,6 +32,18 @@ class Notebook:
         self.client.execute_cell(cell, len(self.client.nb.cells) - 1)
         texts = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"]
         return json.loads("".join(texts).splitlines()[-1])
+
+    def execute(self, code: str, cell_id: str) -> None:
+        """Send code as JupyterLab sends a cell: with the cell's id."""
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+        message = self.client.kc.session.msg(
+            "execute_request", content, metadata={"cellId": cell_id}
+        )
+        self.client.kc.shell_channel.send(message)
+
+    def run_panel_cell(self) -> None:
+        """Run the cell that creates the panel once more."""
+        self.client.execute_cell(self.client.nb.cells[self.panel_cell], self.panel_cell)
 
     @property
     def outputs(self) -> str:
@@ -49,6 +61,7 @@ def opened(name: str, folder: Path, **environment: str) -> Iterator[Notebook]:
     names = [name.upper() for name in Settings.model_fields]
     clean = {key: value for key, value in os.environ.items() if key not in names}
     clean |= {"PYTHONPATH": str(ROOT), "IMGSEARCH_BACKEND": "eager", "IMGSEARCH_ENCODER": "mini"}
+    clean["JPY_SESSION_NAME"] = str(folder / f"{name}.ipynb")  # as JupyterLab starts a kernel
     with mock.patch.dict(os.environ, clean | environment, clear=True):
         client = NotebookClient(
             nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4),

@@ -60,6 +60,7 @@ def test_ingests_of_all_processes_are_shown_as_they_go(admin):
         "run = store.start_run('elsewhere', '/photos/2026', 400)\n"
         "store.update_run(run, done=100)\n"
         "until = time.monotonic() + 100\n"
+        "panel._view_count = 1  # a browser displays the panel\n"
         "while '100 of 400' not in panel.runs.value and time.monotonic() < until: time.sleep(0.1)"
     )
     shown = admin("", "panel.runs.value")
@@ -78,14 +79,14 @@ def test_images_are_found_chosen_and_deleted_after_asking(admin, scratch):
     assert admin("panel.find.value = '/3.p'", names) == ["3.png"]
     admin("panel.find.value = ''; panel.wait(100); click(1); click(2); click(4); click(2)")
     assert admin("", "panel.grid.selected") == ["1", "4"]
-    hidden = "'imgsearch-hidden' in panel.really._dom_classes"
+    hidden = "'imgsearch-hidden' in panel.really_delete._dom_classes"
     assert admin("", hidden) is True
     assert admin("panel.delete.click()", hidden) is False
     assert admin("panel.keep.click()", hidden) is True
     assert len(admin("", names)) == 6
-    admin("panel.delete.click(); panel.really.click()")
+    admin("panel.delete.click(); panel.really_delete.click()")
     assert admin("", names) == ["0.png", "2.png", "3.png", "5.png"]
-    assert "2 paths taken out" in admin("", "panel.status.text")
+    assert "Deleted 2 paths from scratch" in admin("", "panel.status.text")
     assert len(list(scratch.iterdir())) == 6
 
 
@@ -104,72 +105,76 @@ def test_damage_is_found_explained_and_repaired(admin, scratch):
     kind, account = admin("", "[panel.status.kind, panel.account.value]")
     assert kind == "bad"
     for words in (
-        "2 images cannot be found by searches",
-        "1 images are found wrongly",
+        "2 images have no vector",
+        "1 images have a damaged vector",
         "1 vectors belong to no image",
-        "makes the vectors again from the files",
+        "encodes the files again",
     ):
         assert words in account
-    admin("panel.remove_orphans.value = True; panel.repair.click()")
+    hidden = "'imgsearch-hidden' in panel.really_repair._dom_classes"
+    assert admin("panel.remove_orphans.value = True; panel.repair.click()", hidden) is False
+    assert admin("panel.cancel.click()", hidden) is True
+    assert admin("panel.verify.click()", "panel.verification.sound") is False
+    admin("panel.repair.click(); panel.wait(100); panel.really_repair.click()")
     assert "3 vectors made again" in admin("", "panel.status.text")
     assert "1 vectors without an image removed" in admin("", "panel.account.value")
     assert admin("panel.verify.click()", "panel.verification.sound") is True
     (scratch / "0.png").unlink()
     paint(scratch / "1.png", 99)
     account = admin("panel.files.value = True; panel.verify.click()", "panel.account.value")
-    assert "1 image files are gone" in account
+    assert "1 image files are missing" in account
     assert "1 image files have changed" in account
     assert str(scratch / "0.png") in account
 
 
 def test_a_verification_can_be_stopped(admin, scratch):
     admin(
-        "go_on = panel._go_on\n"
-        "panel._go_on = lambda text: (panel.stop.click(), go_on(text))\n"
+        "report = panel.report_progress\n"
+        "panel.report_progress = lambda text: (panel.stop.click(), report(text))\n"
         "panel.verification = None; panel.verify.click()"
     )
-    assert admin("panel._go_on = go_on", "panel.status.text") == "Stopped."
+    assert admin("panel.report_progress = report", "panel.status.text") == "Stopped."
     assert admin("", "[panel.verification, panel.stop.disabled]") == [None, True]
 
 
 def test_a_collection_goes_into_a_file_and_comes_back(admin, scratch, tmp_path):
-    kept = tmp_path / "kept.imgsearch"
+    kept = tmp_path / "kept.parquet"
     file = str(kept)
     admin(f"panel.file.value = {file!r}; panel.export.click()")
     assert file in admin("", "panel.status.text")
-    assert admin("panel.bring.click()", "panel.status.kind") == "bad"
+    assert admin("panel.import_.click()", "panel.status.kind") == "bad"
     assert "is in use: import under another name" in admin("", "panel.status.text")
-    admin("panel.new_name.value = 'again'; panel.bring.click()")
-    assert "6 images came in" in admin("", "panel.status.text")
+    admin("panel.new_name.value = 'again'; panel.import_.click()")
+    assert "Imported 6 images" in admin("", "panel.status.text")
     admin("panel.collection.value = 'again'; panel.wait(100); panel.verify.click()")
     assert admin("", "panel.status.text") == "again: sound, 6 images under 6 paths"
     admin("panel.typed.value = 'again'; panel.drop.click()")
     content = bytearray(kept.read_bytes())
     content[-300:-294] = b"damage"
     kept.write_bytes(content)
-    assert admin("panel.bring.click()", "panel.status.kind") == "bad"
-    assert "unexpected" not in admin("", "panel.status.text")
+    assert admin("panel.import_.click()", "panel.status.kind") == "bad"
+    assert "Unexpected error" not in admin("", "panel.status.text")
     for wrong in ("", "/no/such/file"):
-        code = f"panel.file.value = {wrong!r}; panel.bring.click()"
+        code = f"panel.file.value = {wrong!r}; panel.import_.click()"
         assert admin(code, "panel.status.kind") == "bad"
-        assert "unexpected" not in admin("", "panel.status.text")
+        assert "Unexpected error" not in admin("", "panel.status.text")
 
 
 def test_a_drop_needs_the_right_name(admin, scratch):
     for wrong in ("", "Scratch", "mine"):
         admin(f"panel.typed.value = {wrong!r}; panel.drop.click()")
-        assert "nothing was done" in admin("", "panel.status.text")
+        assert "nothing was deleted" in admin("", "panel.status.text")
         assert "scratch" in admin("panel.refresh.click()", "panel.collection.options")
     admin("panel.typed.value = 'scratch'; panel.drop.click()")
-    assert "scratch was dropped" in admin("", "panel.status.text")
+    assert "Deleted the collection scratch" in admin("", "panel.status.text")
     assert admin("", "list(panel.collection.options)") == ["mine"]
     assert len(list(scratch.iterdir())) == 6
 
 
 def test_an_empty_home_is_no_error(tmp_path):
     with opened("admin", tmp_path, IMGSEARCH_HOME=str(tmp_path / "home")) as admin:
-        assert "There is no collection yet" in admin("", "panel.overview.value")
-        assert "there is none" in admin("panel.verify.click()", "panel.status.text")
+        assert "There is no collection yet" in admin("", "panel.status.text")
+        assert "There is no collection yet" in admin("panel.verify.click()", "panel.status.text")
         assert "Traceback" not in admin.outputs
 
 

@@ -46,7 +46,7 @@ def test_collections_are_measured_and_compared(evaluation):
     assert "train -> val: chance mAP 0." in text or "train -> val: mini mAP 0." in text
     maps = evaluation(
         "",
-        "{n: float(e.views['all'].values['AP'].mean()) for n, e in panel.evaluations.items()}",
+        "{n: float(e.views['all'].values['mAP'].mean()) for n, e in panel.evaluations.items()}",
     )
     assert maps["mini"] > maps["chance"] > 0
     summary, compared = evaluation("", "[panel.summary.value, panel.compared.value]")
@@ -62,7 +62,7 @@ def test_collections_are_measured_and_compared(evaluation):
 
 def test_indexes_are_measured_against_exact_search(evaluation):
     evaluation("panel.shown.value = 'mini'; panel.measure.click()")
-    assert "indexes were measured over mini" in evaluation("", "panel.status.text")
+    assert "indexes over mini" in evaluation("", "panel.status.text")
     recalls = evaluation("", "{p.index: p.recall for p in panel.points}")
     assert recalls["FLAT"] == 1
     assert min(recalls.values()) < 1
@@ -73,7 +73,7 @@ def test_indexes_are_measured_against_exact_search(evaluation):
     other = "[n for n in panel.shown.options if n != panel.shown.value][0]"
     assert evaluation(f"panel.shown.value = {other}", "panel.cases.value") != before
     evaluation("panel.output.value = 'found'; panel.save.click()")
-    assert "files were written into found" in evaluation("", "panel.status.text")
+    assert "files to found" in evaluation("", "panel.status.text")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_indexes_are_measured_against_exact_search(evaluation):
     [
         ("panel.voc_root.value = ''", "VOC folder: is empty"),
         ("panel.voc_root.value = '/no/such'", "/no/such"),
-        ("panel.collections.value = []", "Collections: none is chosen"),
+        ("panel.collections.value = []", "Collections: none is selected"),
         ("panel.protocol.value = 'train, val'", "protocol: 'train, val'"),
         ("panel.protocol.value = 'train -> test'", "test.txt"),
         ("panel.ks.value = 'ten'", "take whole numbers"),
@@ -98,7 +98,7 @@ def test_what_cannot_be_done_is_told(evaluation, change, words):
     kind, text = evaluation("", "[panel.status.kind, panel.status.text]")
     assert kind == "bad"
     assert words in text
-    assert "unexpected" not in text
+    assert "Unexpected error" not in text
     assert "Traceback" not in evaluation.outputs
 
 
@@ -106,11 +106,11 @@ def test_an_evaluation_can_be_stopped(evaluation):
     evaluation(
         f"panel.voc_root.value = {str(SAMPLE)!r}; panel.collections.value = ['mini']\n"
         "panel.protocol.value = 'train -> val'; panel.ks.value = '5'; panel.year.value = ''\n"
-        "go_on = panel._go_on\n"
-        "panel._go_on = lambda text: (panel.stop.click(), go_on(text))\n"
+        "report = panel.report_progress\n"
+        "panel.report_progress = lambda text: (panel.stop.click(), report(text))\n"
         "panel.start.click()"
     )
-    assert evaluation("panel._go_on = go_on", "panel.status.text") == "Stopped."
+    assert evaluation("panel.report_progress = report", "panel.status.text") == "Stopped."
     assert evaluation("", "[panel.start.disabled, panel.stop.disabled]") == [False, True]
 
 

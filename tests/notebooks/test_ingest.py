@@ -53,14 +53,16 @@ def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
         paint(folder / f"{i}.png", 100 + i)
     ingest(
         # Stop is pressed as soon as the first picture is stored.
-        "tell = panel._tell\n"
-        "panel._tell = lambda report: (tell(report), report.done and panel.stop.click())\n"
+        "show = panel._show_report\n"
+        "panel._show_report = lambda report: (show(report), report.done and panel.stop.click())\n"
         + _start(folder, "many", "panel.batch_size.value = 1")
     )
-    state, encoded = ingest("panel._tell = tell", "[panel.report.state, panel.report.encoded]")
+    state, encoded = ingest(
+        "panel._show_report = show", "[panel.report.state, panel.report.encoded]"
+    )
     assert state == "stopped"
     assert 0 < encoded < 30
-    assert "Start again to go on" in ingest("", "panel.status.text")
+    assert "Press Start to resume" in ingest("", "panel.status.text")
     ingest("panel.batch_size.value = 32; panel.start.click()")
     report = ingest("", "panel.report.to_dict()")
     assert report["state"] == "done"
@@ -73,7 +75,7 @@ def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
         ("/no/such/folder", "mine", "", "/no/such/folder"),
         ("", "mine", "", "Folder: is empty"),
         ("photos", "no name", "", "is not a valid collection name"),
-        ("photos", "mine", "resnet18@random:0", "was made with mini"),
+        ("photos", "mine", "resnet18@random:0", "with mini"),
         ("photos", "another", "no-such-encoder", "encoder no-such-encoder"),
         ("photos", "another", "/no/such.pt2", "/no/such.json"),
         ("empty", "mine", "", "holds no files"),
@@ -86,7 +88,7 @@ def test_what_cannot_be_done_is_told(ingest, photos, tmp_path, folder, collectio
     kind, text = ingest("panel.encoder.value = ''", "[panel.status.kind, panel.status.text]")
     assert kind == "bad"
     assert words in text
-    assert "unexpected" not in text
+    assert "Unexpected error" not in text
     assert ingest("", "[panel.start.disabled, panel.stop.disabled]") == [False, True]
     assert "Traceback" not in ingest.outputs
 
@@ -95,12 +97,12 @@ def test_folders_are_walked_through(ingest, tmp_path):
     for name in ("b", "a", ".hidden", "<i>"):
         (tmp_path / "top" / name).mkdir(parents=True)
     top = str(tmp_path / "top")
-    listed = ingest(f"panel.folder.path.value = {top!r}", "panel.folder.inside.options")
+    listed = ingest(f"panel.folder.path.value = {top!r}", "panel.folder.subfolders.options")
     assert [name for _, name in listed] == ["<i>", "a", "b"]
-    assert ingest("panel.folder.inside.value = 'b'", "panel.folder.value") == f"{top}/b"
+    assert ingest("panel.folder.subfolders.value = 'b'", "panel.folder.value") == f"{top}/b"
     assert ingest("panel.folder.up.click()", "panel.folder.value") == top
     shutil.rmtree(top)
-    assert "cannot be read" in ingest("panel.folder.path.value += '/a'", "panel.folder.note.value")
+    assert "Cannot be read" in ingest("panel.folder.path.value += '/a'", "panel.folder.note.value")
 
 
 def test_stores_that_cannot_be_reached_are_told(tmp_path, photos):
