@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytrec_eval
 
-from imgsearch.datasets.voc import CLASSES, Voc
+from imgsearch.datasets.voc import CLASSES, GROUPS, Voc
 from imgsearch.evaluation import metrics, ranking, relevance, scoring
 
 KS = (1, 5, 10, 100)
@@ -54,7 +54,8 @@ def made_up(queries: int, dim: int, root: str | None = None) -> scoring.Task:
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((len(present), dim), np.float32)
     vectors += 0.1 * (present @ generator.standard_normal((len(CLASSES), dim)))
-    return scoring.task(np.arange(len(present)), vectors, present, difficult)
+    ids = np.arange(len(present))
+    return scoring.task(ids, vectors, present, difficult, classes=CLASSES, groups=GROUPS)
 
 
 def timed(call: Callable) -> tuple[object, dict[str, float]]:
@@ -93,7 +94,7 @@ def against_pytrec_eval(task: scoring.Task, some: int) -> dict:
     gallery, queries = task.labels, task.labels[rows]
     unit = task.vectors / np.linalg.norm(task.vectors, axis=1, keepdims=True)
     scores = (unit[rows] @ unit.T).astype(np.float32)
-    skip, mask = task.skip[rows], scoring.view_mask(task.classes, "all")
+    skip, mask = task.skip[rows], task.mask("all")
 
     counts, counting = timed(lambda: relevance.count(queries, gallery, skip, mask))
     judge = relevance.Judge(gallery)
@@ -101,17 +102,17 @@ def against_pytrec_eval(task: scoring.Task, some: int) -> dict:
     def judged(part: slice) -> dict[str, np.ndarray]:
         block = ranking.by_score(scores[part].astype(np.float64), skip[part])
         gains, junk = judge.gains(judge.places(block.order), queries[part], mask)
-        found, r = metrics.ranks(gains, junk), counts.relevant[part]
+        found, own = metrics.ranks(gains, junk), metrics.Counts(*(x[part] for x in counts))
         values = {
-            "map": metrics.average_precision(found, r),
-            "recip_rank": metrics.reciprocal_rank(found),
-            "Rprec": metrics.r_precision(found, r),
+            "map": metrics.average_precision(found, own),
+            "recip_rank": metrics.reciprocal_rank(found, own),
+            "Rprec": metrics.r_precision(found, own),
         }
         for k in KS:
-            values[f"P_{k}"] = metrics.precision_at(found, k)
-            values[f"recall_{k}"] = metrics.recall_at(found, r, k)
-            values[f"ndcg_cut_{k}"] = metrics.ndcg_at(found, counts.at_least[part], k)
-        curve = metrics.interpolated_precision(found, r).T
+            values[f"P_{k}"] = metrics.precision_at(found, own, k)
+            values[f"recall_{k}"] = metrics.recall_at(found, own, k)
+            values[f"ndcg_cut_{k}"] = metrics.ndcg_at(found, own, k)
+        curve = metrics.interpolated_precision(found, own.relevant).T
         return values | {
             f"iprec_at_recall_{x:.2f}": y for x, y in zip(metrics.ELEVEN, curve, strict=True)
         }

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from imgsearch.datasets.voc import Voc
-from imgsearch.evaluation import protocols, scoring
+from imgsearch.evaluation import scoring
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 
@@ -42,9 +42,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     voc = Voc(arguments.voc_root)
-    images = voc.image_set(arguments.set) if arguments.set else tuple(voc.annotations())
+    images = voc.image_set(arguments.set) if arguments.set else sorted(voc.annotated())
     names = voc.single_label(images, arguments.classes)
-    paths = [voc.image_path(name) for name in names]
+    files = voc.image_files()
+    paths = [files[name] for name in names]
     if arguments.encoder:
         vectors = encoded(arguments.encoder, paths)
     else:
@@ -52,8 +53,10 @@ def main() -> None:
             known = dict(zip(archive["names"].tolist(), archive["vectors"], strict=True))
         vectors = np.stack([known[name] for name in names])
     ids = [int(hashlib.sha256(path.read_bytes()).hexdigest()[:16], 16) >> 1 for path in paths]
-    task = scoring.task(np.array(ids), vectors, *voc.labels(names), names=names)
-    found = protocols.exact(task, ks=(1, 5, 10), seed=arguments.seed)
+    task = scoring.task(
+        np.array(ids), vectors, *voc.labels(names), classes=voc.classes, names=names
+    )
+    found = scoring.evaluate(task, ks=(1, 5, 10), seed=arguments.seed)
     control = scoring.evaluate(task.permuted(arguments.seed), ks=(1, 5, 10))
 
     def figure(value) -> dict:

@@ -16,6 +16,7 @@ from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
 from imgsearch import config, maintenance, plots
+from imgsearch.datasets import Voc
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep
 from imgsearch.evaluation.report import evaluate_collections, write_evaluations
@@ -168,9 +169,8 @@ def evaluate_voc(
     if isinstance(collections, str):
         collections = [part.strip() for part in collections.split(",")]
     evaluations = evaluate_collections(
-        voc_root,
+        Voc(voc_root, year),
         [name for name in collections or [] if name],
-        year=year,
         protocol=protocol,
         ks=KS if ks is None else ks,
         seed=seed,

@@ -1,14 +1,15 @@
-"""The searchable set: vectors and metadata as one.
+"""A collection as one object: its vectors, its metadata and its encoder.
 
-Metadata announces, vectors follow, metadata confirms; deletion goes the other
-way. So a ``ready`` row always has a vector, and whatever a crash leaves half
-done is known without a scan and made whole by :meth:`Gallery.recover`, with
-which every ingest begins.
+To add an image, the metadata store prepares its row, the vector store stores its vector,
+and the metadata store commits the row; to delete one, the steps are taken in reverse. So
+a ``ready`` row always has a vector, and what a crash leaves unfinished is found without a
+scan. :meth:`Gallery.recover`, with which every ingest starts, completes or undoes it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import zlib
@@ -16,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from imgsearch.errors import (
     StoreError,
 )
 from imgsearch.images import Box, ImageFile, ImageInfo, Source
+from imgsearch.io import absolute
 from imgsearch.pipeline import Pipeline
 from imgsearch.stores.metadata import CollectionRow, Counts, ImageRow, MetadataStore
 from imgsearch.stores.vectors import MAX_TOP_K, IndexSpec, VectorStore
@@ -50,11 +52,11 @@ class Hit(NamedTuple):
     score : float
         Cosine similarity with the query, from -1 to 1.
     image_id : int
-        Identity of the content, 63 bit.
+        Identity of the content, 63 bits.
     path : str
-        First path, in byte order, under which the content is known.
+        First path of the content, in byte order.
     paths : tuple of str
-        All of them.
+        All its paths.
     width, height : int
         Size of the upright picture, pixels.
     """
@@ -77,12 +79,12 @@ class Hits(Sequence):
     hits : tuple of Hit
         Best first; equal scores are in the order of ``image_id``.
     collection, index_spec : str
-        What was searched, and through which index.
+        The collection, and the index that was searched.
     encoder : dict
-        What made the vectors: name, dimension and fingerprint, and where it
-        ran if the query was encoded for this search.
+        Name, dimension and fingerprint of the encoder; once it is loaded, its device,
+        precision and backend too.
     seconds : dict of str to float
-        Where the time went: ``encode``, ``vectors``, ``metadata``, ``total``.
+        Time spent, by step: ``encode``, ``vectors``, ``metadata``, ``total``.
     """
 
     hits: tuple[Hit, ...]
@@ -118,33 +120,34 @@ class Hits(Sequence):
 
 
 class Gallery:
-    """A collection, opened by :meth:`open`; a context manager.
+    """A collection. Opened by :meth:`open`; a context manager.
 
     Attributes
     ----------
     row : CollectionRow
-        Name, encoder, identity and fingerprint, dimension, index, age.
+        Name, encoder, identity and fingerprint, dimension, index, time of creation.
     metadata : MetadataStore
-        Paths and facts.
+        Paths and properties of the files.
     settings : Settings
-        What it was opened with.
+        The settings that it was opened with.
     """
 
     def __init__(
         self,
         row: CollectionRow,
         metadata: MetadataStore,
+        vectors: _LazyVectorStore,
         settings: config.Settings,
         encoder: Encoder | None = None,
-        how: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+        workers: int | None = None,
     ):
         self.row, self.metadata, self.settings = row, metadata, settings
-        self._how = dict(how or {})
-        self._ensured = self._closed = False
-        self._vectors: VectorStore | None = None
-        self._opening = threading.Lock()
-        if encoder is not None:
-            self.encoder = encoder
+        self._lazy_vectors, self._encoder = vectors, encoder
+        self._options, self._workers = dict(options or {}), workers
+        self._pipeline: Pipeline | None = None
+        self._loading = threading.RLock()
+        self._vectors_created = False
 
     @classmethod
     def open(
@@ -158,26 +161,29 @@ class Gallery:
         device: str | None = None,
         precision: str | None = None,
         backend: str | None = None,
+        workers: int | None = None,
         settings: config.Settings | None = None,
     ) -> Gallery:
-        """Open a collection, or make it.
+        """Open a collection, or create it.
 
         Parameters
         ----------
         collection : str, optional
             Its name; ``DEFAULT_TABLE`` if left out.
         encoder : str or Encoder, optional
-            Left out, a collection that is there brings its own, and a new one
-            takes ``IMGSEARCH_ENCODER``.
+            If left out, an existing collection uses its own, and a new one takes
+            ``IMGSEARCH_ENCODER``.
         weights : path, optional
             File with the encoder's weights.
         create : bool
-            Make the collection if it is not there.
+            Create the collection if it does not exist.
         index : str, optional
-            Index of a new collection, as ``"HNSW:M=16,efConstruction=200"``;
+            Index of a new collection, such as ``"HNSW:M=16,efConstruction=200"``;
             ``IMGSEARCH_INDEX`` if left out.
         device, precision, backend : str, optional
             How the encoder runs; the settings decide if left out.
+        workers : int, optional
+            Threads that decode images; the number of processors if left out.
         settings : Settings, optional
             Read from the environment if left out.
 
@@ -188,9 +194,10 @@ class Gallery:
         Raises
         ------
         CollectionNotFound
-            It is not there and `create` is False.
+            It does not exist and `create` is False.
         EncoderMismatch
-            It was made with another encoder than the one that was named.
+            It was made with another encoder than the one given. Where the names are the
+            same, the weights are compared when :attr:`encoder` is first used.
         ConfigError
             A name, an index or a dimension that cannot be used.
         StoreError
@@ -198,12 +205,12 @@ class Gallery:
         """
         settings = settings or config.load_settings()
         name = config.collection_name(collection or settings.default_table)
-        how = {
+        options = {
             "device": device or "auto",
             "precision": precision or "auto",
             "backend": backend or "auto",
         }
-        metadata = MetadataStore.open(settings)
+        metadata, vectors = MetadataStore.open(settings), _LazyVectorStore(settings)
         try:
             try:
                 row = metadata.collection(name)
@@ -211,23 +218,21 @@ class Gallery:
                 if not create:
                     raise
                 row = None
-            given = encoder
-            if isinstance(encoder, str) or (row is None and encoder is None):
-                given = load_encoder(
-                    encoder or settings.imgsearch_encoder, weights=weights, settings=settings, **how
-                )
+                encoder = encoder or settings.imgsearch_encoder
+            if row is not None and weights is None and encoder == row.encoder:
+                encoder = None  # loaded and compared when it is needed
+            if isinstance(encoder, str):
+                vectors.open_in_thread()
+                encoder = load_encoder(encoder, weights=weights, settings=settings, **options)
             if row is None:
                 row = cls._create(
-                    name, given, index or settings.imgsearch_index, metadata, settings
+                    name, encoder, index or settings.imgsearch_index, metadata, settings
                 )
-            if given is not None and given.fingerprint != row.fingerprint:
-                raise EncoderMismatch(
-                    name,
-                    f"{row.encoder} ({row.fingerprint})",
-                    f"{given.name} ({given.fingerprint})",
-                )
-            return cls(row, metadata, settings, given, how)
+            if encoder is not None:
+                _check_encoder(row, encoder.name, encoder.fingerprint)
+            return cls(row, metadata, vectors, settings, encoder, options, workers)
         except BaseException:
+            vectors.close()
             metadata.close()
             raise
 
@@ -241,11 +246,11 @@ class Gallery:
             identity=encoder.identity,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
-            index=str(IndexSpec.parse(index)),
+            index=str(IndexSpec.parse(index, embedded=settings.embedded_vectors)),
             created_at=datetime.now(UTC),
         )
         metadata.create_collection(row)
-        # Another process may have made it in the meantime: what is stored counts.
+        # Another process may have created it in the meantime: what is stored counts.
         return metadata.collection(name)
 
     @property
@@ -253,50 +258,42 @@ class Gallery:
         """Name of the collection."""
         return self.row.name
 
-    @cached_property
+    @property
     def encoder(self) -> Encoder:
-        """The encoder that made the vectors, loaded when first asked for.
+        """The encoder that made the vectors, loaded when it is first used.
 
         Raises
         ------
         EncoderMismatch
-            What the stored name loads now is not what made the vectors.
+            The encoder of this name is not the one that made the vectors.
         """
-        # Whoever encodes goes to the vectors next: their server starts while torch is imported.
-        threading.Thread(target=self._open_ahead, name="imgsearch-open", daemon=True).start()
-        encoder = load_encoder(self.row.encoder, settings=self.settings, **self._how)
-        if encoder.fingerprint != self.row.fingerprint:
-            raise EncoderMismatch(
-                self.name,
-                f"{self.row.encoder} ({self.row.fingerprint})",
-                f"{encoder.name} ({encoder.fingerprint})",
-            )
-        return encoder
+        with self._loading:
+            if self._encoder is None:
+                # Who encodes uses the vectors next: open the store while torch is imported.
+                self._lazy_vectors.open_in_thread()
+                encoder = load_encoder(self.row.encoder, settings=self.settings, **self._options)
+                _check_encoder(self.row, encoder.name, encoder.fingerprint)
+                self._encoder = encoder
+            return self._encoder
 
-    @cached_property
+    @property
     def pipeline(self) -> Pipeline:
-        """The Towhee pipeline that embeds gallery and queries alike."""
-        return Pipeline(self.encoder)
+        """The Towhee pipeline that embeds images and queries alike."""
+        with self._loading:
+            if self._pipeline is None:
+                self._pipeline = Pipeline(self.encoder, workers=self._workers)
+            return self._pipeline
 
     @property
     def vectors(self) -> VectorStore:
-        """The vector store, opened when first asked for."""
-        with self._opening:
-            if self._vectors is None:
-                self._vectors = VectorStore.open(self.settings)
-            return self._vectors
-
-    def _open_ahead(self) -> None:
-        with self._opening:
-            if self._vectors is None and not self._closed:
-                with suppress(ImgSearchError):  # whoever needs the store meets the error again
-                    self._vectors = VectorStore.open(self.settings)
+        """The vector store, opened when it is first used."""
+        return self._lazy_vectors.get()
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Hold the collection for one writing step, against every other process.
+        """Exclude all other writers of the collection; re-entrant in a thread.
 
-        Announce, upsert and confirm happen under it as a unit: any row that is
-        ``pending`` while it is held was left by a crash. Re-entrant in a thread.
+        Prepare, upsert and commit happen under it as a unit: while it is held, every
+        ``pending`` row was left by a crash.
 
         Returns
         -------
@@ -305,16 +302,14 @@ class Gallery:
         return self.metadata.exclusive(self.name)
 
     def ensure_vectors(self) -> None:
-        """Make the collection in the vector store, where it is not there or has no index.
-
-        It says there which encoder it belongs to, for `repair`.
+        """Create the collection in the vector store, or its index, where either is missing.
 
         Raises
         ------
         StoreDamaged
-            It is there, and cannot be used.
+            It exists and cannot be used.
         StoreError
-            It is there with vectors of another length, or the store failed.
+            It exists with vectors of another length, or the store failed.
         """
         about = {
             "encoder": self.row.encoder,
@@ -324,18 +319,18 @@ class Gallery:
         self.vectors.create(
             self.name, self.row.dim, IndexSpec.parse(self.row.index), description=json.dumps(about)
         )
-        self._ensured = True
+        self._vectors_created = True
 
     def add(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> list[ImageRow]:
-        """Store images, so that a crash at any moment loses and doubles nothing.
+        """Store images. A crash at any moment neither loses nor duplicates any.
 
         Parameters
         ----------
         rows : sequence of ImageRow
-            One for each path; a path that is known is replaced.
+            One for each path; the row of a known path is replaced.
         vectors : mapping of int to numpy.ndarray
-            By image_id: float32, shape ``(dim,)``, L2-normalised. May lack ids
-            that the collection holds already.
+            By image_id: float32, shape ``(dim,)``, L2-normalised. Ids that the
+            collection holds already may be missing.
 
         Returns
         -------
@@ -350,29 +345,31 @@ class Gallery:
         StoreError
             A store failed; what was stored before stays.
         """
+        ids = {row.image_id for row in rows}
         with self.exclusive():
-            self._still_mine()
-            ids = {row.image_id for row in rows}
-            stored = {
-                i: known[0].vector_crc for i, known in self.metadata.by_id(self.name, ids).items()
-            }
-            left = [row for row in rows if row.image_id not in vectors.keys() | stored.keys()]
-            rows = [row for row in rows if row.image_id in vectors.keys() | stored.keys()]
-            old = self.metadata.by_path(self.name, [row.path for row in rows])
-            self._delete(
-                [r.path for r in rows if r.path in old and old[r.path].image_id != r.image_id]
+            stored = self._lookup(ids, [row.path for row in rows])
+            crcs = {row.image_id: row.vector_crc for row in stored if row.state == "ready"}
+            new = {i: vectors[i] for i in (ids & vectors.keys()) - crcs.keys()}
+            crcs |= {i: checksum(vector) for i, vector in new.items()}
+            left = [row for row in rows if row.image_id not in crcs]
+            rows = [row for row in rows if row.image_id in crcs]
+            content = {row.path: row.image_id for row in rows}
+            # The new rows overwrite these, so that a crash leaves no vector without a row.
+            self._hide(
+                [r for r in stored if content.get(r.path, r.image_id) != r.image_id], keep=ids
             )
-            new = {i: vectors[i] for i in (ids & vectors.keys()) - stored.keys()}
-            self._prepare_rows(rows, new, stored)
+            self.metadata.prepare(
+                self.row.id, [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
+            )
             self._upsert(new)
-            self.metadata.commit(self.name, [row.path for row in rows])
+            self.metadata.commit(self.row.id, content)
         return left
 
     def replace(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> None:
-        """Write the vectors of stored images anew.
+        """Write the vectors of stored images again.
 
-        The rows stay as they are until the vectors are there, so that a crash leaves
-        images that :func:`imgsearch.maintenance.verify` still names, and loses none.
+        The rows change after the vectors, so that a crash loses no image, and
+        :func:`imgsearch.maintenance.verify` names what is left to do.
 
         Parameters
         ----------
@@ -387,112 +384,109 @@ class Gallery:
             A store failed.
         """
         with self.exclusive():
-            self._still_mine()
-            now = self.metadata.by_path(self.name, [row.path for row in rows])
-            rows = [r for r in rows if r.path in now and now[r.path].image_id == r.image_id]
+            stored = {row.path: row.image_id for row in self._lookup((), [r.path for r in rows])}
+            rows = [row for row in rows if stored.get(row.path) == row.image_id]
             self._upsert({row.image_id: vectors[row.image_id] for row in rows})
-            self._prepare_rows(rows, vectors, {})
-            self.metadata.commit(self.name, [row.path for row in rows])
+            self.metadata.prepare(
+                self.row.id,
+                [row._replace(vector_crc=checksum(vectors[row.image_id])) for row in rows],
+            )
+            self.metadata.commit(self.row.id, [row.path for row in rows])
 
-    def _prepare_rows(
-        self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray], crcs: Mapping[int, int]
-    ) -> None:
-        """Announce rows with their checksums. `crcs` are of vectors that are stored already."""
-        crcs = {i: checksum(vector) for i, vector in vectors.items()} | crcs
-        self.metadata.prepare(
-            self.name, [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
-        )
-
-    def _upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
-        if vectors:
-            ids = sorted(vectors)
-            stacked = np.stack([vectors[i] for i in ids])
-            if not self._ensured:  # once: it costs more than the writing does
-                self.ensure_vectors()
-            try:
-                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
-            except CollectionNotFound:  # dropped by another process meanwhile
-                self.ensure_vectors()
-                self.vectors.upsert(self.name, np.array(ids, np.int64), stacked)
-
-    def _still_mine(self) -> None:
-        """Refuse to write into a collection that was dropped or made anew meanwhile."""
-        now = self.metadata.collection(self.name)
-        if now.created_at != self.row.created_at and now.fingerprint == self.row.fingerprint:
+    def _lookup(self, image_ids: Iterable[int], paths: Iterable[str]) -> list[ImageRow]:
+        """Rows by id or path; refuses a collection that was dropped or created again."""
+        now, rows = self.metadata.lookup(self.name, image_ids=image_ids, paths=paths)
+        _check_encoder(now, self.row.encoder, self.row.fingerprint)
+        if (now.id, now.created_at) != (self.row.id, self.row.created_at):
             raise StoreError(
                 self.metadata.where,
-                f"collection {self.name!r} was dropped and made anew meanwhile: open it again",
+                f"collection {self.name!r} was dropped and created again meanwhile: open it again",
             )
-        if now.fingerprint != self.row.fingerprint:
-            raise EncoderMismatch(
-                self.name,
-                f"{now.encoder} ({now.fingerprint})",
-                f"{self.row.encoder} ({self.row.fingerprint})",
-            )
+        return rows
 
-    def delete(self, paths: Iterable[str | Path]) -> int:
-        """Take paths out of the collection; the files themselves are left alone.
+    def _upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
+        if not vectors:
+            return
+        ids = np.array(sorted(vectors), np.int64)
+        stacked = np.stack([vectors[i] for i in ids.tolist()])
+        if not self._vectors_created:  # once: it costs more than the writing does
+            self.ensure_vectors()
+        try:
+            self.vectors.upsert(self.name, ids, stacked)
+        except CollectionNotFound:  # dropped by another process meanwhile
+            self.ensure_vectors()
+            self.vectors.upsert(self.name, ids, stacked)
 
-        A vector goes with the last path of its content.
+    def delete(self, paths: str | Path | Iterable[str | Path]) -> int:
+        """Remove paths from the collection; the files themselves are not touched.
+
+        A vector is deleted with the last path of its content.
 
         Parameters
         ----------
-        paths : iterable of path
-            Unknown ones are passed over.
+        paths : path or iterable of path
+            One path, or several; a relative one starts in the working folder. Paths that
+            the collection does not hold are passed over.
 
         Returns
         -------
         int
-            How many paths were taken out.
+            How many paths were removed.
 
         Raises
         ------
+        ConfigError
+            A path is empty or cannot be one.
         StoreError
-            A store failed; doing it again finishes the work.
+            A store failed; calling it again completes the work.
         """
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
         with self.exclusive():
-            known = self.metadata.by_path(self.name, [str(path) for path in paths])
-            self._delete(list(known))
-            return len(known)
+            rows = self._lookup((), {str(absolute(path)) for path in paths})
+            self._delete(rows)
+        return len(rows)
 
-    def _delete(self, paths: Sequence[str]) -> None:
-        if not paths:
+    def _delete(self, rows: Sequence[ImageRow]) -> None:
+        if rows:
+            self._hide(rows)
+            self.metadata.remove(self.row.id, [row.path for row in rows])
+
+    def _hide(self, rows: Sequence[ImageRow], keep: Collection[int] = ()) -> None:
+        """Mark rows as ``deleting``, and delete their vectors unless other rows need them."""
+        if not rows:
             return
-        ids = {row.image_id for row in self.metadata.by_path(self.name, paths).values()}
-        self.metadata.mark_deleting(self.name, paths)
-        self._delete_vectors(ids)
-        self.metadata.remove(self.name, paths)
-
-    def _delete_vectors(self, ids: Collection[int]) -> None:
-        """Delete the vectors of those ids that no row needs any more."""
-        needed = self.metadata.by_id(self.name, ids, states=("ready", "pending"))
-        unneeded = sorted(set(ids) - needed.keys())
+        self.metadata.mark_deleting(self.row.id, [row.path for row in rows])
+        ids = {row.image_id for row in rows} - set(keep)
+        needed = self.metadata.by_id(self.name, ids, states=("ready", "pending")) if ids else {}
+        unneeded = sorted(ids - needed.keys())
         if unneeded and self.name in self.vectors.collections():
             self.vectors.delete(self.name, np.array(unneeded, np.int64))
 
     def recover(self) -> int:
-        """Finish or withdraw what an interrupted process left half done.
+        """Complete or undo what an interrupted process left unfinished.
 
         Returns
         -------
         int
-            How many rows were half done.
+            Number of unfinished rows that were found.
 
         Raises
         ------
         StoreError
-            A store failed; doing it again finishes the work.
+            A store failed; calling it again completes the work.
         """
         with self.exclusive():
             rows = self.metadata.unfinished(self.name)
-            self._delete([row.path for row in rows if row.state == "deleting"])
+            self._delete([row for row in rows if row.state == "deleting"])
             pending = [row for row in rows if row.state == "pending"]
             if pending:
                 intact = self.intact(pending)
-                whole = [row.path for row in pending if row.image_id in intact]
-                self.metadata.commit(self.name, whole)
-                # The others' vectors never came: the next ingest of their folder makes them.
-                self._delete([row.path for row in pending if row.image_id not in intact])
+                self.metadata.commit(
+                    self.row.id, [row.path for row in pending if row.image_id in intact]
+                )
+                # The vectors of the others were never stored: the next ingest makes them.
+                self._delete([row for row in pending if row.image_id not in intact])
             return len(rows)
 
     def intact(self, rows: Iterable[ImageRow]) -> set[int]:
@@ -532,15 +526,15 @@ class Gallery:
         Parameters
         ----------
         query : path, bytes, PIL.Image.Image, numpy.ndarray or ImageRow
-            A picture; or a vector, float32 of shape ``(dim,)``; or a stored
+            An image; or a vector, float32 of shape ``(dim,)``; or a stored
             image, as :meth:`get` returns it, whose vector is then used.
         top_k : int
-            How many hits at most.
+            Maximum number of hits.
         box : tuple of int, optional
-            Left, upper, right, lower in pixels of the upright picture: search
+            Left, upper, right, lower in pixels of the upright image: search
             with this part of it.
         exclude : collection of int
-            Ids that must not be among the hits, such as the query's own.
+            Ids that are left out of the hits, such as the query's own.
         search_params : mapping, optional
             Parameters of the index for this search, such as ``{"ef": 64}``.
 
@@ -552,24 +546,30 @@ class Gallery:
         Raises
         ------
         ImageError
-            The query is no readable picture.
+            The query is not a readable image.
         ConfigError
-            `top_k` is below 1, or a vector has another dimension.
+            `top_k` is below 1, or exceeds 16,384 together with `exclude`; or a vector
+            has another dimension.
         StoreError
             A store failed.
         """
         if top_k < 1:
             raise ConfigError("top_k", f"is {top_k}; ask for at least 1")
+        excluded = set(exclude)
+        wanted = top_k + len(excluded)
+        if wanted > MAX_TOP_K:
+            also = f" besides {len(excluded)} excluded images" if excluded else ""
+            most = max(0, MAX_TOP_K - len(excluded))
+            raise ConfigError("top_k", f"is {top_k}; ask for at most {most}{also}")
         start = time.perf_counter()
         vector, encoder = self._embed(query, box)
         encoded = time.perf_counter()
-        lost, hits, spent = set(exclude), [], 0.0
-        # Rows that are not ready hide their vectors: ask for more until there are enough.
-        wanted = top_k + len(lost)
+        hits, spent = [], 0.0
+        # Vectors whose rows are not ready are no hits: ask for more until there are enough.
         while True:
             ids, scores = self._search_vectors(vector, wanted, search_params)
             before = time.perf_counter()
-            rows = self.metadata.by_id(self.name, set(map(int, ids)) - lost)
+            rows = self.metadata.by_id(self.name, set(map(int, ids)) - excluded)
             spent += time.perf_counter() - before
             found = [(int(i), float(s)) for i, s in zip(ids, scores, strict=True) if int(i) in rows]
             if len(found) >= top_k or len(ids) < wanted or wanted >= MAX_TOP_K:
@@ -591,11 +591,7 @@ class Gallery:
         return Hits(tuple(hits), self.name, self.row.index, encoder, seconds)
 
     def _embed(self, query: Source | ImageRow, box: Box | None) -> tuple[np.ndarray, dict]:
-        about = {
-            "name": self.row.encoder,
-            "dim": self.row.dim,
-            "fingerprint": self.row.fingerprint,
-        }
+        about = self.describe_encoder()
         if isinstance(query, ImageRow) and box is None:
             ids, vectors = self.vectors.get(self.name, np.array([query.image_id], np.int64))
             if not len(ids):
@@ -615,7 +611,7 @@ class Gallery:
         result = self.pipeline([query], box=box)[0]
         if isinstance(result, ImageError):
             raise result
-        return result.vector, self.encoder.describe()
+        return result.vector, self.describe_encoder()
 
     def _search_vectors(
         self, vector: np.ndarray, top_k: int, params: Mapping[str, int] | None
@@ -630,35 +626,50 @@ class Gallery:
                 ) from None
             return np.empty(0, np.int64), np.empty(0, np.float32)
 
+    def describe_encoder(self) -> dict:
+        """Name, dimension and fingerprint of the encoder; once it is used, how it runs too.
+
+        Returns
+        -------
+        dict
+            As :meth:`imgsearch.encoders.Encoder.describe`; the encoder is not loaded for it.
+        """
+        with self._loading:
+            encoder = self._pipeline.encoder if self._pipeline else self._encoder
+        if encoder is not None:
+            return encoder.describe()
+        row = self.row
+        return {"name": row.encoder, "dim": row.dim, "fingerprint": row.fingerprint}
+
     def get(self, wanted: int | str | Path) -> ImageRow:
-        """Facts of one stored image.
+        """Return the row of one stored image.
 
         Parameters
         ----------
-        wanted : int, str or path
-            Its image_id, or a path of it.
+        wanted : int or path
+            Its image_id, or one of its paths; a relative path starts in the working folder.
 
         Returns
         -------
         ImageRow
-            Of its first path, in byte order, if asked by id.
+            For an id, the row of its first path in byte order.
 
         Raises
         ------
         ImageNotFound
             The collection does not hold it, or not yet.
         """
-        if isinstance(wanted, int):
-            rows = self.metadata.by_id(self.name, [wanted]).get(wanted, [])
+        if isinstance(wanted, Integral):
+            for rows in self.metadata.by_id(self.name, [int(wanted)]).values():
+                return rows[0]
         else:
-            row = self.metadata.by_path(self.name, [str(wanted)]).get(str(wanted))
-            rows = [row] if row is not None and row.state == "ready" else []
-        if not rows:
-            raise ImageNotFound(self.name, wanted)
-        return rows[0]
+            for row in self.metadata.by_path(self.name, [str(absolute(wanted))]).values():
+                if row.state == "ready":
+                    return row
+        raise ImageNotFound(self.name, wanted)
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every ready image's vector.
+        """Vectors of all images.
 
         Returns
         -------
@@ -670,7 +681,7 @@ class Gallery:
         Raises
         ------
         StoreDamaged
-            A ready image has no vector.
+            An image has no vector.
         """
         ids = self.metadata.ids(self.name)
         if not len(ids):
@@ -684,22 +695,22 @@ class Gallery:
         return ids, vectors
 
     def count(self) -> Counts:
-        """How much the collection holds.
+        """Count images and paths.
 
         Returns
         -------
         Counts
-            Images by content, paths, and rows half done.
+            Images by content, paths, and unfinished rows.
         """
         return self.metadata.count(self.name)
 
     def flush(self, *, wait: bool = True) -> None:
-        """Make everything that was added durable and indexed.
+        """Write everything that was added to disk, and index it.
 
         Parameters
         ----------
         wait : bool
-            Whether to wait for the index; until it is there, searches are slower.
+            Whether to wait for the index; until it is complete, searches are slower.
 
         Raises
         ------
@@ -710,12 +721,12 @@ class Gallery:
             self.vectors.flush(self.name, wait=wait)
 
     def drop(self) -> None:
-        """Delete the collection from both stores; image files are left alone.
+        """Delete the collection from both stores; image files are not touched.
 
         Raises
         ------
         StoreError
-            A store failed; doing it again finishes the work.
+            A store failed; calling it again completes the work.
         """
         with self.exclusive():
             self.metadata.mark_deleting(self.name)
@@ -724,11 +735,8 @@ class Gallery:
             self.metadata.drop_collection(self.name)
 
     def close(self) -> None:
-        """Leave both stores."""
-        self._closed = True
-        with self._opening:
-            if self._vectors is not None:
-                self._vectors.close()
+        """Disconnect from both stores."""
+        self._lazy_vectors.close()
         self.metadata.close()
 
     def __enter__(self) -> Gallery:
@@ -738,47 +746,64 @@ class Gallery:
         self.close()
 
 
-def new_row(file: ImageFile, facts: ImageInfo) -> ImageRow:
-    """Row of a file that was read.
+class _LazyVectorStore:
+    """The vector store, opened when it is first used, or in a thread before that."""
 
-    Parameters
-    ----------
-    file : ImageFile
-        As it was listed: a change since then shows at the next ingest.
-    facts : ImageInfo
-        What was read.
+    def __init__(self, settings: config.Settings):
+        self._settings = settings
+        self._store: VectorStore | None = None
+        self._closed = False
+        self._opening = threading.Lock()
 
-    Returns
-    -------
-    ImageRow
-        Not stored yet; :meth:`Gallery.add` does that.
+    def get(self) -> VectorStore:
+        """Open the store if need be."""
+        with self._opening:
+            if self._store is None:
+                self._store = VectorStore.open(self._settings)
+            return self._store
+
+    def open_in_thread(self) -> None:
+        """Start to open the store, without waiting for it."""
+
+        def work() -> None:
+            with self._opening:
+                if self._store is None and not self._closed:
+                    with suppress(ImgSearchError):  # `get` raises it again
+                        self._store = VectorStore.open(self._settings)
+
+        threading.Thread(target=work, name="imgsearch-open", daemon=True).start()
+
+    def close(self) -> None:
+        """Close the store; it opens again if it is used after that."""
+        self._closed = True
+        with self._opening:
+            if self._store is not None:
+                self._store.close()
+
+
+def _check_encoder(row: CollectionRow, name: str, fingerprint: str) -> None:
+    if fingerprint != row.fingerprint:
+        stored = f"{row.encoder} ({row.fingerprint})"
+        raise EncoderMismatch(row.name, stored, f"{name} ({fingerprint})")
+
+
+def new_row(file: ImageFile, info: ImageInfo) -> ImageRow:
+    """Row of a file that was read, for :meth:`Gallery.add`.
+
+    Size and time are those of the listing: a change since then shows at the next ingest.
     """
     return ImageRow(
         path=str(file.path),
-        image_id=facts.image_id,
-        sha256=facts.sha256,
+        image_id=info.image_id,
+        sha256=info.sha256,
         size=file.size,
-        width=facts.width,
-        height=facts.height,
-        format=facts.format,
+        width=info.width,
+        height=info.height,
+        format=info.format,
         mtime_ns=file.mtime_ns,
-        state="pending",
-        added_at=datetime.now(UTC),
-        vector_crc=0,
     )
 
 
 def checksum(vector: np.ndarray) -> int:
-    """CRC-32 of a vector, kept with its row so that a changed vector is noticed.
-
-    Parameters
-    ----------
-    vector : numpy.ndarray
-        float32, shape ``(dim,)``.
-
-    Returns
-    -------
-    int
-        From 0 to 2**32 - 1.
-    """
+    """CRC-32 of a vector, kept with its row so that a changed vector is noticed."""
     return zlib.crc32(np.ascontiguousarray(vector, dtype="<f4").tobytes())

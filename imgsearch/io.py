@@ -38,7 +38,8 @@ def absolute(path: str | Path) -> Path:
     expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises RuntimeError
     if expanded.startswith("~") and text.startswith("~"):
         raise ConfigError("path", f"{printable(text)} names a user who does not exist")
-    return Path(os.path.abspath(expanded))  # noqa: PTH100 - resolve would follow links
+    # Not resolve, which would follow links. POSIX lets abspath keep two leading slashes.
+    return Path("/" + os.path.abspath(expanded).lstrip("/"))  # noqa: PTH100
 
 
 @contextmanager

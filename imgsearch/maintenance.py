@@ -515,7 +515,6 @@ def repair(
     settings = settings or config.load_settings()
     account = Repair(config.collection_name(collection or settings.default_table))
     tell = progress or (lambda _: None)
-    account.set_aside = _open_or_set_aside(settings)
     account.recovered = _recover_row(account.collection, settings)
     with Gallery.open(account.collection, settings=settings, **how) as gallery:
         before = verify(gallery)
@@ -540,16 +539,6 @@ def repair(
         account.unmatched = len(orphans)
         gallery.flush()
     return account
-
-
-def _open_or_set_aside(settings: config.Settings) -> str | None:
-    try:
-        VectorStore.open(settings).close()
-    except StoreDamaged:
-        if not settings.embedded_vectors:
-            raise
-        return str(embedded.set_aside(settings.imgsearch_home))
-    return None
 
 
 def _recover_row(name: str, settings: config.Settings) -> bool:

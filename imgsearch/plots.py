@@ -1,4 +1,4 @@
-"""Matplotlib figures for notebooks, batch runs and papers."""
+"""Matplotlib figures of pictures, for notebooks, batch runs and papers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TILE = 1.9
-"""Width of a picture in a grid, inches; at 150 dots per inch some 280 pixels."""
+"""Width of a picture in a grid, inches; at 150 dots per inch about 280 pixels."""
 
 THUMBNAIL = 320
 """Longest side of a picture in a grid, pixels."""
 
-QUERY_COLOUR = "#d55e00"  # from the palette of Okabe and Ito, told apart by all eyes
+QUERY_COLOUR = "#d55e00"  # from the colour-blind-safe palette of Okabe and Ito
 
 
 def result_grid(
@@ -34,33 +34,14 @@ def result_grid(
 ) -> Figure:
     """Draw a query and its hits, best first.
 
-    Parameters
-    ----------
-    query : path, bytes, PIL.Image.Image or numpy.ndarray
-        The picture that was searched with.
-    results : sequence of Hit
-        As :meth:`imgsearch.gallery.Gallery.search` returns them.
-    box : tuple of int, optional
-        Left, upper, right, lower in pixels of the upright query: drawn on it.
-    title : str
-        Stands above the grid: collection, encoder, index.
-    columns : int
-        Pictures in a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Belongs to no window; close nothing.
-
-    Raises
-    ------
-    ImageError
-        The query cannot be read. A hit that cannot be read is drawn as a tile
-        that says why.
+    A query that cannot be read is an :class:`ImageError`; a hit that cannot be read becomes
+    a tile with the reason. `box` is drawn on the query.
     """
     from matplotlib.patches import Rectangle
 
-    figure, tiles = _tiles(1 + len(results), columns, title)
+    columns = max(1, min(1 + len(results), columns))
+    figure, axes = tile_grid(math.ceil((1 + len(results)) / columns), columns, title)
+    tiles = [tile for row in axes for tile in row]
     picture = images.decode(query)
     if box is not None:
         left, upper, right, lower = box
@@ -68,96 +49,52 @@ def result_grid(
             Rectangle((left, upper), right - left, lower - upper, fill=False, lw=2, ec=QUERY_COLOUR)
         )
     tiles[0].imshow(picture)
-    _caption(tiles[0], "query", query.name if isinstance(query, Path) else "")
-    _frame(tiles[0], QUERY_COLOUR)
+    caption(tiles[0], "query", _shorten(query.name if isinstance(query, Path) else ""))
+    frame(tiles[0], QUERY_COLOUR)
     for tile, hit in zip(tiles[1:], results, strict=False):
-        _show(tile, hit.path)
-        _caption(tile, f"{hit.rank}   {hit.score:.3f}", Path(hit.path).name)
-    return figure
-
-
-def contact_sheet(
-    paths: Sequence[str | Path], captions: Sequence[str] = (), *, title: str = "", columns: int = 8
-) -> Figure:
-    """Draw pictures side by side.
-
-    Parameters
-    ----------
-    paths : sequence of path
-        Image files; one that cannot be read becomes a tile that says why.
-    captions : sequence of str
-        One for each; file names if left out.
-    title : str
-        Stands above the grid.
-    columns : int
-        Pictures in a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Belongs to no window; close nothing.
-    """
-    figure, tiles = _tiles(len(paths), columns, title)
-    for tile, path, caption in zip(
-        tiles, paths, captions or [Path(p).name for p in paths], strict=False
-    ):
-        _show(tile, path)
-        _caption(tile, "", caption)
+        show_image(tile, hit.path)
+        caption(tile, f"{hit.rank}   {hit.score:.3f}", _shorten(Path(hit.path).name))
     return figure
 
 
 def thumbnail(source: images.Source, side: int = THUMBNAIL) -> Image.Image:
-    """Decode a picture at no more than the size it is shown at.
-
-    Parameters
-    ----------
-    source : path, bytes, PIL.Image.Image or numpy.ndarray
-        The picture.
-    side : int
-        Longest side of the result, pixels.
-
-    Returns
-    -------
-    PIL.Image.Image
-        RGB and upright.
-
-    Raises
-    ------
-    ImageError
-        It cannot be read.
-    """
+    """Decode a picture, RGB and upright, at no more than `side` pixels."""
     picture = images.decode(source, draft=side)
     picture.thumbnail((side, side))
     return picture
 
 
-def _tiles(n: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
+def tile_grid(
+    rows: int, columns: int, title: str = "", *, height: float = 1.12
+) -> tuple[Figure, list[list[Axes]]]:
+    """Make a figure of square tiles with captions; `height` is that of a tile in widths."""
     from matplotlib.figure import Figure
 
-    columns = max(1, min(n, columns))
-    rows = max(1, math.ceil(n / columns))
     head = 0.45 if title else 0.0
-    figure = Figure(figsize=(columns * TILE, rows * TILE * 1.12 + head), layout="constrained")
+    figure = Figure(figsize=(columns * TILE, rows * TILE * height + head), layout="constrained")
     if title:
-        figure.suptitle(printable(title), fontsize=10)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for tile in axes:
+        figure.suptitle(printable(title), fontsize=10, parse_math=False)
+    axes = figure.subplots(rows, columns, squeeze=False).tolist()
+    for tile in (tile for row in axes for tile in row):
         tile.set_xticks([])
         tile.set_yticks([])
-        _frame(tile, None)
+        frame(tile, None)
     return figure, axes
 
 
-def _frame(tile: Axes, colour: str | None) -> None:
+def frame(tile: Axes, colour: str | None, style: str = "-") -> None:
+    """Draw a frame around a tile, or remove it."""
     for spine in tile.spines.values():
         spine.set_visible(colour is not None)
         if colour is not None:
-            spine.set_color(colour)
-            spine.set_linewidth(2.5)
+            spine.set(color=colour, linewidth=2.5, linestyle=style)
 
 
-def _show(tile: Axes, path: str | Path) -> None:
+def show_image(tile: Axes, path: str | Path) -> None:
+    """Show an image file, or why it cannot be read."""
     try:
+        if not path:
+            raise ImageError("", "no file")
         tile.imshow(thumbnail(Path(path)))
     except ImageError as error:
         tile.set_facecolor("#eeeeee")
@@ -167,9 +104,11 @@ def _show(tile: Axes, path: str | Path) -> None:
         )  # fmt: skip
 
 
-def _caption(tile: Axes, head: str, name: str) -> None:
-    # File names may hold dollar signs, which would start a formula.
-    name = printable(name)
-    short = name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
-    text = "\n".join(filter(None, (head, short)))
+def caption(tile: Axes, *lines: str) -> None:
+    """Write lines below a tile; dollar signs in file names start no formula."""
+    text = "\n".join(printable(line) for line in lines if line)
     tile.set_xlabel(text, fontsize=8, labelpad=3, parse_math=False)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
+from imgsearch import gallery as gallery_module
+from imgsearch.config import load_settings
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
@@ -12,6 +16,8 @@ from imgsearch.errors import (
     ImageNotFound,
 )
 from imgsearch.gallery import Gallery, checksum
+from imgsearch.maintenance import verify
+from imgsearch.stores.vectors import VectorStore
 from tests.helpers import paint, rows_and_vectors
 
 
@@ -73,10 +79,10 @@ def test_a_path_with_new_content_gives_up_the_old_vector(gallery):
     assert gallery.vectors.ids(gallery.name).tolist() == [rows[1].image_id]
 
 
-def test_pending_and_deleting_rows_are_never_shown_and_settle_finishes_them(gallery):
+def test_unfinished_rows_are_never_shown_and_recover_completes_or_undoes_them(gallery):
     rows, vectors = rows_and_vectors(gallery.row.dim, 6)
     gallery.add(rows[:4], vectors)
-    # A crash after the announcement of one, after the vector of another.
+    # A crash after one row was prepared, and after the vector of another was stored.
     gallery.metadata.prepare(
         gallery.name, [r._replace(vector_crc=checksum(vectors[r.image_id])) for r in rows[4:]]
     )
@@ -121,6 +127,83 @@ def test_a_picture_finds_itself_and_a_box_searches_with_a_part(gallery, tmp_path
     assert hits.encoder["device"]
     part = gallery.search(paths[4], top_k=3, box=(0, 0, 20, 20))
     assert part[0].score < hits[0].score - 1e-4
+
+
+def test_two_files_that_exchange_their_names_keep_both_vectors(gallery):
+    """Each content moves to the other path in one step, and its only row is replaced."""
+    (a, b), vectors = rows_and_vectors(gallery.row.dim, 2)
+    gallery.add([a, b], vectors)
+    assert gallery.add([a._replace(path=b.path), b._replace(path=a.path)], {}) == []
+    assert verify(gallery).sound
+    assert gallery.get(a.path).image_id == b.image_id
+    assert gallery.get(b.path).image_id == a.image_id
+
+
+def test_one_path_is_deleted_when_it_is_given_alone(gallery, tmp_path, monkeypatch):
+    """Issue 15: a string was taken for a sequence of one-letter paths, and 0 was returned."""
+    rows, vectors = rows_and_vectors(gallery.row.dim, 4)
+    rows = [row._replace(path=str(tmp_path / f"{i}.jpg")) for i, row in enumerate(rows)]
+    gallery.add(rows, vectors)
+    assert gallery.delete(rows[0].path) == 1
+    assert gallery.delete(tmp_path / "1.jpg") == 1
+    monkeypatch.chdir(tmp_path)
+    assert gallery.delete(["2.jpg", "x/../3.jpg", "unknown.jpg"]) == 2
+    assert gallery.count().paths == 0
+    with pytest.raises(ConfigError, match="path"):
+        gallery.delete("")
+
+
+def test_an_image_is_found_by_any_integer_and_by_a_relative_path(gallery, tmp_path, monkeypatch):
+    """Review 5: ids from `embeddings` are numpy integers, and paths may be relative."""
+    (row,), vectors = rows_and_vectors(gallery.row.dim, 1)
+    gallery.add([row._replace(path=str(tmp_path / "a.jpg"))], vectors)
+    ids, _ = gallery.embeddings()
+    monkeypatch.chdir(tmp_path)
+    assert gallery.get(ids[0]).path == gallery.get("a.jpg").path == str(tmp_path / "a.jpg")
+    with pytest.raises(ImageNotFound, match="7"):
+        gallery.get(np.int64(7))
+
+
+def test_more_hits_than_one_search_returns_are_refused_in_the_caller_s_terms(gallery):
+    """Review 8.17: the error named 16385, a number that nobody had given."""
+    query = np.ones(gallery.row.dim, np.float32)
+    with pytest.raises(ConfigError, match=r"top_k: is 16384; .*16383 besides 1 excluded"):
+        gallery.search(query, 16_384, exclude=[5])
+    with pytest.raises(ConfigError, match=r"top_k: is 16385; .*16384$"):
+        gallery.search(query, 16_385)
+    assert list(gallery.search(query, 16_383, exclude=[5])) == []
+
+
+def test_a_named_encoder_that_the_collection_has_is_not_loaded_to_open_it(gallery, stores):
+    with Gallery.open(gallery.name, encoder=gallery.row.encoder, settings=stores) as again:
+        assert again._encoder is None
+        assert again.describe_encoder()["fingerprint"] == gallery.row.fingerprint
+        assert again.encoder.fingerprint == gallery.row.fingerprint
+        assert again.describe_encoder()["device"]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_the_vector_store_opens_while_a_named_encoder_is_loaded(
+    tmp_path, encoder, monkeypatch, create
+):
+    """Ingest with a named encoder waited 2 s for the store after it had loaded the encoder."""
+    settings = load_settings(imgsearch_home=tmp_path / "home")
+    if not create:
+        Gallery.open("c", encoder=encoder, create=True, settings=settings).close()
+    opening, opened = threading.Event(), VectorStore.open
+
+    def open_store(settings):
+        opening.set()
+        return opened(settings)
+
+    def load(*_, **__):
+        assert opening.wait(60), "the store does not open meanwhile"
+        return encoder
+
+    monkeypatch.setattr(VectorStore, "open", open_store)
+    monkeypatch.setattr(gallery_module, "load_encoder", load)
+    with Gallery.open("c", encoder=encoder.name, create=True, settings=settings) as gallery:
+        assert gallery.encoder is encoder
 
 
 def test_an_empty_collection_gives_no_hits(gallery):

@@ -97,7 +97,6 @@ def test_no_folder_hides_a_single_module():
 
 
 ELSEWHERE = {
-    "stores/lite.py": "guarantees/test_damage.py",
     "encoders/backends.py": "encoders/test_base.py",  # an encoder is the same whatever runs it
     "encoders/_mini_net.py": "encoders/test_mini.py",
 }

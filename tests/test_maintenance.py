@@ -63,6 +63,8 @@ def test_a_changed_vector_is_found_and_made_again(filled, photos, stores):
 
 
 def test_a_lost_index_is_found_and_built_again(filled, photos, stores):
+    if stores.embedded_vectors:
+        pytest.skip("exact search, which is the default embedded, needs no index")
     client = filled.vectors._client
     client.release_collection(filled.name)
     client.drop_index(filled.name, "vector")
@@ -103,7 +105,9 @@ def test_metadata_that_forgot_the_collection_get_it_back(filled, photos, stores)
     assert done.recovered
     assert done.linked == 8
     with Gallery.open(filled.name, settings=stores) as again:
-        assert again.row._replace(created_at=None) == before._replace(created_at=None)
+        assert again.row._replace(created_at=None, id=None) == before._replace(
+            created_at=None, id=None
+        )
         assert verify(again, files=True).sound
         assert whole(again, photos)
 
@@ -179,7 +183,7 @@ def test_a_damaged_store_directory_is_rebuilt_from_the_files(home, photos, how):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("manifest.json", "HNSW", "HNSU"),
+        ("schema.json", '"imgsearch.index": "FLAT"', '"imgsearch.index": "FLAU"'),
         ("schema.json", '"vector"', '"vectos"'),
         ("schema.json", '"dim": 512', '"dim": 516'),
     ],

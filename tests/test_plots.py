@@ -63,9 +63,3 @@ def test_thumbnails_are_small_and_upright(tmp_path):
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
     assert plots.thumbnail(tmp_path / "turned.jpg", 100).size == (50, 100)
-
-
-def test_a_contact_sheet_has_a_tile_for_each(hits):
-    figure = plots.contact_sheet([hit.path for hit in hits], columns=2)
-    assert [axis.get_xlabel() for axis in figure.axes][:1] == ["a.png"]
-    assert len(figure.axes) == 4

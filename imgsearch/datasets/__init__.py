@@ -1,5 +1,6 @@
 """Labelled datasets."""
 
+from imgsearch.datasets.base import Dataset
 from imgsearch.datasets.voc import Voc
 
-__all__ = ["Voc"]
+__all__ = ["Dataset", "Voc"]

@@ -1,8 +1,49 @@
-"""How well does search find what it should: protocols, rankings, figures, statistics.
+"""Evaluation of retrieval quality: protocols, rankings, scores, statistics and reports.
 
-``protocols`` brings a collection and a dataset together; ``ranking`` and
-``relevance`` say what comes where and what counts; ``scoring`` makes an
-:class:`~imgsearch.evaluation.scoring.Evaluation` of both, with ``statistics``;
-``comparison`` sets two against each other; ``results``, ``trec`` and ``figures``
-write them down.
+:func:`prepare` combines a collection with a dataset into a :class:`Task`; :func:`evaluate`
+ranks and scores it; :func:`compare` sets two evaluations against each other; :func:`sweep`
+measures how much of the exact ranking an index finds, which is another matter than the
+quality of the embedding. :mod:`~imgsearch.evaluation.plots` draws the results.
+
+The names below are imported when they are first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_MODULES = {
+    "Comparison": "comparison",
+    "Difference": "comparison",
+    "Evaluation": "scoring",
+    "IndexPoint": "index_sweep",
+    "METRICS": "metrics",
+    "Metric": "metrics",
+    "Protocol": "protocols",
+    "SWEEP": "index_sweep",
+    "Score": "scoring",
+    "Task": "scoring",
+    "compare": "comparison",
+    "compare_with_first": "report",
+    "evaluate": "scoring",
+    "evaluate_collections": "report",
+    "prepare": "protocols",
+    "summary_table": "report",
+    "sweep": "index_sweep",
+    "task": "scoring",
+    "write_evaluations": "report",
+    "write_qrels": "trec",
+    "write_run": "trec",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

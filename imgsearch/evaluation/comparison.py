@@ -1,4 +1,4 @@
-"""Whether one of two evaluations is better, by how much, and where."""
+"""Comparison of two evaluations: which one is better, by how much, and on which classes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from imgsearch.evaluation.scoring import ALL, Evaluation
 
 
 class Difference(NamedTuple):
-    """Second evaluation less first, on the queries of one view.
+    """Second evaluation minus first, on the queries of one view.
 
     Attributes
     ----------
     view, metric : str
+        What was compared.
     first, second : float
         Means over the view's queries.
     difference, low, high : float
-        Second less first, with its 95 % bootstrap interval over queries.
+        Second minus first, with its 95 % bootstrap interval over queries.
     p : float
-        Of the two-sided paired randomisation test; for classes adjusted by Holm's
-        method for the number of classes.
+        Of the two-sided paired randomisation test; for classes adjusted by Holm's method
+        for the number of classes.
     effect_size : float
-        Cohen's d of pairs, see :func:`imgsearch.evaluation.statistics.effect_size`.
+        Cohen's d of pairs: mean difference over standard deviation of differences.
     wins, losses, ties : int
-        Queries on which the second is better, worse, equal (to 1e-9).
+        Number of queries on which the second is better, worse, equal (to 1e-9).
     """
 
     view: str
@@ -47,12 +48,14 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two evaluations of the same queries.
+    """Two evaluations of the same queries, returned by :func:`compare`.
 
     Attributes
     ----------
     first, second : Evaluation
+        What was compared.
     overall : Difference
+        On the queries of the chosen view.
     classes : tuple of Difference
         One for each class.
     """
@@ -82,13 +85,13 @@ def compare(
     metric : str
         One of their metrics.
     view : str
-        ``all``, ``without person`` or a class.
+        ``all``, a group or a class.
     draws : int
-        Of the randomisation test.
+        Number of sign changes drawn for the randomisation test.
     seed : int
         Of the test and of the bootstrap.
     resamples : int
-        Of the bootstrap.
+        Number of bootstrap samples.
 
     Returns
     -------
@@ -97,34 +100,35 @@ def compare(
     Raises
     ------
     ConfigError
-        They are not about the same queries and gallery, or lack the metric or the view.
+        They differ in queries, labels or gallery, or lack the metric or the view.
     """
     if first.task.fingerprint != second.task.fingerprint:
         raise ConfigError(
             "comparison",
             "the two evaluations are of different queries, labels or galleries "
             f"({first.task.fingerprint} and {second.task.fingerprint}): use one protocol on "
-            "collections that hold the same images",
+            "collections that contain the same images",
         )
     for evaluation in (first, second):
         if metric not in evaluation.metrics or view not in evaluation.views:
-            raise ConfigError("comparison", f"no {metric!r} in view {view!r} to compare")
-
-    def difference(name: str) -> Difference:
-        a, b = (e.views[name].values[metric] for e in (first, second))
-        moved = np.where(np.abs(b - a) > 1e-9, b - a, 0.0)
-        weights = statistics.bootstrap_weights(len(moved), resamples, seed)
-        low, high = statistics.interval(statistics.weighted_means(weights, b - a))
-        return Difference(
-            name, metric, float(a.mean()), float(b.mean()), float((b - a).mean()), float(low),
-            float(high), statistics.paired_randomisation(moved, draws, seed),
-            statistics.effect_size(moved), int((moved > 0).sum()), int((moved < 0).sum()),
-            int((moved == 0).sum()),
-        )  # fmt: skip
-
+            raise ConfigError("comparison", f"there is no {metric!r} in view {view!r} to compare")
     if not len(first.views[view].rows):
         raise ConfigError("comparison", f"view {view!r} has no query with anything relevant")
-    classes = [difference(name) for name in first.classes]
+    name = first.metrics[metric]
+
+    def difference(view: str) -> Difference:
+        a, b = (e.views[view].values[name] for e in (first, second))
+        changes = np.where(np.abs(b - a) > 1e-9, b - a, 0.0)
+        weights = statistics.bootstrap_weights(len(changes), resamples, seed)
+        low, high = statistics.interval(statistics.weighted_means(weights, b - a))
+        return Difference(
+            view, metric, float(a.mean()), float(b.mean()), float((b - a).mean()), float(low),
+            float(high), statistics.paired_randomisation(changes, draws, seed),
+            statistics.effect_size(changes), int((changes > 0).sum()), int((changes < 0).sum()),
+            int((changes == 0).sum()),
+        )  # fmt: skip
+
+    classes = [difference(view) for view in first.classes]
     adjusted = statistics.holm(np.array([d.p for d in classes]))
     return Comparison(
         first,

@@ -1,10 +1,22 @@
-"""Recall and latency of Milvus indexes, against exact search over the same vectors."""
+"""Recall and latency of Milvus indexes, against exact search over the same vectors.
+
+Each index is built in a temporary collection. Its name contains an identifier of the machine
+and the process that created it, so that what a killed process left behind is recognised and
+dropped by the next sweep on the same machine.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+import secrets
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,29 +36,33 @@ SWEEP = (
 """Indexes that :func:`sweep` measures by default."""
 
 TOLERANCE = 1e-6
-"""A hit whose exact score is at most this far below that of the exact k-th
-counts as found: float32 scores of one pair differ by about as much between programs."""
+"""A hit whose exact score is at most this far below that of the exact k-th counts as found:
+float32 scores of one pair differ by about as much between programs."""
+
+_TEMPORARY = re.compile(r"\w+_sweep_([0-9a-f]{8})_([0-9]+)_[0-9a-f]{8}")
 
 
 class IndexPoint(NamedTuple):
-    """How one index, with one set of parameters, does against exact search.
+    """Recall and latency of one index with one set of parameters.
 
     Attributes
     ----------
     index : str
-        As :meth:`imgsearch.stores.vectors.IndexSpec.parse` takes it.
+        As in ``IMGSEARCH_INDEX``, with all parameters.
     k : int
+        Depth of recall.
     recall : float
-        Mean over queries of the share of the k hits that belong to the exact top
-        k; the denominator is k (or the size of the collection, if smaller). A hit
-        with the exact score of the k-th, to 1e-6, belongs to it.
+        Mean over queries of the share of the k hits that belong to the exact top k. The
+        denominator is k, or the size of the collection if that is smaller. A hit with the
+        exact score of the k-th, to 1e-6, belongs to it.
     low, high : float
         95 % bootstrap interval over queries.
     queries : int
+        Number of queries.
     median_ms, p95_ms : float
-        Of one search of one vector, milliseconds, one after the other.
+        Latency of one search with one vector, milliseconds, one after the other.
     build_seconds : float
-        Writing, indexing and loading all vectors; 0 for the collection's own index.
+        Time for writing, indexing and loading all vectors; 0 for the collection's own index.
     vectors : int
         Size of the collection.
     """
@@ -74,17 +90,18 @@ def sweep(
 ) -> list[IndexPoint]:
     """Measure recall and latency of indexes over the vectors of a collection.
 
-    Each index with build parameters other than the collection's own is built in a
-    temporary collection, which is dropped at the end, also after a failure.
+    Each index with build parameters other than the collection's own is built in a temporary
+    collection, which is dropped at the end, also after a failure. What killed processes of
+    this machine left behind is dropped at the beginning.
 
     Parameters
     ----------
     gallery : Gallery
-        Its vectors; a sample of them are the queries. A query's own vector is
+        Its vectors are indexed; a sample of them are the queries. A query's own vector is
         left out of both rankings.
     indexes : sequence of str
-        Such as ``FLAT``, ``HNSW:M=16,efConstruction=200,ef=32``. Milvus needs
-        ``ef`` to be at least what is asked for, and the store raises it to that.
+        Such as ``FLAT`` or ``HNSW:M=16,efConstruction=200,ef=32``. Milvus requires `ef` to
+        be at least the number of hits, and the store raises it to that.
     k : int
         Depth of recall.
     queries : int
@@ -92,7 +109,7 @@ def sweep(
     seed : int
         Of the sample and of the intervals.
     progress : callable, optional
-        Gets a line for each index.
+        Called with a line of text for each index. An exception from it ends the work.
 
     Returns
     -------
@@ -102,8 +119,8 @@ def sweep(
     Raises
     ------
     ConfigError
-        An index is unknown, `k` or `queries` is below 1, or there are fewer than
-        two vectors.
+        An index is unknown, `k` or `queries` is below 1, or there are fewer than two
+        vectors.
     StoreError
         The store failed.
     """
@@ -113,12 +130,8 @@ def sweep(
     ids, vectors = gallery.embeddings()
     if len(ids) < 2:
         raise ConfigError("sweep", f"collection {gallery.name!r} has fewer than two vectors")
-    generator = np.random.default_rng(seed)
-    chosen = np.sort(generator.choice(len(ids), min(queries, len(ids)), replace=False))
-    depth = min(k, len(ids) - 1)
-    skip = ranking.same(ids[chosen], ids)
-    blocks = (make() for make in ranking.exact(vectors[chosen], vectors, skip))
-    kth = np.array([b.scores(row)[depth - 1] for b in blocks for row in range(len(b.order))])
+    drop_abandoned(gallery)
+    sample = _Sample(ids, vectors, min(k, len(ids) - 1), queries, seed)
     own = IndexSpec.parse(str(gallery.row.index))
     found: list[IndexPoint | None] = [None] * len(specs)
     builds: dict[tuple, list[int]] = {}
@@ -126,51 +139,82 @@ def sweep(
         builds.setdefault((spec.kind, tuple(sorted(spec.params.items()))), []).append(i)
     for same in builds.values():
         spec = specs[same[0]]
-        name, seconds = gallery.name, 0.0
-        temporary = (spec.kind, spec.params) != (own.kind, own.params)
-        if temporary:
-            name = f"{gallery.name[:40]}_sweep_{os.getpid()}"
-        try:
-            if temporary:
-                start = time.perf_counter()
-                gallery.vectors.create(name, vectors.shape[1], spec)
-                gallery.vectors.upsert(name, ids, vectors)
-                gallery.vectors.flush(name)
-                gallery.vectors.search(name, vectors[:1], 1)
-                seconds = time.perf_counter() - start
+        own_index = (spec.kind, spec.params) == (own.kind, own.params)
+        with (
+            _own(gallery) if own_index else _temporary(gallery, spec, ids, vectors) as (
+                name,
+                seconds,
+            )
+        ):
             for i in same:
                 if progress is not None:
-                    progress(f"{specs[i]}: {len(chosen)} queries")
-                found[i] = _measure(
-                    gallery, name, specs[i], ids, vectors, chosen, kth, depth, seconds, seed
-                )
-        finally:
-            if temporary:
-                _drop(gallery, name)
+                    progress(f"{specs[i]}: {len(sample.chosen)} queries")
+                found[i] = _measure(gallery, name, specs[i], sample, seconds)
     return found
 
 
+def drop_abandoned(gallery: Gallery) -> None:
+    """Drop the temporary collections of processes of this machine that no longer run."""
+    for name in gallery.vectors.collections():
+        found = _TEMPORARY.fullmatch(name)
+        if found and found[1] == _machine() and not _running(int(found[2])):
+            with suppress(CollectionNotFound):  # another sweep dropped it meanwhile
+                gallery.vectors.drop(name)
+
+
+class _Sample:
+    """Queries with the exact score of their k-th neighbour."""
+
+    def __init__(self, ids: np.ndarray, vectors: np.ndarray, depth: int, queries: int, seed: int):
+        self.ids, self.vectors, self.depth, self.seed = ids, vectors, depth, seed
+        generator = np.random.default_rng(seed)
+        self.chosen = np.sort(generator.choice(len(ids), min(queries, len(ids)), replace=False))
+        skip = ranking.copies(ids[self.chosen], ids)
+        blocks = (make() for make in ranking.exact(vectors[self.chosen], vectors, skip))
+        self.kth = np.array(
+            [block.scores(row)[depth - 1] for block in blocks for row in range(len(block.order))]
+        )
+
+
+@contextmanager
+def _own(gallery: Gallery) -> Iterator[tuple[str, float]]:
+    yield gallery.name, 0.0
+
+
+@contextmanager
+def _temporary(
+    gallery: Gallery, spec: IndexSpec, ids: np.ndarray, vectors: np.ndarray
+) -> Iterator[tuple[str, float]]:
+    """Name of a temporary collection with these vectors, and the seconds it took to build."""
+    host, pid = socket.gethostname(), os.getpid()
+    name = f"{gallery.name[:20]}_sweep_{_machine()}_{pid}_{secrets.token_hex(4)}"
+    about = {"sweep": f"index sweep of {gallery.name}, process {pid} on host {host}"}
+    start = time.perf_counter()
+    try:
+        gallery.vectors.create(name, vectors.shape[1], spec, description=json.dumps(about))
+        gallery.vectors.upsert(name, ids, vectors)
+        gallery.vectors.flush(name)
+        gallery.vectors.search(name, vectors[:1], 1)
+        yield name, time.perf_counter() - start
+    finally:
+        with suppress(CollectionNotFound):  # it was never created
+            gallery.vectors.drop(name)
+
+
 def _measure(
-    gallery: Gallery,
-    name: str,
-    spec: IndexSpec,
-    ids: np.ndarray,
-    vectors: np.ndarray,
-    chosen: np.ndarray,
-    kth: np.ndarray,
-    depth: int,
-    build_seconds: float,
-    seed: int,
+    gallery: Gallery, name: str, spec: IndexSpec, sample: _Sample, build_seconds: float
 ) -> IndexPoint:
+    ids, vectors, chosen, depth = sample.ids, sample.vectors, sample.chosen, sample.depth
+
     def search(i: int) -> np.ndarray:
-        # One more, since the query finds itself.
+        # One more than needed, because the query finds itself.
         answer = gallery.vectors.search(
             name, vectors[i : i + 1], depth + 1, search_params=spec.search
         )
         return answer[0][0]
 
     for i in chosen[:5]:
-        search(i)  # caches and connections warm up
+        search(i)  # fills caches and opens connections
     recall, seconds = np.empty(len(chosen)), np.empty(len(chosen))
     for row, i in enumerate(chosen):
         start = time.perf_counter()
@@ -178,8 +222,8 @@ def _measure(
         seconds[row] = time.perf_counter() - start
         hits = np.searchsorted(ids, hits[hits != ids[i]][:depth])
         scores = ranking.cosine(vectors[i], vectors[hits])
-        recall[row] = np.count_nonzero(scores >= kth[row] - TOLERANCE) / depth
-    weights = statistics.bootstrap_weights(len(chosen), 1000, seed)
+        recall[row] = np.count_nonzero(scores >= sample.kth[row] - TOLERANCE) / depth
+    weights = statistics.bootstrap_weights(len(chosen), 1000, sample.seed)
     low, high = statistics.interval(statistics.weighted_means(weights, recall))
     median, p95 = np.percentile(seconds * 1000, [50, 95])
     return IndexPoint(
@@ -188,8 +232,20 @@ def _measure(
     )  # fmt: skip
 
 
-def _drop(gallery: Gallery, name: str) -> None:
+def _machine() -> str:
+    """Eight hexadecimal digits for this boot of this machine, or of this container."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # only Linux has these
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _running(pid: int) -> bool:
     try:
-        gallery.vectors.drop(name)
-    except CollectionNotFound:
-        return  # it was never made
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
+        return True
+    return True

@@ -1,28 +1,28 @@
-"""Collections on PASCAL VOC: protocols, rankings exact and as served, quality of indexes.
-
-Two things are measured and never mixed: how good the *embedding* is (figures of a
-ranking against labels, :func:`exact` and :func:`as_served`), and how much of the
-exact ranking an *index* finds (:func:`imgsearch.evaluation.index_sweep.sweep`).
-"""
+"""Protocols: which images of a dataset are queries, which are searched, and with which vectors."""
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imgsearch.datasets.voc import CLASSES, Voc
-from imgsearch.errors import ConfigError, DatasetError
-from imgsearch.evaluation import ranking, scoring
-from imgsearch.evaluation.scoring import Evaluation, Task
+from imgsearch import images
+from imgsearch.datasets.base import Dataset
+from imgsearch.errors import ConfigError, DatasetError, ImageError
+from imgsearch.evaluation import scoring
+from imgsearch.evaluation.scoring import Task
 
 if TYPE_CHECKING:
     from imgsearch.gallery import Gallery
 
 _LEAVE_ONE_OUT = "leave-one-out"
+_REPORT_EVERY = 500  # files that are hashed between two calls of progress
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,14 @@ class Protocol:
     Attributes
     ----------
     gallery, query : str
-        Image sets of ``ImageSets/Main``. The same set twice is leave-one-out: each
-        image in turn is the query, and the others the gallery. In either case
-        a query's own id is never in its ranking, nor so a byte-identical copy.
+        Image sets of the dataset. If both are the same, the protocol is leave-one-out: each
+        image in turn is the query, and the others are the gallery. A query is never in its
+        own ranking, and neither is a byte-identical copy of it.
     distractors : bool
-        Whether images of the collection that are in no set of ``Main`` are
-        searched too. They are never relevant; where their own annotation (of
-        another task, and not complete) shares a class with the query they are
-        junk. What is not annotated in them counts against the ranking, so
-        figures are a lower bound.
+        Also search the images of the collection that are in no image set. They are never
+        relevant. If one is annotated and shares a class with the query, it is junk. What
+        is not annotated in them counts against the ranking, so that scores are a lower
+        bound.
     """
 
     gallery: str = "train"
@@ -49,12 +48,14 @@ class Protocol:
 
     @classmethod
     def parse(cls, text: str, *, distractors: bool = False) -> Protocol:
-        """Read ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
+        """Read a protocol from text.
 
         Parameters
         ----------
         text : str
+            ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
         distractors : bool
+            As the attribute.
 
         Returns
         -------
@@ -71,8 +72,8 @@ class Protocol:
         if found := re.fullmatch(rf"{name}\s*(?:->|→)\s*{name}", text.strip()):
             return cls(found[1], found[2], distractors)
         raise ConfigError(
-            "protocol", f"{text[:60]!r} is none: 'train -> val' (gallery, then queries), or "
-            f"'{_LEAVE_ONE_OUT} trainval'"
+            "protocol", f"{text[:60]!r} is not a protocol: use 'train -> val' (gallery, then "
+            f"queries), or '{_LEAVE_ONE_OUT} trainval'"
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -86,28 +87,33 @@ class Protocol:
 
 def prepare(
     gallery: Gallery,
-    voc: Voc,
+    dataset: Dataset,
     protocol: Protocol | str = "train -> val",
     *,
     classes: Sequence[str] = (),
     allow_missing: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> Task:
-    """Bring a collection and a dataset together.
+    """Combine the vectors of a collection with the labels of a dataset.
+
+    Images are matched by content: the collection may have been ingested from a copy of the
+    dataset, or imported.
 
     Parameters
     ----------
     gallery : Gallery
-        An image of it is a VOC image if its path is in the dataset's ``JPEGImages``.
-    voc : Voc
-        Only sets of ``ImageSets/Main`` are ground truth.
+        The collection.
+    dataset : Dataset
+        Only its image sets are ground truth.
     protocol : Protocol or str
         As :meth:`Protocol.parse` takes it.
     classes : sequence of str
-        If given, only images count all of whose objects are of one class, and of
-        one of these.
+        If given, use only the images that show exactly one class, which is one of these.
     allow_missing : bool
-        Go on without the images that the collection does not hold. They are then
-        counted in the reports, and are neither queries nor relevant.
+        Go on without the images that the collection does not contain. They are counted in
+        the reports, and are neither queries nor relevant.
+    progress : callable, optional
+        Called with a line of text now and then while files are read.
 
     Returns
     -------
@@ -116,64 +122,57 @@ def prepare(
     Raises
     ------
     DatasetError
-        The dataset is damaged, or the collection does not hold all its images.
+        The dataset is damaged, or the collection does not contain all its images.
     ConfigError
-        The protocol is unknown.
+        The protocol cannot be parsed.
     """
     if isinstance(protocol, str):
         protocol = Protocol.parse(protocol)
-    searched, asked = voc.image_set(protocol.gallery), voc.image_set(protocol.query)
+    searched, asked = dataset.image_set(protocol.gallery), dataset.image_set(protocol.query)
     wanted = tuple(dict.fromkeys(searched + asked))
     if classes:
-        wanted = voc.single_label(wanted, classes)
+        wanted = dataset.single_label(wanted, classes)
+    files = dataset.image_files()
+    if not protocol.distractors:
+        files = {name: files[name] for name in wanted if name in files}
+    contents = _image_ids(gallery, files, progress)
     ids, vectors = gallery.embeddings()
-    rows = gallery.metadata.by_id(gallery.name, ids.tolist())
-    paths = [[row.path for row in rows.get(i, [])] for i in ids.tolist()]
-    where = {
-        name: (number, path)
-        for number, some in enumerate(paths)
-        for path in some
-        if (name := voc.name_of(path)) is not None
-    }
-    here = [name for name in wanted if name in where]
-    if not here or (len(here) < len(wanted) and not allow_missing):
-        lost = [name for name in wanted if name not in where]
-        raise DatasetError(
-            voc.root / "JPEGImages",
-            f"{len(lost)} of {len(wanted)} images of {protocol} are not in collection "
-            f"{gallery.name!r} under this folder, the first is {lost[0] if lost else '(none)'}: "
-            "ingest the folder"
-            + (", or go on without them by allow_missing" if here else ", under this very path"),
-        )
-    present, difficult = voc.labels(here)
-    numbers = [where[name][0] for name in here]
-    files = [where[name][1] for name in here]
+    number = {image_id: i for i, image_id in enumerate(ids.tolist())}
+    here = [name for name in wanted if contents.get(name) in number]
+    if len(here) < len(wanted) and not (here and allow_missing):
+        raise _missing(gallery, dataset, protocol, wanted, here, files)
+    present, difficult = dataset.labels(here)
+    numbers = [number[contents[name]] for name in here]
+    paths = [str(files[name]) for name in here]
     others: list[int] = []
     if protocol.distractors:
-        main = {name for part in voc.image_sets() for name in voc.image_set(part)}
-        known = {number for name, (number, _) in where.items() if name in main}
-        others = [number for number in range(len(ids)) if number not in known]
-        shown = _shown(voc, [[voc.name_of(path) for path in paths[i]] for i in others])
+        labelled = {name for part in dataset.image_sets() for name in dataset.image_set(part)}
+        known = {contents[name] for name in labelled if name in contents}
+        others = [i for i, image_id in enumerate(ids.tolist()) if image_id not in known]
+        shown = _annotated_classes(dataset, contents, ids[others])
         present = np.concatenate([present, np.zeros_like(shown)])
         difficult = np.concatenate([difficult, shown])
+        rows = gallery.metadata.by_id(gallery.name, ids[others].tolist())
+        paths += [rows[int(i)][0].path if int(i) in rows else "" for i in ids[others]]
     in_gallery, in_queries = set(searched), set(asked)
-    row = gallery.row
     return scoring.task(
         ids[numbers + others],
         vectors[numbers + others],
         present,
         difficult,
+        classes=dataset.classes,
+        groups=dataset.groups,
         names=here + [f"distractor-{ids[i]}" for i in others],
-        paths=files + [paths[i][0] if paths[i] else "" for i in others],
+        paths=paths,
         queries=np.array([n in in_queries for n in here] + [False] * len(others)),
         gallery=np.array([n in in_gallery for n in here] + [True] * len(others)),
         about={
             "collection": gallery.name,
-            "encoder": row.encoder,
-            "fingerprint": row.fingerprint,
-            "identity": row.identity,
-            "index": str(row.index),
-            "dataset": voc.root.name,
+            "encoder": gallery.row.encoder,
+            "fingerprint": gallery.row.fingerprint,
+            "identity": gallery.row.identity,
+            "index": str(gallery.row.index),
+            "dataset": dataset.root.name,
             "protocol": str(protocol),
             "single_label_classes": list(classes),
             "distractors": len(others),
@@ -182,84 +181,73 @@ def prepare(
     )
 
 
-def _shown(voc: Voc, names: list[list[str | None]]) -> np.ndarray:
-    """Classes that annotations outside ``Main`` mention, bool (n, 20)."""
-    annotated = {path.stem for path in (voc.root / "Annotations").glob("*.xml")}
-    first = [next((n for n in some if n in annotated), None) for some in names]
-    shown = np.zeros((len(names), len(CLASSES)), bool)
-    rows = [i for i, name in enumerate(first) if name is not None]
+def _image_ids(
+    gallery: Gallery, files: Mapping[str, Path], progress: Callable[[str], None] | None
+) -> dict[str, int]:
+    """Identity of each file's content; files that cannot be read are left out.
+
+    A file that was ingested under this very path, and has not changed since, is not read.
+    """
+    rows = gallery.metadata.by_path(gallery.name, [str(path) for path in files.values()])
+
+    def identify(path: Path) -> int | None:
+        try:
+            row = rows.get(str(path))
+            if row is not None and row.state == "ready":
+                status = path.stat()
+                if (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns):
+                    return row.image_id
+            return images.image_id(hashlib.sha256(images.read(path)).hexdigest())
+        except (OSError, ImageError):
+            return None
+
+    found: dict[str, int] = {}
+    names = list(files)
+    with ThreadPoolExecutor(4) as pool:
+        for start in range(0, len(names), _REPORT_EVERY):
+            if progress is not None:
+                progress(f"identifying {len(names):,} images by content, {start:,} done")
+            some = names[start : start + _REPORT_EVERY]
+            for name, image_id in zip(
+                some, pool.map(identify, [files[name] for name in some]), strict=True
+            ):
+                if image_id is not None:
+                    found[name] = image_id
+    return found
+
+
+def _annotated_classes(
+    dataset: Dataset, contents: Mapping[str, int], ids: np.ndarray
+) -> np.ndarray:
+    """Classes that the annotations of images outside every set mention, bool (n, classes)."""
+    annotated = dataset.annotated()
+    names = {image_id: name for name, image_id in contents.items() if name in annotated}
+    shown = np.zeros((len(ids), len(dataset.classes)), bool)
+    rows = [row for row, image_id in enumerate(ids.tolist()) if image_id in names]
     if rows:
-        present, difficult = voc.labels([first[i] for i in rows])
+        present, difficult = dataset.labels([names[int(ids[row])] for row in rows])
         shown[rows] = present | difficult
     return shown
 
 
-def exact(task: Task, *, ks: Sequence[int] = scoring.KS, seed: int = 0) -> Evaluation:
-    """Evaluate the exact ranking of the whole gallery: the quality of the embedding.
-
-    Parameters
-    ----------
-    task : Task
-    ks : sequence of int
-        Depths of P@k, R@k and nDCG@k.
-    seed : int
-        Of the intervals.
-
-    Returns
-    -------
-    Evaluation
-    """
-    return scoring.evaluate(task, ks=ks, seed=seed, about={"ranking": "exact, full depth"})
-
-
-def as_served(
+def _missing(
     gallery: Gallery,
-    task: Task,
-    top_k: int = 100,
-    *,
-    search_params: dict | None = None,
-    ks: Sequence[int] = scoring.KS,
-    seed: int = 0,
-) -> Evaluation:
-    """Evaluate what the vector store answers: embedding, index and cut together.
-
-    Parameters
-    ----------
-    gallery : Gallery
-        That the task was prepared from.
-    task : Task
-    top_k : int
-        How many hits are asked for. Hits that are not in the protocol's gallery
-        are out of the ranking, so that fewer may remain; relevant items beyond
-        count as missed.
-    search_params : dict, optional
-        Of the index, such as ``{"ef": 64}``.
-    ks, seed
-        As in :func:`exact`.
-
-    Returns
-    -------
-    Evaluation
-
-    Raises
-    ------
-    StoreError
-        The store failed.
-    """
-    answers = gallery.vectors.search(
-        gallery.name, task.vectors[task.queries], top_k, search_params=search_params
+    dataset: Dataset,
+    protocol: Protocol,
+    wanted: Sequence[str],
+    here: Sequence[str],
+    files: Mapping[str, Path],
+) -> DatasetError:
+    lost = sorted(set(wanted) - set(here))
+    gone = sum(name not in files for name in lost)
+    reason = (
+        f"{len(lost)} of {len(wanted)} images of {protocol} are not in collection "
+        f"{gallery.name!r}, the first is {lost[0] if lost else '(none)'}"
     )
-    block = ranking.served(answers, task.ids[task.queries], task.ids[task.gallery])
-    depth = float((block.order >= 0).sum(axis=1).mean())
-    return scoring.evaluate(
-        task,
-        [block],
-        ks=ks,
-        seed=seed,
-        about={
-            "ranking": f"as served by {gallery.row.index}, to top_k {top_k}",
-            "top_k": top_k,
-            "search_params": search_params or {},
-            "mean_depth": depth,
-        },
-    )
+    if gone:
+        reason += f"; the dataset lacks the files of {gone} of them"
+    return DatasetError(
+        dataset.root,
+        reason + ": ingest the dataset's image folder"
+        + (", or go on without them with allow_missing" if here else ""),
+    )  # fmt: skip

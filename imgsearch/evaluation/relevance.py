@@ -1,32 +1,32 @@
-"""Who is relevant to whom: shared classes, junk, and the counts that metrics divide by.
+"""Relevance by shared classes, junk, and the counts that metrics divide by.
 
-An item is *relevant* to a query if the two share at least one class of which both
-show an object that is not difficult; its *gain* is the number of such classes. It
-is *junk*, and out of the ranking, if they share a class but only by difficult
-objects of one of them or both.
+An item is *relevant* to a query if they share at least one class of which both show an
+object that is not difficult; its *gain* is the number of such classes. It is *junk*, and
+left out of the ranking, if every class they share rests on difficult objects.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-MAX_CLASSES = 31
-_NOTHING = np.uint32(1 << 31)  # marks places of a ranking that hold no item
+from imgsearch.errors import ConfigError
+from imgsearch.evaluation.metrics import Counts
+
+MAX_CLASSES = 63
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes of items as bits of whole numbers.
+    """Classes of items as bits of unsigned integers.
 
     Attributes
     ----------
-    present : ndarray of uint32, shape (n,)
+    present : ndarray of uint32 or uint64, shape (n,)
         Bit ``c``: an object of class ``c`` that is not difficult.
-    shown : ndarray of uint32, shape (n,)
-        Bit ``c``: an object of class ``c``, difficult or not.
+    shown : ndarray of uint32 or uint64, shape (n,)
+        Bit ``c``: an object of class ``c``, difficult or not. The highest bit is not used.
     """
 
     present: np.ndarray
@@ -34,103 +34,53 @@ class Labels:
 
     @classmethod
     def of(cls, present: np.ndarray, difficult: np.ndarray | None = None) -> Labels:
-        """Pack class indicators.
-
-        Parameters
-        ----------
-        present, difficult : ndarray of bool, shape (n, c)
-            As :meth:`imgsearch.datasets.voc.Voc.labels` returns them.
-
-        Returns
-        -------
-        Labels
-
-        Raises
-        ------
-        ValueError
-            More than 31 classes.
-        """
-        if present.ndim != 2 or present.shape[1] > MAX_CLASSES:
-            raise ValueError(f"labels of shape {present.shape}: at most {MAX_CLASSES} classes")
-        bits = np.uint32(1) << np.arange(present.shape[1], dtype=np.uint32)
+        """Pack class indicators, bool of shape (n, classes)."""
+        classes = present.shape[1]
+        if classes > MAX_CLASSES:
+            raise ConfigError(
+                "classes", f"there are {classes}, and an evaluation takes at most {MAX_CLASSES}"
+            )
+        kind = np.uint32 if classes < 32 else np.uint64
+        bits = kind(1) << np.arange(classes, dtype=kind)
         shown = present if difficult is None else present | difficult
-        return cls(*(np.where(x, bits, 0).sum(axis=1, dtype=np.uint32) for x in (present, shown)))
+        return cls(*(np.where(x, bits, kind(0)).sum(axis=1, dtype=kind) for x in (present, shown)))
 
     def __getitem__(self, rows: np.ndarray | slice) -> Labels:
-        """Choose some items."""
+        """Labels of some items."""
         return Labels(self.present[rows], self.shown[rows])
 
-
-class Counts(NamedTuple):
-    """What the ground truth says of each query of a view.
-
-    Attributes
-    ----------
-    relevant : ndarray of int64, shape (q,)
-        R: relevant items in the gallery, without the query and its copies.
-    candidates : ndarray of int64, shape (q,)
-        N: items that can be ranked: the gallery without the query, its copies and junk.
-    at_least : ndarray of int64, shape (q, l)
-        Items with a gain of at least 1, 2, …, l; l is the highest gain that occurs.
-    """
-
-    relevant: np.ndarray
-    candidates: np.ndarray
-    at_least: np.ndarray
+    def among(self, mask: int) -> Labels:
+        """Only the classes of a mask."""
+        bits = self.present.dtype.type(mask)
+        return Labels(self.present & bits, self.shown & bits)
 
 
 def members(queries: Labels, mask: int) -> np.ndarray:
-    """List the queries that show a class of a view by an object that is not difficult.
-
-    Parameters
-    ----------
-    queries : Labels
-        Of q queries.
-    mask : int
-        The view's classes as bits; only they count.
-
-    Returns
-    -------
-    ndarray of int64, shape (v,)
-        Ascending.
-    """
-    return np.flatnonzero(queries.present & np.uint32(mask))
+    """Numbers of the queries that show a class of `mask` by an object that is not difficult."""
+    return np.flatnonzero(queries.among(mask).present)
 
 
 def count(queries: Labels, gallery: Labels, skip: np.ndarray, mask: int) -> Counts:
-    """Count relevant items and candidates, from the labels alone.
+    """Relevant items and candidates of each query, from the labels alone.
 
-    Parameters
-    ----------
-    queries, gallery : Labels
-        Of q queries and n items.
-    skip : ndarray of int, shape (q, 2)
-        As in :func:`imgsearch.evaluation.ranking.exact`.
-    mask : int
-        Classes that count, as bits.
-
-    Returns
-    -------
-    Counts
+    `skip` is what each query leaves out, as in :func:`imgsearch.evaluation.ranking.exact`.
     """
+    queries = queries.among(mask)
     highest = np.arange(1, int(mask).bit_count() + 1)
-    kinds, which = np.unique(
-        np.stack([queries.present, queries.shown], axis=1) & np.uint32(mask),
-        axis=0,
-        return_inverse=True,
+    # There are far fewer combinations of classes than queries.
+    combinations, which = np.unique(
+        np.stack([queries.present, queries.shown], axis=1), axis=0, return_inverse=True
     )
-    # There are far fewer kinds of queries than queries.
-    at_least = np.zeros((len(kinds), len(highest)), np.int64)
-    junk = np.zeros(len(kinds), np.int64)
-    for i, (present, shown) in enumerate(kinds):
-        gains, unsure = _judge(gallery.present, gallery.shown, present, shown)
+    at_least = np.zeros((len(combinations), len(highest)), np.int64)
+    junk = np.zeros(len(combinations), np.int64)
+    for i, (present, shown) in enumerate(combinations):
+        gains, unsure = _judge(gallery, present, shown)
         at_least[i] = np.cumsum(np.bincount(gains, minlength=len(highest) + 1)[:0:-1])[::-1]
         junk[i] = np.count_nonzero(unsure)
     at_least, junk = at_least[which.ravel()], junk[which.ravel()]
     for row in np.flatnonzero(skip[:, 1] > skip[:, 0]):
-        own = slice(*skip[row])
-        present, shown = queries.present[row] & mask, queries.shown[row] & mask
-        gains, unsure = _judge(gallery.present[own], gallery.shown[own], present, shown)
+        own = gallery[slice(*skip[row])]
+        gains, unsure = _judge(own, queries.present[row], queries.shown[row])
         at_least[row] -= (gains[:, None] >= highest).sum(axis=0)
         junk[row] -= np.count_nonzero(unsure)
     candidates = len(gallery.present) - (skip[:, 1] - skip[:, 0]) - junk
@@ -139,63 +89,37 @@ def count(queries: Labels, gallery: Labels, skip: np.ndarray, mask: int) -> Coun
 
 
 class Judge:
-    """Gains and junk of rankings.
-
-    Parameters
-    ----------
-    gallery : Labels
-        Of n items.
-    """
+    """Gains and junk of rankings of one gallery."""
 
     def __init__(self, gallery: Labels):
-        self._present = np.append(gallery.present, np.uint32(0))
-        self._shown = np.append(gallery.shown, _NOTHING)
+        kind = gallery.present.dtype.type
+        # The highest bit marks places of a ranking that hold no item.
+        self._nothing = kind(1) << kind(8 * gallery.present.itemsize - 1)
+        self._labels = Labels(
+            np.append(gallery.present, kind(0)), np.append(gallery.shown, self._nothing)
+        )
 
     def places(self, order: np.ndarray) -> Labels:
-        """Look up what is at each place of some rankings.
-
-        Parameters
-        ----------
-        order : ndarray of int32, shape (b, depth)
-            As in :class:`imgsearch.evaluation.ranking.Block`.
-
-        Returns
-        -------
-        Labels
-            Of shape (b, depth).
-        """
+        """Labels of what is at each place of some rankings, of shape (b, depth)."""
         # -1 wraps around to the last entry, which stands for no item.
-        return Labels(*(np.take(part, order, mode="wrap") for part in (self._present, self._shown)))
+        return Labels(
+            np.take(self._labels.present, order, mode="wrap"),
+            np.take(self._labels.shown, order, mode="wrap"),
+        )
 
-    @staticmethod
-    def gains(places: Labels, queries: Labels, mask: int) -> tuple[np.ndarray, np.ndarray]:
-        """Judge rankings.
+    def gains(self, places: Labels, queries: Labels, mask: int) -> tuple[np.ndarray, np.ndarray]:
+        """Number of shared classes, and junk, at the places of each query's ranking.
 
-        Parameters
-        ----------
-        places : Labels, shape (b, depth)
-            From :meth:`places`.
-        queries : Labels, shape (b,)
-            The queries of these rankings.
-        mask : int
-            Classes that count, as bits.
-
-        Returns
-        -------
-        gains : ndarray of uint8, shape (b, depth)
-            Number of shared classes.
-        junk : ndarray of bool, shape (b, depth)
-            Places that are out of the ranking, those without an item too.
+        Both have the shape (b, depth). Places without an item are junk.
         """
-        present = (queries.present & np.uint32(mask))[:, None]
-        shown = (queries.shown & np.uint32(mask) | _NOTHING)[:, None]
-        return _judge(places.present, places.shown, present, shown)
+        own = queries.among(mask)
+        return _judge(places, own.present[:, None], (own.shown | self._nothing)[:, None])
 
 
 def _judge(
-    present: np.ndarray, shown: np.ndarray, query_present: np.ndarray, query_shown: np.ndarray
+    items: Labels, query_present: np.ndarray, query_shown: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    gains = np.bitwise_count(present & query_present)
-    junk = (shown & query_shown) != 0
+    gains = np.bitwise_count(items.present & query_present)
+    junk = (items.shown & query_shown) != 0
     junk &= gains == 0
     return gains, junk

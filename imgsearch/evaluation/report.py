@@ -1,4 +1,4 @@
-"""Evaluations as JSON and CSV, with everything that is needed to repeat them."""
+"""Evaluations of whole collections, and their reports as JSON, CSV and figures."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from imgsearch import config
-from imgsearch.datasets.voc import Voc
+from imgsearch.datasets.base import Dataset
 from imgsearch.errors import ConfigError
-from imgsearch.evaluation import plots, protocols
+from imgsearch.evaluation import plots, scoring
 from imgsearch.evaluation.comparison import Comparison, compare
 from imgsearch.evaluation.index_sweep import IndexPoint
-from imgsearch.evaluation.scoring import KS, LEVELS, Evaluation
+from imgsearch.evaluation.protocols import Protocol, prepare
+from imgsearch.evaluation.scoring import ALL, KS, LEVELS, Evaluation
 from imgsearch.gallery import Gallery
 from imgsearch.io import absolute, atomic, csv_text, versions, write_figure, write_json
 
-_ELEVENTH = slice(None, None, 10)
-
 
 def evaluate_collections(
-    voc_root: str | Path,
+    dataset: Dataset,
     collections: Sequence[str] = (),
     *,
-    year: int | None = None,
     protocol: str = "train -> val",
     ks: Sequence[int] = KS,
     seed: int = 0,
@@ -33,18 +31,26 @@ def evaluate_collections(
     settings: config.Settings | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate the exact rankings of some collections on one VOC dataset.
+    """Evaluate the exact rankings of some collections on one dataset.
 
     Parameters
     ----------
-    voc_root, year, protocol, ks, seed, distractors, allow_missing
-        As for :func:`imgsearch.batch.evaluate_voc`.
+    dataset : Dataset
+        The ground truth.
     collections : sequence of str
         ``DEFAULT_TABLE`` if empty.
+    protocol : str
+        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
+    ks : sequence of int
+        Depths of P@k, R@k and nDCG@k.
+    seed : int
+        Of the bootstrap intervals.
+    distractors, allow_missing : bool
+        As for :class:`Protocol` and :func:`prepare`.
     settings : Settings, optional
         Read from the environment if left out.
     progress : callable, optional
-        Is handed a few words now and then. What it raises ends the work.
+        Called with a line of text now and then. An exception from it ends the work.
 
     Returns
     -------
@@ -55,34 +61,39 @@ def evaluate_collections(
     ------
     ConfigError
         A parameter has a value that cannot be used.
-    ImgSearchError
-        As :func:`imgsearch.evaluation.prepare`.
+    DatasetError
+        The dataset is damaged, or a collection does not contain all its images.
+    CollectionNotFound
+        A collection does not exist.
+    StoreError
+        A store failed.
     """
     settings = settings or config.load_settings()
-    tell = progress or (lambda _: None)
     if not ks or min(ks) < 1:
         raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
-    dataset = Voc(voc_root, year, cache=settings.imgsearch_home / "annotations")
-    how = protocols.Protocol.parse(protocol, distractors=distractors)
+    parsed = Protocol.parse(protocol, distractors=distractors)
+    report = progress or (lambda _: None)
     found = {}
     for name in dict.fromkeys(collections or [settings.default_table]):
-        tell(f"reading {name} and the annotations")
+        report(f"reading {name} and the annotations")
         with Gallery.open(name, settings=settings) as gallery:
-            task = protocols.prepare(gallery, dataset, how, allow_missing=allow_missing)
-        tell(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
-        found[name] = protocols.exact(task, ks=sorted(set(ks)), seed=seed)
+            task = prepare(gallery, dataset, parsed, allow_missing=allow_missing, progress=progress)
+        report(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
+        found[name] = scoring.evaluate(task, ks=ks, seed=seed)
     return found
 
 
-def compare_with_first(found: Mapping[str, Evaluation], *, seed: int = 0) -> dict[str, Comparison]:
+def compare_with_first(
+    evaluations: Mapping[str, Evaluation], *, seed: int = 0
+) -> dict[str, Comparison]:
     """Compare each evaluation with the first.
 
     Parameters
     ----------
-    found : mapping of str to Evaluation
-        From :func:`evaluate_collections`.
+    evaluations : mapping of str to Evaluation
+        Of the same images, labels, queries and gallery.
     seed : int
-        Of the test.
+        Of the significance test.
 
     Returns
     -------
@@ -92,14 +103,14 @@ def compare_with_first(found: Mapping[str, Evaluation], *, seed: int = 0) -> dic
     Raises
     ------
     ConfigError
-        They are not about the same images.
+        They differ in images, labels, queries or gallery.
     """
-    first, *others = found
-    return {name: compare(found[first], found[name], seed=seed) for name in others}
+    first, *others = evaluations
+    return {name: compare(evaluations[first], evaluations[name], seed=seed) for name in others}
 
 
 def write_evaluations(
-    found: Mapping[str, Evaluation],
+    evaluations: Mapping[str, Evaluation],
     output_dir: str | Path,
     *,
     seed: int = 0,
@@ -109,57 +120,55 @@ def write_evaluations(
 
     Parameters
     ----------
-    found : mapping of str to Evaluation
-        From :func:`evaluate_collections`.
+    evaluations : mapping of str to Evaluation
+        By the name of the collection; the others are compared with the first.
     output_dir : path
-        Made if need be.
+        Created if it does not exist.
     seed : int
         Of the comparisons.
     points : sequence of IndexPoint
-        From :func:`imgsearch.evaluation.index_sweep.sweep`.
+        From :func:`sweep`.
 
     Returns
     -------
     dict
-        As in ``evaluation.json``, which is written last.
+        The content of ``evaluation.json``, which is written last.
 
     Raises
     ------
     ConfigError
-        Evaluations that cannot be compared.
+        The evaluations cannot be compared.
     OSError
         A file cannot be written.
     """
-    folder = Path(output_dir)
-    compared = compare_with_first(found, seed=seed)
+    folder = absolute(output_dir)
+    comparisons = compare_with_first(evaluations, seed=seed)
     files, photographs = [], {}
     drawn = {
-        "evaluation-curves": plots.precision_recall(found),
-        "evaluation-classes": plots.per_class(found),
+        "evaluation-curves": plots.precision_recall(evaluations),
+        "evaluation-classes": plots.per_class(evaluations),
     }
-    for name, one in found.items():
+    summaries = {}
+    for name, one in evaluations.items():
+        content = to_dict(one)
+        summaries[name] = {key: content[key] for key in ("about", "counts", "summary")}
         files += write(one, folder, f"evaluation-{name}")
         drawn[f"evaluation-{name}-confusion"] = plots.confusion(one, title=name)
-        photographs[f"evaluation-{name}-worst"] = plots.cases(
-            one.cases(6, worst=True), title=f"{name}, worst queries"
-        )
-        photographs[f"evaluation-{name}-best"] = plots.cases(
-            one.cases(6), title=f"{name}, best queries"
-        )
+        for end, worst in (("worst", True), ("best", False)):
+            photographs[f"evaluation-{name}-{end}"] = plots.cases(
+                one.cases(6, worst=worst), title=f"{name}, {end} queries"
+            )
     if points:
         drawn["evaluation-indexes"] = plots.index_sweep(points)
         rows = [point._asdict() for point in points]
-        files.append(write_rows(folder / "evaluation-indexes.csv", rows))
+        files.append(write_csv(folder / "evaluation-indexes.csv", rows))
     for stem, figure in (drawn | photographs).items():
         for kind in ("png", "svg") if stem in drawn else ("png",):
             files.append(write_figure(folder / f"{stem}.{kind}", figure))
     content = {
-        "evaluations": {
-            name: {key: to_dict(one)[key] for key in ("about", "counts", "summary")}
-            for name, one in found.items()
-        },
+        "evaluations": summaries,
         "indexes": [point._asdict() for point in points],
-        "comparisons": {name: comparison_to_dict(c) for name, c in compared.items()},
+        "comparisons": {name: comparison_to_dict(c) for name, c in comparisons.items()},
         "files": [path.name for path in files],
     }
     write_json(folder / "evaluation.json", content)
@@ -167,7 +176,7 @@ def write_evaluations(
 
 
 def summary_table(report: dict) -> str:
-    """Figures of an evaluation's report, to print.
+    """Format the summaries of a report for printing.
 
     Parameters
     ----------
@@ -177,7 +186,7 @@ def summary_table(report: dict) -> str:
     Returns
     -------
     str
-        A line for each metric of each collection, with its 95 % interval and the
+        A line for each metric of each collection, with its 95 % interval and its
         expectation in random order.
     """
     lines = []
@@ -187,7 +196,7 @@ def summary_table(report: dict) -> str:
             f"{name}: encoder {about['encoder']}, {about['dataset']}, {about['protocol']}, "
             f"{counts['queries']} queries, {about['ranking']}"
         )
-        lines.append(f"  {'':30}{'figure':>7}  {'95 % interval':<15}  random")
+        lines.append(f"  {'':30}{'score':>7}  {'95 % interval':<15}  random")
         lines += [
             f"  {row['average'] + ' ' + row['metric']:30}{row['value']:7.3f}  "
             f"{row['low']:.3f} – {row['high']:.3f}    {row['baseline']:.3f}"
@@ -198,18 +207,7 @@ def summary_table(report: dict) -> str:
 
 
 def to_dict(evaluation: Evaluation) -> dict:
-    """Put an evaluation into plain values.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-
-    Returns
-    -------
-    dict
-        ``about`` (what is needed to repeat it), ``counts``, ``summary``,
-        ``classes``, ``curves`` and ``confusion``. NaN is None.
-    """
+    """An evaluation as plain values for JSON, with None for NaN."""
     task = evaluation.task
     return _plain(
         {
@@ -220,18 +218,18 @@ def to_dict(evaluation: Evaluation) -> dict:
                 "gallery": len(task.gallery),
                 "queries_without_class": evaluation.unlabelled,
             },
-            "summary": [figure._asdict() for figure in evaluation.summary()],
+            "summary": [score._asdict() for score in evaluation.summary()],
             "classes": [
-                figure._asdict()
+                score._asdict()
                 for metric in evaluation.metrics
-                for figure in evaluation.per_class(metric)
+                for score in evaluation.per_class(metric)
             ],
             "curves": {
                 name: {
                     "recall": LEVELS,
                     "precision": view.curve.tolist(),
                     "random_order_simulated": view.curve_baseline.tolist(),
-                    "eleven_points": view.curve[_ELEVENTH].tolist(),
+                    "eleven_points": view.curve[::10].tolist(),
                 }
                 for name, view in evaluation.views.items()
                 if len(view.rows)
@@ -245,17 +243,7 @@ def to_dict(evaluation: Evaluation) -> dict:
 
 
 def comparison_to_dict(comparison: Comparison) -> dict:
-    """Put a comparison into plain values.
-
-    Parameters
-    ----------
-    comparison : Comparison
-
-    Returns
-    -------
-    dict
-        ``first`` and ``second`` (what is needed to repeat each), ``overall``, ``classes``.
-    """
+    """A comparison as plain values for JSON, with None for NaN."""
     return _plain(
         {
             "first": comparison.first.about,
@@ -267,75 +255,47 @@ def comparison_to_dict(comparison: Comparison) -> dict:
 
 
 def write(evaluation: Evaluation, output_dir: str | Path, stem: str = "evaluation") -> list[Path]:
-    """Write an evaluation, each file whole or not at all.
+    """Write one evaluation: three tables and, last, JSON.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-    output_dir : path
-        Made if need be.
-    stem : str
-        How the files' names begin.
-
-    Returns
-    -------
-    list of pathlib.Path
-        ``stem-summary.csv`` and ``stem-classes.csv`` (one line a figure),
-        ``stem-queries.csv`` (one line a query of the view ``all``, every metric),
-        and last ``stem.json``. What is needed to repeat it is in the JSON, and on
-        every line of the first two.
-
-    Raises
-    ------
-    OSError
-        A file cannot be written.
+    What is needed to repeat it is in the JSON, and on every line of the first two tables.
     """
-    folder = Path(output_dir)
-    content = to_dict(evaluation)
+    folder, content = absolute(output_dir), to_dict(evaluation)
     about = {
         key: value if isinstance(value, str | int | float) else json.dumps(value)
         for key, value in (content["about"] | {"versions": versions()}).items()
     }
     written = [
-        write_rows(folder / f"{stem}-{part}.csv", [row | about for row in content[part]])
+        write_csv(folder / f"{stem}-{part}.csv", [row | about for row in content[part]])
         for part in ("summary", "classes")
     ]
-    written.append(write_rows(folder / f"{stem}-queries.csv", _per_query(evaluation)))
+    written.append(write_csv(folder / f"{stem}-queries.csv", _per_query(evaluation)))
     written.append(write_json(folder / f"{stem}.json", content))
     return written
 
 
-def write_rows(path: str | Path, rows: Sequence[dict]) -> Path:
-    """Write a table as CSV, with the keys of the first row as its header."""
+def write_csv(path: str | Path, rows: Sequence[dict]) -> Path:
+    """Write a table with the keys of the first row as its header."""
     with atomic(path, "w") as file:
         file.write(csv_text(rows))
     return absolute(path)
 
 
 def _per_query(evaluation: Evaluation) -> list[dict]:
-    view, task = evaluation.views["all"], evaluation.task
-    columns = {metric: values.tolist() for metric, values in view.values.items()}
+    """One row for each query of the view ``all``, with every metric."""
+    view, task = evaluation.views[ALL], evaluation.task
+    columns = {
+        "relevant": view.counts.relevant, "candidates": view.counts.candidates, **view.values
+    }  # fmt: skip
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [
-        {
-            "query": task.names[query],
-            "image_id": int(task.ids[query]),
-            "relevant": relevant,
-            "candidates": candidates,
-        }
-        | {metric: values[i] for metric, values in columns.items()}
-        for i, (query, relevant, candidates) in enumerate(
-            zip(
-                task.queries[view.rows].tolist(),
-                view.relevant.tolist(),
-                view.candidates.tolist(),
-                strict=True,
-            )
-        )
+        {"query": task.names[query], "image_id": int(task.ids[query])}
+        | dict(zip(columns, row, strict=True))
+        for query, row in zip(task.queries[view.rows].tolist(), values, strict=True)
     ]
 
 
 def _plain(value: object) -> object:
-    """Replace what JSON has no word for."""
+    """Replace what JSON cannot express."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):

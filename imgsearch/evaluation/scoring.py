@@ -1,15 +1,15 @@
-"""From a ranking and labels to figures: per query, per class, micro and macro.
+"""Scores of rankings: per query, per class, micro and macro means with intervals.
 
-Figures are taken in *views*. A view is a set of classes that count, everything
-else being invisible: in the view ``all`` every class counts, in ``without person``
-every one but person, and there is a view of each class alone. A view's queries
-are those that show one of its classes by an object that is not difficult.
+Scores are computed in *views*. A view is a set of classes that count, everything else being
+invisible: in the view ``all`` every class counts, in the view of a group the classes of that
+group (such as ``without person``), and each class has a view of its own. The queries of a
+view are those that show one of its classes by an object that is not difficult.
 
-- A *micro* figure is the mean over the queries of ``all`` or ``without person``.
-- The figure of a class is the mean over the queries of its own view.
-- A *macro* figure is the mean over classes of the figures of the classes.
+- A *micro* score is the mean over the queries of ``all``, or of a group.
+- The score of a class is the mean over the queries of its own view.
+- A *macro* score is the mean over classes of the scores of the classes.
 
-Queries with no relevant item in the gallery enter no mean; they are counted in
+Queries without a relevant item in the gallery enter no mean; they are counted in
 ``without_relevant``.
 """
 
@@ -18,41 +18,40 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from imgsearch.datasets.voc import CLASSES
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import metrics, ranking, relevance, statistics
 from imgsearch.evaluation.ranking import Block
-from imgsearch.evaluation.relevance import Labels
+from imgsearch.evaluation.relevance import Counts, Judge, Labels
 
 KS = (1, 5, 10, 100)
-"""Depths of P@k, R@k and nDCG@k."""
+"""Default depths of P@k, R@k and nDCG@k."""
 
 LEVELS = tuple(i / 100 for i in range(101))
-"""Levels of recall of the precision-recall curves; every tenth is of the 11 points."""
+"""Recall levels of the precision-recall curves; every tenth is one of the 11 points."""
 
 NEIGHBOURS = 20
-"""How many of a query's nearest neighbours are kept."""
+"""Number of nearest neighbours that are kept for each query."""
+
+ALL = "all"
+"""The view in which every class counts."""
 
 T, R = TypeVar("T"), TypeVar("R")
-
-ALL, PERSON = "all", "person"
-WITHOUT = f"without {PERSON}"
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """Images with vectors and labels, and which of them are queries and gallery.
 
-    Make one with :func:`task`, which checks and sorts, or with
-    :func:`imgsearch.evaluation.protocols.prepare` from a collection and a dataset.
+    Made by :func:`task`, which checks and sorts its arguments, or from a collection and a
+    dataset by :func:`prepare`.
 
     Attributes
     ----------
@@ -61,16 +60,19 @@ class Task:
     names : tuple of str
         Unique.
     paths : tuple of str
-        Empty where there are no files.
-    vectors : ndarray of float32, shape (n, d)
+        Image files; empty if there are none.
+    vectors : ndarray of float, shape (n, d)
+        Of any length but zero.
     labels : Labels
-        Of the n images.
+        Classes of the n images, as bits.
     queries, gallery : ndarray of int64
         Numbers of images, ascending.
     classes : tuple of str
-        What the bits of `labels` stand for.
+        Meaning of the bits of `labels`.
+    groups : dict of str to tuple of str
+        Classes that are also reported together, by the name of the group.
     about : dict
-        What is needed to repeat it: collection, encoder, dataset, protocol.
+        What is needed to repeat the evaluation: collection, encoder, dataset, protocol.
     """
 
     ids: np.ndarray
@@ -80,13 +82,14 @@ class Task:
     labels: Labels
     queries: np.ndarray
     gallery: np.ndarray
-    classes: tuple[str, ...] = CLASSES
+    classes: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     about: dict = field(default_factory=dict)
 
     @cached_property
     def skip(self) -> np.ndarray:
         """Where each query and its copies are in the gallery, int64 (q, 2)."""
-        return ranking.same(self.ids[self.queries], self.ids[self.gallery])
+        return ranking.copies(self.ids[self.queries], self.ids[self.gallery])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,20 +99,48 @@ class Task:
             digest.update(b"\0" + np.ascontiguousarray(part).astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def masks(self) -> dict[str, int]:
+        """Classes that count in each view, as bits."""
+        bit = {name: 1 << column for column, name in enumerate(self.classes)}
+        groups = {name: sum(bit[c] for c in set(some)) for name, some in self.groups.items()}
+        return {ALL: (1 << len(bit)) - 1} | groups | bit
+
+    def mask(self, view: str) -> int:
+        """Classes that count in one view, as bits.
+
+        Parameters
+        ----------
+        view : str
+            ``all``, a group or a class.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ConfigError
+            There is no such view.
+        """
+        if view not in self.masks:
+            raise ConfigError("view", f"{view!r} is unknown; use one of {', '.join(self.masks)}")
+        return self.masks[view]
+
     def ranked(self, *, block_bytes: int = ranking.BLOCK_BYTES) -> Iterator[Callable[[], Block]]:
         """Rank the gallery for each query, exactly and to full depth.
 
         Parameters
         ----------
         block_bytes : int
-            As in :func:`imgsearch.evaluation.ranking.exact`.
+            Memory for the scores of one block, bytes; changes no result.
 
-        Returns
-        -------
-        iterator of callable
-            As :func:`imgsearch.evaluation.ranking.exact` yields them.
+        Yields
+        ------
+        callable
+            Returns the rankings of the next queries. Several may be called in threads.
         """
-        return ranking.exact(
+        yield from ranking.exact(
             self.vectors[self.queries],
             self.vectors[self.gallery],
             self.skip,
@@ -117,10 +148,10 @@ class Task:
         )
 
     def permuted(self, seed: int = 0) -> Task:
-        """Deal the labels out anew among the labelled images: a control.
+        """Permute the labels among the labelled images, as a control.
 
-        Whatever the vectors know about the labels is gone, so that figures must
-        fall to those of a random ranking.
+        The vectors then know nothing about the labels, so that scores must fall to those
+        of a random ranking.
 
         Parameters
         ----------
@@ -136,7 +167,8 @@ class Task:
         source[labelled] = np.random.default_rng(seed).permutation(labelled)
         return Task(
             self.ids, self.names, self.paths, self.vectors, self.labels[source], self.queries,
-            self.gallery, self.classes, self.about | {"labels": f"permuted with seed {seed}"},
+            self.gallery, self.classes, self.groups,
+            self.about | {"labels": f"permuted with seed {seed}"},
         )  # fmt: skip
 
 
@@ -146,33 +178,36 @@ def task(
     present: np.ndarray,
     difficult: np.ndarray | None = None,
     *,
+    classes: Sequence[str],
+    groups: Mapping[str, Sequence[str]] | None = None,
     names: Sequence[str] = (),
     paths: Sequence[str] = (),
     queries: np.ndarray | None = None,
     gallery: np.ndarray | None = None,
-    classes: Sequence[str] = CLASSES,
     about: dict | None = None,
 ) -> Task:
-    """Make a task of arrays; leave-one-out over all images if nothing else is said.
+    """Make a task from arrays; by default leave-one-out over all images.
 
     Parameters
     ----------
     ids : ndarray of int, shape (n,)
-        Equal ids are byte-identical files; ties rank by id, then by name.
+        Equal ids are byte-identical files. Equal scores rank by id, then by name.
     vectors : ndarray of float, shape (n, d)
         Of any length but zero.
     present, difficult : ndarray of bool, shape (n, c)
-        As :meth:`imgsearch.datasets.voc.Voc.labels` returns them.
+        Classes of each image; see :meth:`imgsearch.datasets.Dataset.labels`.
+    classes : sequence of str
+        Names of the columns of `present`, at most 63.
+    groups : mapping of str to sequence of str, optional
+        Classes that are also reported together, by the name of the group.
     names : sequence of str
         Unique; the ids if left out.
     paths : sequence of str
-        Files, for galleries of failures.
+        Image files, for figures of best and worst queries.
     queries, gallery : ndarray of bool, shape (n,), optional
         Which images are queries, and which can be found; all if left out.
-    classes : sequence of str
-        Names of the columns of `present`.
     about : dict, optional
-        Stands in every report.
+        Included in every report.
 
     Returns
     -------
@@ -193,11 +228,16 @@ def task(
         ("queries", len(queries)), ("gallery", len(gallery)), ("paths", len(paths) or n),
     ]:  # fmt: skip
         if size != n:
-            raise ConfigError(what, f"{size} of them for {n} ids")
+            raise ConfigError(what, f"there are {size} for {n} ids")
     if len(set(names)) != n:
-        raise ConfigError("names", "must be unique; with copies among the ids, give names")
+        raise ConfigError("names", "must be unique; if ids occur twice, pass names")
     if present.ndim != 2 or present.shape[1] != len(classes):
-        raise ConfigError("present", f"has shape {present.shape} for {len(classes)} classes")
+        raise ConfigError("present", f"has the shape {present.shape} for {len(classes)} classes")
+    groups = {name: tuple(some) for name, some in (groups or {}).items()}
+    for name, some in groups.items():
+        unknown = set(some) - set(classes)
+        if unknown or not some or name in (ALL, *classes):
+            raise ConfigError("groups", f"{name!r} must name classes, and not be one: {some}")
     for what, some in (("queries", queries), ("gallery", gallery)):
         if not some.any():
             raise ConfigError(what, "is empty: there is nothing to evaluate")
@@ -211,61 +251,63 @@ def task(
         np.flatnonzero(queries[order]),
         np.flatnonzero(gallery[order]),
         tuple(classes),
+        groups,
         dict(about or {}),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Figures of the queries that show one of some classes.
+    """Scores of the queries that show one of the classes of a view.
 
     Attributes
     ----------
     name : str
-        ``all``, ``without person`` or a class.
+        ``all``, a group or a class.
     rows : ndarray of int64, shape (v,)
-        The view's queries with at least one relevant item, by number among the
-        task's queries.
+        Numbers, among the task's queries, of those with at least one relevant item.
     without_relevant : int
-        Further queries, which have none.
-    relevant, candidates : ndarray of int64, shape (v,)
-        R and N of each.
+        Number of further queries, which have none.
+    counts : Counts
+        Relevant items and candidates of each query.
     values, baseline : dict of str to ndarray of float64, shape (v,)
-        Each metric for each query, and its expectation in random order.
+        Each metric for each query (``AP``, ``RR``, ``P@5``), and its expectation in random
+        order.
     curve, curve_baseline : ndarray of float64, shape (101,)
-        Mean interpolated precision at :data:`LEVELS`, and the same of simulated
-        random rankings, since that has no closed form.
+        Mean interpolated precision at :data:`LEVELS`, and that of simulated random
+        rankings, because the expectation has no closed form.
     """
 
     name: str
     rows: np.ndarray
     without_relevant: int
-    relevant: np.ndarray
-    candidates: np.ndarray
+    counts: Counts
     values: dict[str, np.ndarray]
     baseline: dict[str, np.ndarray]
     curve: np.ndarray
     curve_baseline: np.ndarray
 
 
-class Figure(NamedTuple):
+class Score(NamedTuple):
     """One mean with its interval and its baseline.
 
     Attributes
     ----------
     average : str
-        ``micro``, ``micro without person``, ``macro``, ``macro without person``, or a class.
+        ``micro``, ``macro``, either with the name of a group (``micro without person``),
+        or a class.
     metric : str
         ``mAP``, ``mAP@R``, ``MRR``, ``Rprec``, ``P@k``, ``R@k``, ``nDCG@k``.
     value : float
+        The mean.
     low, high : float
         95 % bootstrap interval over queries.
     baseline : float
         Exact expectation in random order.
     queries : int
-        Queries it is a mean over; for macro, pairs of a query and a class.
+        Number of queries in the mean; for macro, of pairs of a query and a class.
     without_relevant : int
-        Queries (pairs) left out, since nothing in the gallery is relevant to them.
+        Number of queries (pairs) left out because the gallery has nothing relevant.
     relevant : float
         Mean number of relevant items of these queries.
     """
@@ -281,19 +323,30 @@ class Figure(NamedTuple):
     relevant: float
 
 
+class Neighbour(NamedTuple):
+    """One neighbour of a :class:`Case`."""
+
+    rank: int
+    name: str
+    path: str
+    score: float
+    relevant: bool
+    classes: tuple[str, ...]
+
+
 class Case(NamedTuple):
     """A query with its nearest neighbours, for looking at.
 
     Attributes
     ----------
     name, path : str
-        The query; `path` is empty where there are no files.
+        The query; `path` is empty if there are no files.
     value : float
-        Of the metric that cases were chosen by.
+        The metric by which cases were chosen.
     relevant : int
-        R.
+        Number of relevant items in the gallery.
     classes : tuple of str
-        Of the query, difficult ones left out.
+        Classes of the query, without difficult objects.
     neighbours : tuple of Neighbour
         Best first, without junk.
     """
@@ -306,20 +359,9 @@ class Case(NamedTuple):
     neighbours: tuple[Neighbour, ...]
 
 
-class Neighbour(NamedTuple):
-    """One neighbour of a :class:`Case`."""
-
-    rank: int
-    name: str
-    path: str
-    score: float
-    relevant: bool
-    classes: tuple[str, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """All figures of one ranking.
+    """All scores of one ranking, returned by :func:`evaluate`.
 
     Attributes
     ----------
@@ -328,12 +370,16 @@ class Evaluation:
     about : dict
         What is needed to repeat it.
     views : dict of str to View
-        ``all``, ``without person`` where person is a class, and every class with a query.
+        ``all``, and every group and class that has a query.
     neighbours : ndarray of int32, shape (q, 20)
         Nearest images, by number among the task's images, without junk; -1 for none.
     neighbour_scores : ndarray of float64, shape (q, 20)
+        Their cosine similarities.
     unlabelled : int
-        Queries that show no class by an object that is not difficult; they are in no view.
+        Number of queries that show no class by an object that is not difficult; they are
+        in no view.
+    seed, resamples : int
+        Of the bootstrap.
     """
 
     task: Task
@@ -345,10 +391,11 @@ class Evaluation:
     seed: int
     resamples: int
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics."""
-        return tuple(self.views[ALL].values)
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """Name of each mean (``mAP``), with that of its value for one query (``AP``)."""
+        known = metrics.at_depths(self.about["ks"])
+        return {known[name].mean: name for name in self.views[ALL].values}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -367,26 +414,27 @@ class Evaluation:
             if len(view.rows)
         }
 
-    def summary(self) -> list[Figure]:
-        """Micro and macro figures of every metric, each with and without person.
+    def summary(self) -> list[Score]:
+        """Micro and macro scores of every metric, over all classes and over each group.
 
         Returns
         -------
-        list of Figure
+        list of Score
         """
-        found = []
-        for view, average in ((ALL, "micro"), (WITHOUT, f"micro {WITHOUT}")):
-            if view in self.views and len(self.views[view].rows):
-                found += self._figures(average, [view])
-        without = [c for c in self.classes if c != PERSON]
-        if self.classes:
-            found += self._figures("macro", list(self.classes))
-        if without and without != list(self.classes):
-            found += self._figures(f"macro {WITHOUT}", without)
+        every, found = self.classes, []
+        for view in (ALL, *self.task.groups):
+            if view in self._samples:
+                found += self._scores("micro" if view == ALL else f"micro {view}", [view])
+        if every:
+            found += self._scores("macro", list(every))
+        for name, group in self.task.groups.items():
+            some = [c for c in every if c in group]
+            if some and len(some) < len(every):
+                found += self._scores(f"macro {name}", some)
         return found
 
-    def per_class(self, metric: str = "mAP") -> list[Figure]:
-        """One metric for each class, in the official order.
+    def per_class(self, metric: str = "mAP") -> list[Score]:
+        """One metric for each class that has queries.
 
         Parameters
         ----------
@@ -395,56 +443,58 @@ class Evaluation:
 
         Returns
         -------
-        list of Figure
+        list of Score
+            In the order of the task's classes.
 
         Raises
         ------
         ConfigError
             The metric is unknown.
         """
-        self._check(metric)
-        figures = (f for c in self.classes for f in self._figures(c, [c]))
-        return [f for f in figures if f.metric == metric]
+        _known("metric", metric, self.metrics)
+        scores = (score for c in self.classes for score in self._scores(c, [c]))
+        return [score for score in scores if score.metric == metric]
 
-    def _figures(self, average: str, names: list[str]) -> list[Figure]:
+    def _scores(self, average: str, names: list[str]) -> list[Score]:
+        """Means over the queries of each view, and then over the views."""
         views = [self.views[name] for name in names]
         samples = np.stack([self._samples[name] for name in names])
-        there = ~np.isnan(samples)
-        sums = np.where(there, samples, 0).sum(axis=0)
-        number = there.sum(axis=0)
+        valid = ~np.isnan(samples)
+        sums = np.where(valid, samples, 0).sum(axis=0)
+        number = valid.sum(axis=0)
         low, high = statistics.interval(
             np.divide(sums, number, out=np.full(sums.shape, np.nan), where=number > 0)
         )
         return [
-            Figure(
+            Score(
                 average,
-                metric,
+                mean,
                 float(np.mean([v.values[metric].mean() for v in views])),
                 float(low[i]),
                 float(high[i]),
                 float(np.mean([v.baseline[metric].mean() for v in views])),
                 sum(len(v.rows) for v in views),
                 sum(v.without_relevant for v in views),
-                float(np.concatenate([v.relevant for v in views]).mean()),
+                float(np.concatenate([v.counts.relevant for v in views]).mean()),
             )
-            for i, metric in enumerate(self.metrics)
+            for i, (mean, metric) in enumerate(self.metrics.items())
         ]
 
     def confusion(self, k: int = 1) -> np.ndarray:
-        """Which classes the nearest neighbours of each class show.
+        """Classes of the nearest neighbours, by class of the query.
 
         Parameters
         ----------
         k : int
-            How many neighbours of each query, at most 20.
+            Number of neighbours of each query, at most 20.
 
         Returns
         -------
         ndarray of float64, shape (c, c)
-            Row: class of the query; column: class of the neighbour; value: share of
-            the row's pairs of a query and one of its k neighbours in which the
-            neighbour shows the column's class (not difficult). Images show several
-            classes, so rows need not add up to 1. NaN in rows without a query.
+            Row: class of the query; column: class of the neighbour; value: share of the
+            row's pairs of a query and one of its k neighbours in which the neighbour shows
+            the column's class (not difficult). Images may show several classes, so rows
+            need not add up to 1. NaN in rows without a query.
 
         Raises
         ------
@@ -452,11 +502,12 @@ class Evaluation:
             `k` is not from 1 to 20.
         """
         if not 1 <= k <= NEIGHBOURS:
-            raise ConfigError("k", f"is {k}; from 1 to {NEIGHBOURS} neighbours are kept")
+            raise ConfigError("k", f"is {k}; 1 to {NEIGHBOURS} neighbours are kept")
         near = self.neighbours[:, :k]
         pairs = (near >= 0).astype(float)
-        shown = _indicators(self.task.labels.present[near], self.task.classes) * pairs[..., None]
-        own = _indicators(self.task.labels.present[self.task.queries], self.task.classes)
+        present, classes = self.task.labels.present, self.task.classes
+        shown = _indicators(present[near], classes) * pairs[..., None]
+        own = _indicators(present[self.task.queries], classes)
         total = own.T @ pairs.sum(axis=1)
         sums = own.T @ shown.sum(axis=1)
         return np.divide(
@@ -464,22 +515,22 @@ class Evaluation:
         )
 
     def cases(
-        self, n: int = 8, *, worst: bool = False, view: str = ALL, metric: str = "mAP", k: int = 5
+        self, n: int = 8, *, worst: bool = False, view: str = ALL, metric: str = "AP", k: int = 5
     ) -> list[Case]:
-        """Show the queries that did best, or worst.
+        """The queries with the best values of a metric, or the worst.
 
         Parameters
         ----------
         n : int
-            How many.
+            Number of queries.
         worst : bool
-            The other end.
+            Return the worst instead of the best.
         view : str
-            One of :attr:`views`; what is relevant is judged in it.
+            One of :attr:`views`, which decides what is relevant.
         metric : str
-            One of :attr:`metrics`. Equal values rank by the query's name.
+            A metric of one query, such as ``AP``. Equal values rank by the query's name.
         k : int
-            Neighbours of each, at most 20.
+            Number of neighbours of each query, at most 20.
 
         Returns
         -------
@@ -490,18 +541,15 @@ class Evaluation:
         ConfigError
             The view or the metric is unknown.
         """
-        self._check(metric)
-        mask = view_mask(self.task.classes, view)
-        if view not in self.views:
-            raise ConfigError("view", f"{view!r} has no query here")
-        chosen = self.views[view]
+        _known("metric", metric, self.metrics.values())
+        _known("view", view, self.views)
+        mask, chosen = self.task.mask(view), self.views[view]
         values = chosen.values[metric]
         names = [self.task.names[i] for i in self.task.queries[chosen.rows]]
-        order = sorted(
-            range(len(values)), key=lambda i: (values[i] * (1 - 2 * (not worst)), names[i])
-        )
+        sign = 1 if worst else -1
+        order = sorted(range(len(values)), key=lambda i: (sign * values[i], names[i]))
         return [
-            self._case(int(chosen.rows[i]), values[i], int(chosen.relevant[i]), mask, k)
+            self._case(int(chosen.rows[i]), values[i], int(chosen.counts.relevant[i]), mask, k)
             for i in order[:n]
         ]
 
@@ -511,7 +559,7 @@ class Evaluation:
         neighbours = tuple(
             Neighbour(
                 rank, task.names[i], self._path(i), float(score),
-                bool(int(task.labels.present[i]) & own), self._shown(i),
+                bool(int(task.labels.present[i]) & own), self._class_names(i),
             )
             for rank, (i, score) in enumerate(
                 zip(self.neighbours[row, :k], self.neighbour_scores[row, :k], strict=True), 1
@@ -519,20 +567,16 @@ class Evaluation:
             if i >= 0
         )  # fmt: skip
         return Case(
-            task.names[query], self._path(query), float(value), relevant, self._shown(query),
-            neighbours,
+            task.names[query], self._path(query), float(value), relevant,
+            self._class_names(query), neighbours,
         )  # fmt: skip
 
     def _path(self, i: int) -> str:
         return self.task.paths[i] if self.task.paths else ""
 
-    def _shown(self, i: int) -> tuple[str, ...]:
+    def _class_names(self, i: int) -> tuple[str, ...]:
         bits = int(self.task.labels.present[i])
         return tuple(name for c, name in enumerate(self.task.classes) if bits >> c & 1)
-
-    def _check(self, metric: str) -> None:
-        if metric not in self.metrics:
-            raise ConfigError("metric", f"{metric!r} is unknown: one of {', '.join(self.metrics)}")
 
 
 def evaluate(
@@ -544,23 +588,24 @@ def evaluate(
     resamples: int = 1000,
     about: dict | None = None,
 ) -> Evaluation:
-    """Judge a ranking of each query.
+    """Score a ranking of the gallery for each query.
 
     Parameters
     ----------
     task : Task
         Labels, queries and gallery.
     blocks : iterable of Block, optional
-        Rankings of all queries in order; the exact one of full depth if left out.
-        Relevant items that a shallower ranking does not reach count as missed.
+        Rankings of all queries in order; the exact ones of full depth if left out, which
+        measure the quality of the embedding. Relevant items that a shallower ranking does
+        not reach count as missed.
     ks : sequence of int
         Depths of P@k, R@k and nDCG@k.
     seed : int
         Of the bootstrap and of the simulated curves.
     resamples : int
-        Bootstrap samples.
+        Number of bootstrap samples.
     about : dict, optional
-        Of the ranking, for reports.
+        Description of the ranking, for reports.
 
     Returns
     -------
@@ -577,9 +622,9 @@ def evaluate(
     if resamples < 1:
         raise ConfigError("resamples", f"is {resamples}; at least 1 is needed")
     queries, gallery = task.labels[task.queries], task.labels[task.gallery]
-    judge = relevance.Judge(gallery)
+    judge = Judge(gallery)
     parts = {}
-    for name, mask in _views(task.classes).items():
+    for name, mask in task.masks.items():
         rows = relevance.members(queries, mask)
         if len(rows) or name == ALL:
             counts = relevance.count(queries[rows], gallery, task.skip[rows], mask)
@@ -591,30 +636,30 @@ def evaluate(
         block = make()
         stop = block.start + len(block.order)
         if stop > len(task.queries):
-            raise ConfigError("blocks", f"go on to {stop}, past {len(task.queries)} queries")
+            raise ConfigError("blocks", f"reach {stop}, beyond {len(task.queries)} queries")
         places = judge.places(block.order)
         results = {}
         for name, part in parts.items():
-            results[name], junk = part.judged(block.start, stop, places, queries)
+            results[name], junk = part.judged(judge, block.start, stop, places, queries)
             if name == ALL:
-                _keep(block, part.within(block.start, stop), junk, neighbours, scores)
+                _keep_neighbours(block, part.within(block.start, stop), junk, neighbours, scores)
         return block.start, stop, results
 
     done = 0
-    makers = task.ranked() if blocks is None else (partial(_itself, block) for block in blocks)
+    makers = task.ranked() if blocks is None else ((lambda b=block: b) for block in blocks)
     for start, stop, results in _in_threads(judged, makers):
         if start != done:
             raise ConfigError("blocks", f"query {done} is next, not {start}")
         done = stop
         for name, result in results.items():
-            parts[name].add(result)
+            parts[name].results.append(result)
     if done != len(task.queries):
         raise ConfigError("blocks", f"end after {done} of {len(task.queries)} queries")
     return Evaluation(
         task=task,
         about=task.about
         | {"truth": task.fingerprint, "ks": list(ks), "seed": seed, "resamples": resamples}
-        | (about or {"ranking": "exact"}),
+        | (about or {"ranking": "exact, full depth"}),
         views={name: part.view(name, seed) for name, part in parts.items()},
         neighbours=np.where(neighbours >= 0, task.gallery[neighbours], -1).astype(np.int32),
         neighbour_scores=scores,
@@ -624,136 +669,62 @@ def evaluate(
     )
 
 
-def view_mask(classes: tuple[str, ...], view: str) -> int:
-    """Give the classes that count in a view.
-
-    Parameters
-    ----------
-    classes : tuple of str
-        Of the task.
-    view : str
-        ``all``, ``without person`` or one of `classes`.
-
-    Returns
-    -------
-    int
-        As bits, in the order of `classes`.
-
-    Raises
-    ------
-    ConfigError
-        There is no such view.
-    """
-    views = _views(classes)
-    if view not in views:
-        raise ConfigError("view", f"{view!r} is unknown: take one of {', '.join(views)}")
-    return views[view]
-
-
 class _Judged(NamedTuple):
-    """Figures of a view's queries in one block."""
+    """Metrics of a view's queries in one block."""
 
     values: dict[str, np.ndarray]
     curves: np.ndarray  # float32 (rows, 101)
 
 
 class _Part:
-    """Collects a view, block by block."""
+    """Collects the results of one view, block by block."""
 
-    def __init__(self, mask: int, rows: np.ndarray, counts: relevance.Counts, ks: tuple[int, ...]):
-        self.mask, self.rows, self.counts, self.ks = mask, rows, counts, ks
-        self._blocks: list[_Judged] = []
+    def __init__(self, mask: int, rows: np.ndarray, counts: Counts, ks: tuple[int, ...]):
+        self.mask, self.rows, self.counts = mask, rows, counts
+        self.metrics = metrics.at_depths(ks)
+        self.results: list[_Judged] = []
 
     def within(self, start: int, stop: int) -> np.ndarray:
         """Numbers of the view's queries in a block."""
         return self.rows[slice(*np.searchsorted(self.rows, [start, stop]))]
 
     def judged(
-        self, start: int, stop: int, places: Labels, queries: Labels
+        self, judge: Judge, start: int, stop: int, places: Labels, queries: Labels
     ) -> tuple[_Judged, np.ndarray]:
-        """Judge a block; also returns its junk, bool (rows of the view in it, depth)."""
+        """Metrics of a block, and its junk, bool (rows of the view in it, depth)."""
         first, last = np.searchsorted(self.rows, [start, stop])
         rows = self.rows[first:last]
         if len(rows) < stop - start:
             places = places[rows - start]
-        gains, junk = relevance.Judge.gains(places, queries[rows], self.mask)
+        gains, junk = judge.gains(places, queries[rows], self.mask)
         found = metrics.ranks(gains, junk)
-        counts = relevance.Counts(*(part[first:last] for part in self.counts))
+        counts = Counts(*(part[first:last] for part in self.counts))
+        values = {name: metric.value(found, counts) for name, metric in self.metrics.items()}
         curve = metrics.interpolated_precision(found, counts.relevant, LEVELS)
-        return _Judged(_values(found, counts, self.ks), curve.astype(np.float32)), junk
-
-    def add(self, result: _Judged) -> None:
-        """Take the next block's figures."""
-        self._blocks.append(result)
+        return _Judged(values, curve.astype(np.float32)), junk
 
     def view(self, name: str, seed: int) -> View:
         some = self.counts.relevant > 0
-        counts = relevance.Counts(*(part[some] for part in self.counts))
+        counts = Counts(*(part[some] for part in self.counts))
+        curves = np.concatenate([result.curves for result in self.results])[some]
         return View(
             name=name,
             rows=self.rows[some],
             without_relevant=int(np.count_nonzero(~some)),
-            relevant=counts.relevant,
-            candidates=counts.candidates,
+            counts=counts,
             values={
-                metric: np.concatenate([block.values[metric] for block in self._blocks])[some]
-                for metric in self._blocks[0].values
+                metric: np.concatenate([result.values[metric] for result in self.results])[some]
+                for metric in self.metrics
             },
-            baseline=_baseline(counts, self.ks),
-            curve=_column_means(np.concatenate([b.curves for b in self._blocks])[some]),
-            curve_baseline=metrics.simulated_interpolated_precision(
-                counts.relevant, counts.candidates, LEVELS, seed=seed
-            ),
+            baseline={name: metric.baseline(counts) for name, metric in self.metrics.items()},
+            # float64, so that the mean does not depend on how queries were cut into blocks
+            curve=curves.sum(axis=0, dtype=np.float64) / max(1, len(curves)),
+            curve_baseline=metrics.simulated_interpolated_precision(counts, LEVELS, seed=seed),
         )
 
 
-def _values(
-    found: metrics.Ranks, counts: relevance.Counts, ks: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    r = counts.relevant
-    return (
-        {
-            "mAP": metrics.average_precision(found, r),
-            "mAP@R": metrics.average_precision_at_r(found, r),
-            "MRR": metrics.reciprocal_rank(found),
-            "Rprec": metrics.r_precision(found, r),
-        }
-        | {f"P@{k}": metrics.precision_at(found, k) for k in ks}
-        | {f"R@{k}": metrics.recall_at(found, r, k) for k in ks}
-        | {f"nDCG@{k}": metrics.ndcg_at(found, counts.at_least, k) for k in ks}
-    )
-
-
-def _baseline(counts: relevance.Counts, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
-    r, n = counts.relevant, counts.candidates
-    return (
-        {
-            "mAP": metrics.expected_average_precision(r, n),
-            "mAP@R": metrics.expected_average_precision(r, n, r),
-            "MRR": metrics.expected_reciprocal_rank(r, n),
-            "Rprec": metrics.expected_r_precision(r, n),
-        }
-        | {f"P@{k}": metrics.expected_precision_at(r, n, k) for k in ks}
-        | {f"R@{k}": metrics.expected_recall_at(r, n, k) for k in ks}
-        | {f"nDCG@{k}": metrics.expected_ndcg_at(counts.at_least, n, k) for k in ks}
-    )
-
-
-def _views(classes: tuple[str, ...]) -> dict[str, int]:
-    """Name and bits of every view."""
-    everything = (1 << len(classes)) - 1
-    views = {ALL: everything}
-    if PERSON in classes and len(classes) > 1:
-        views[WITHOUT] = everything & ~(1 << classes.index(PERSON))
-    return views | {name: 1 << c for c, name in enumerate(classes)}
-
-
-def _keep(
-    block: Block,
-    rows: np.ndarray,
-    junk: np.ndarray,
-    neighbours: np.ndarray,
-    scores: np.ndarray,
+def _keep_neighbours(
+    block: Block, rows: np.ndarray, junk: np.ndarray, neighbours: np.ndarray, scores: np.ndarray
 ) -> None:
     """Keep the first places that are not junk."""
     for row, out in zip(rows, junk, strict=True):
@@ -763,24 +734,22 @@ def _keep(
 
 
 def _indicators(bits: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-    return (bits[..., None] >> np.arange(len(classes), dtype=np.uint32) & 1).astype(float)
+    one = bits.dtype.type(1)
+    return (bits[..., None] >> np.arange(len(classes), dtype=bits.dtype) & one).astype(float)
 
 
-def _column_means(curves: np.ndarray) -> np.ndarray:
-    """Mean over queries, the same however they were cut into blocks."""
-    return curves.sum(axis=0, dtype=np.float64) / max(1, len(curves))
-
-
-def _itself(block: Block) -> Block:
-    return block
+def _known(what: str, name: str, names: Iterable[str]) -> None:
+    if name not in names:
+        raise ConfigError(what, f"{name!r} is unknown; use one of {', '.join(names)}")
 
 
 def _in_threads(call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Map in threads, in order, with no more than two items for each core in memory.
+    """Map in threads, in order, with about two items per core in memory.
 
-    Sorting and array arithmetic let go of Python's lock.
+    Sorting and array arithmetic release Python's lock.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores of this container
+    workers = len(affinity(0)) if affinity else os.cpu_count() or 1
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:

@@ -1,4 +1,4 @@
-"""File locks that end with their holder, and the lock of the one writer of an embedded home."""
+"""File locks that end with their holder, and the lock of the only writer of an embedded home."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from pathlib import Path
 from imgsearch.errors import StoreBusy, StoreError
 
 FOLDER = "embedded"
-WRITE_TIMEOUT = 60.0  # seconds to wait for one's turn to write
+WRITE_TIMEOUT = 60.0  # seconds to wait for the lock of the writer
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder, and those above it that are missing, that only their owner may enter."""
+    for above in reversed([f for f in (folder, *folder.parents) if not f.exists()]):
+        above.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
 
 
 class FileLock:
@@ -33,7 +42,7 @@ class FileLock:
             ) from None
         self._fcntl, self.path = fcntl, path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(path.parent)
             self.fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreError(
@@ -87,8 +96,8 @@ class FileLock:
 
 
 def _forget_locks_of_parent() -> None:
-    # Closing does not unlock what the parent still holds open; keeping them open would
-    # let a forgotten worker hold the parent's locks after the parent's end.
+    # Closing does not unlock what the parent still holds open; keeping the files open would let
+    # a forgotten worker hold the parent's locks after the parent's end.
     for lock in list(_held):
         lock.close()
     _held.clear()
@@ -105,31 +114,14 @@ def _me() -> str:
     return f"{program}, process {os.getpid()} on {socket.gethostname()}, since {now}"
 
 
-# ---------------------------------------------------------------- one writer at a time
-
 _turns: dict[tuple[Path, int], list] = {}  # (home, thread) -> [lock, depth]
 
 
 @contextlib.contextmanager
 def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
-    """Be the one writer of an embedded home for a while.
+    """Be the only writer of an embedded home, re-entrantly for the thread that is it already.
 
-    Excludes other processes and the other threads of this one; a thread that
-    is the writer already just goes on.
-
-    Parameters
-    ----------
-    home : Path
-        ``IMGSEARCH_HOME``.
-    timeout : float
-        Seconds to wait for one's turn.
-
-    Raises
-    ------
-    StoreBusy
-        Somebody else still writes after `timeout`; names who.
-    StoreError
-        The home cannot be written.
+    Raises :class:`StoreBusy`, which names the holder, after so many seconds.
     """
     key = (home, threading.get_ident())
     turn = _turns.get(key)

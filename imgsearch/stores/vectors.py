@@ -1,21 +1,20 @@
-"""The vectors of every collection, in Milvus: embedded, a server or a cluster.
+"""Vectors of every collection, in Milvus: the embedded store, a server or a cluster.
 
-Nothing else in the package knows pymilvus. A collection has two fields, ``id``
-(int64, primary key) and ``vector`` (float32), and is searched by cosine.
+A collection has two fields, ``id`` (int64, primary key) and ``vector`` (float32), and is
+searched by cosine similarity.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import math
 import os
 import re
-import shutil
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,22 +35,23 @@ from imgsearch.errors import (
 from imgsearch.stores import embedded, locks
 
 METRIC = "COSINE"
-MAX_TOP_K = 16_384  # Milvus' own limit, for rows of one answer too
+MAX_TOP_K = 16_384  # Milvus' own limit, also for the rows of one answer
 BATCH_BYTES = 8 * 1024 * 1024  # of one message; Milvus takes 64 MiB, readers wait meanwhile
 OLDEST = (2, 3)  # the first Milvus with upsert and cosine
-_CONNECT_FAILED = 2  # error code of pymilvus
-# What a Milvus says for a while after it was restarted, or stood still.
-_COMING_UP = r"channel not (available|subscribed)|service not ready|no available shard|not healthy"
-SPARE_HITS = 16  # fetched beyond top_k, so that ties at the cut fall by id
-CALL_LIMIT = 60.0  # seconds for one request to a server that keeps answering
+SPARE_HITS = 16  # fetched beyond top_k, so that ties at the cut are ordered by id
+CALL_LIMIT = 60.0  # seconds for one request to a server that keeps answering pings
 WORK_LIMIT = 3600.0  # seconds for loading or writing out a whole collection
-FRESH = 60.0  # seconds for which the size of a collection is not asked again
 STALLED = 600.0  # seconds without one more indexed row
+# A Milvus server closes connections that ping more often than every 5 seconds.
+_LEAST_PING = 5.2
+_CONNECT_FAILED, _NOT_FOUND, _NOT_IN_MEMORY = 2, 100, 101  # error codes of pymilvus and Milvus
+# What a Milvus says for a while after it was restarted or stood still.
+_STARTING = r"channel not (available|subscribed)|service not ready|no available shard|not healthy"
+_ABOUT, _INDEX = "imgsearch.about", "imgsearch.index"  # properties of a collection
 
 T = TypeVar("T")
 
-# name: (lowest, highest, default or None where Milvus chooses)
-_ABOUT, _INDEX = "imgsearch.about", "imgsearch.index"  # properties of a collection
+# name: (lowest, highest, default)
 _BUILD = {
     "HNSW": {"M": (4, 64, 16), "efConstruction": (8, 512, 200)},
     "FLAT": {},
@@ -59,64 +59,32 @@ _BUILD = {
     "AUTOINDEX": {},
 }
 _SEARCH = {
-    "HNSW": {"ef": (1, 32_768, None)},  # by the size of the collection: _ef
+    "HNSW": {"ef": (1, 32_768, 128)},
     "FLAT": {},
     "IVF_FLAT": {"nprobe": (1, 65_536, 16)},
     "AUTOINDEX": {},
 }
-# A collection of so many vectors at most: its ef.
-_EF = ((20_000, 64), (100_000, 128), (math.inf, 256))
 
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """An index that Milvus can build, with parameters that were checked.
-
-    Attributes
-    ----------
-    kind : str
-        ``HNSW``, ``FLAT``, ``IVF_FLAT`` or ``AUTOINDEX``.
-    params : dict
-        What it is built with: ``M`` and ``efConstruction``, or ``nlist``.
-    search : dict
-        What it is searched with: ``ef``, or ``nprobe``. Without ``ef``, each search
-        takes what the size of the collection asks for.
-    """
+    """An index that Milvus can build: its kind, and checked parameters to build and search it."""
 
     kind: str
     params: dict[str, int] = field(default_factory=dict)
     search: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str) -> IndexSpec:
-        """Read an index from its text, as in ``IMGSEARCH_INDEX``.
+    def parse(cls, text: str, embedded: bool = False) -> IndexSpec:
+        """Read ``KIND`` or ``KIND:name=number,…``; ``auto`` is FLAT embedded, HNSW on servers.
 
-        Milvus Lite takes a misspelt index without a word and fails much later,
-        so names and ranges are checked here.
-
-        Parameters
-        ----------
-        text : str
-            ``KIND`` or ``KIND:name=number,…``; ``auto`` is HNSW, and ``ef=auto`` the
-            ``ef`` that grows with the collection.
-
-        Returns
-        -------
-        IndexSpec
-            With every parameter filled in, save ``ef`` where it is chosen by size.
-
-        Raises
-        ------
-        ConfigError
-            An unknown index, an unknown parameter or a value out of range.
-
-        Examples
-        --------
-        >>> str(IndexSpec.parse("HNSW:M=32"))
-        'HNSW:M=32,efConstruction=200,ef=auto'
+        Milvus Lite takes a misspelt index silently and fails much later, so names and ranges are
+        checked here.
         """
         kind, _, rest = text.strip().partition(":")
-        kind = {"AUTO": "HNSW"}.get(kind.strip().upper(), kind.strip().upper())
+        kind = kind.strip().upper()
+        if kind == "AUTO":
+            kind = "FLAT" if embedded else "HNSW"
         if kind not in _BUILD:
             raise ConfigError(
                 "index", f"{text!r} is unknown: use auto, {', '.join(_BUILD)}, with parameters as "
@@ -124,8 +92,7 @@ class IndexSpec:
             )  # fmt: skip
         known = {**_BUILD[kind], **_SEARCH[kind]}
         values = {name: default for name, (_, _, default) in known.items()}
-        if "nlist" in values:
-            values["nprobe"] = 0  # filled in below
+        given = set()
         for part in filter(None, (p.strip() for p in rest.split(","))):
             name, _, value = (x.strip() for x in part.partition("="))
             name = {n.lower(): n for n in known}.get(name.lower(), name)
@@ -134,49 +101,33 @@ class IndexSpec:
                     "index", f"{kind} has no parameter {name!r}"
                     + (f", only {', '.join(known)}" if known else "")
                 )  # fmt: skip
-            low, high, default = known[name]
-            if value.lower() == "auto" and default is None:
+            if (name, value.lower()) == ("ef", "auto"):  # in the index of older collections
                 continue
+            low, high, _ = known[name]
             if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
                 raise ConfigError(
                     "index", f"{name}={value} of {kind} must be a whole number, {low} to {high}"
                 )
             values[name] = int(value)
+            given.add(name)
         if "nlist" in values:
-            values["nprobe"] = values["nprobe"] or min(16, values["nlist"])
+            if "nprobe" not in given:
+                values["nprobe"] = min(values["nprobe"], values["nlist"])
             if values["nprobe"] > values["nlist"]:
                 raise ConfigError(
                     "index", f"nprobe={values['nprobe']} is more than nlist={values['nlist']}"
                 )
         return cls(
-            kind,
-            {n: values[n] for n in _BUILD[kind]},
-            {n: values[n] for n in _SEARCH[kind] if values[n] is not None},
+            kind, {n: values[n] for n in _BUILD[kind]}, {n: values[n] for n in _SEARCH[kind]}
         )
 
     def __str__(self) -> str:
-        pairs = {**self.params, **dict.fromkeys(_SEARCH[self.kind], "auto"), **self.search}
+        pairs = {**self.params, **self.search}
         return self.kind + (":" if pairs else "") + ",".join(f"{n}={v}" for n, v in pairs.items())
 
 
 class VectorInfo(NamedTuple):
-    """What a store says about a collection.
-
-    Attributes
-    ----------
-    dim : int
-        Length of its vectors.
-    index : IndexSpec
-        Its index.
-    count : int
-        Vectors in it.
-    pending_index_rows : int
-        Vectors that are written out and not indexed yet: searched one by one.
-    server_version : str
-        Version of the Milvus that holds it.
-    description : str
-        What :meth:`VectorStore.create` was given.
-    """
+    """Facts about a collection; pending rows are written out and not in its index yet."""
 
     dim: int
     index: IndexSpec
@@ -186,24 +137,12 @@ class VectorInfo(NamedTuple):
     description: str
 
 
-class _Facts(NamedTuple):
-    """What a search must know of its collection, and until when that is taken for true.
-
-    The count is 0 where nothing depends on it.
-    """
-
-    dim: int
-    index: IndexSpec
-    count: int
-    until: float
-
-
-class _Gone(Exception):
-    """Nobody listens at the server's address any more."""
+class _Lost(Exception):
+    """The connection is gone, or was closed by another thread."""
 
 
 class _Silent(Exception):
-    """The server does not answer; text says since when."""
+    """The server does not answer."""
 
 
 class _NotReady(Exception):
@@ -215,16 +154,7 @@ class _NotLoaded(Exception):
 
 
 class VectorStore:
-    """Vectors by id, in named collections.
-
-    Made by :meth:`open`. One store may be used by several threads. A
-    forked child connects for itself at its first call.
-
-    Attributes
-    ----------
-    where : str
-        The store in words, without credentials.
-    """
+    """Vectors by id in named collections; may be used by several threads, and after a fork."""
 
     def __init__(self, settings: Settings):
         self._timeout = settings.imgsearch_timeout
@@ -234,7 +164,7 @@ class VectorStore:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._loaded: set[str] = set()
-        self._facts: dict[str, _Facts] = {}
+        self._forms: dict[str, tuple[int, IndexSpec]] = {}  # dimension and index by collection
         self._version = ""
         self._uri = settings.milvus_address or ""
         self._token = settings.milvus_token or SecretStr("")
@@ -250,31 +180,10 @@ class VectorStore:
 
     @classmethod
     def open(cls, settings: Settings) -> VectorStore:
-        """Connect to the store that the settings name.
-
-        Parameters
-        ----------
-        settings : Settings
-            Embedded store of the home, or a Milvus server.
-
-        Returns
-        -------
-        VectorStore
-
-        Raises
-        ------
-        ConfigError
-            The address is no URL.
-        StoreUnavailable
-            Nobody answers there within ``imgsearch_timeout`` seconds.
-        StoreBusy, StoreDamaged
-            See :func:`imgsearch.stores.embedded.lease`.
-        StoreError
-            The server refuses the token, or is too old.
-        """
+        """Connect to the store that the settings name."""
         store = cls(settings)
         try:
-            store._attempt(lambda client, timeout: None)
+            store._call(lambda client, timeout: None)
         except BaseException:
             store.close()
             raise
@@ -288,6 +197,15 @@ class VectorStore:
                 self._lease.close()
                 self._lease = None
 
+    def restart(self) -> None:
+        """End the embedded server, whoever uses it, and connect to a new one."""
+        if self._home is None:
+            raise StoreError(self.where, "is a server, which imgsearch does not restart")
+        self.close()
+        with embedded.stopped(self._home):
+            pass
+        self._call(lambda client, timeout: None)
+
     def __enter__(self) -> VectorStore:
         return self
 
@@ -297,35 +215,16 @@ class VectorStore:
     # ------------------------------------------------------------ collections
 
     def create(self, collection: str, dim: int, index: IndexSpec, *, description: str = "") -> None:
-        """Make a collection; nothing happens where it is there with this dimension.
-
-        Parameters
-        ----------
-        collection : str
-            Its name.
-        dim : int
-            Length of its vectors, 2 to 32,768.
-        index : IndexSpec
-            Its index.
-        description : str
-            Kept with the collection.
-
-        Raises
-        ------
-        ConfigError
-            The name or the dimension is one that Milvus does not take.
-        StoreError
-            It is there with another dimension, or was made by another program.
-        """
+        """Make a collection; nothing happens where it is there with this dimension."""
         collection_name(collection)
         if not 2 <= dim <= 32_768:
             raise ConfigError("dim", f"Milvus takes vectors of 2 to 32768 numbers, not {dim}")
         with self._writing():
-            there = self._schema(collection)
+            there = self._dimension(collection)
             if there is None:
                 about = {_ABOUT: description, _INDEX: str(index)}
-                self._attempt(lambda client, t: _create(client, collection, dim, about, t))
-                there = self._schema(collection)
+                self._call(lambda client, t: _create(client, collection, dim, about, t))
+                there = self._dimension(collection)
             if there != dim:
                 raise StoreError(
                     self.where, f"collection {collection!r} is there with vectors of {there} "
@@ -333,49 +232,18 @@ class VectorStore:
                 )  # fmt: skip
             # A process that died in between may have left a collection without an index.
             if self._index(collection) is None:
-                self._attempt(
+                self._call(
                     lambda client, t: _create_index(client, collection, index, t), limit=WORK_LIMIT
                 )
-            self._ready(collection)
+            self._load(collection)
 
     def collections(self) -> list[str]:
-        """Names of all collections, sorted.
-
-        A damaged collection of the embedded store is among them: it can be
-        dropped, everything else on it raises :class:`StoreDamaged`.
-
-        Returns
-        -------
-        list of str
-        """
-        try:
-            return sorted(self._attempt(lambda client, t: client.list_collections(timeout=t)))
-        except StoreDamaged:
-            # Milvus Lite opens every collection to list them, and fails with the first bad one.
-            folder = self._home / embedded.STORE / "collections"
-            return sorted(p.parent.name for p in folder.glob("*/schema.json"))
+        """Names of all collections, sorted; those that are damaged are among them."""
+        return sorted(self._call(lambda client, t: client.list_collections(timeout=t)))
 
     def describe(self, collection: str) -> VectorInfo:
-        """Facts about a collection.
-
-        Parameters
-        ----------
-        collection : str
-            The collection.
-
-        Returns
-        -------
-        VectorInfo
-
-        Raises
-        ------
-        CollectionNotFound
-            There is none of this name.
-        StoreDamaged
-            It has no index, since a process died while it made the collection, or
-            one of a kind that nobody builds.
-        """
-        dim = self._dim(collection)
+        """Facts about a collection, which is loaded for them."""
+        dim = self._known_dimension(collection)
         found = self._index(collection)
         if found is None:
             raise self._no_index(collection)
@@ -383,47 +251,47 @@ class VectorStore:
         about = self._properties(collection).get(_ABOUT, "")
         return VectorInfo(dim, index, self.count(collection), pending, self._version, about)
 
-    def drop(self, collection: str) -> None:
-        """Remove a collection with all its vectors.
+    def about(self, collection: str) -> dict[str, Any] | None:
+        """What imgsearch wrote about a collection as it made it; None if it did not make it."""
+        try:
+            found = json.loads(self._properties(collection).get(_ABOUT) or "null")
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
 
-        Parameters
-        ----------
-        collection : str
-            The collection.
+    def stored_rows(self, collection: str) -> int | None:
+        """Number of rows, without loading the collection.
 
-        Raises
-        ------
-        CollectionNotFound
-            There is none of this name.
+        Exact embedded and where the collection is loaded already. Of another one, a server counts
+        what it has written out, deleted rows included.
         """
+        if self._home is None:
+            state = self._call(
+                lambda client, t: client.get_load_state(collection, timeout=t),
+                collection=collection,
+            )
+            if getattr(state.get("state"), "name", "") == "Loaded":
+                return self._count(collection)
+        stats = self._call(
+            lambda client, t: client.get_collection_stats(collection, timeout=t),
+            collection=collection,
+        )
+        rows = stats.get("row_count")
+        return None if rows is None else int(rows)
+
+    def drop(self, collection: str) -> None:
+        """Remove a collection with all its vectors."""
         collection_name(collection)
         with self._writing():
             names = self.collections()
             if collection not in names:
                 raise CollectionNotFound(collection, names)
-            self._attempt(lambda client, t: client.drop_collection(collection, timeout=t))
-            with self._lock:
-                self._loaded.discard(collection)
-                self._facts.pop(collection, None)
+            self._call(lambda client, t: client.drop_collection(collection, timeout=t))
+            self._forget_collection(collection)
 
     def set_aside(self, collection: str) -> Path:
-        """Take a collection that cannot be read out of the embedded store, and keep its files.
-
-        Parameters
-        ----------
-        collection : str
-            The collection.
-
-        Returns
-        -------
-        pathlib.Path
-            Where its files lie now.
-
-        Raises
-        ------
-        StoreError
-            The store is a server's: its own tools must mend it.
-        """
+        """Move the files of an embedded collection out of the store; gives where they are now."""
+        collection_name(collection)
         if self._home is None:
             raise StoreError(
                 self.where,
@@ -431,41 +299,25 @@ class VectorStore:
                 "mend it; or drop the collection and ingest again",
             )
         with self._writing():
-            kept = embedded.aside(self._home, collection)
-            shutil.copytree(self._home / embedded.STORE / "collections" / collection, kept)
-            self.drop(collection)
+            self.close()
+            kept = embedded.set_aside(self._home, collection)
+            self._forget_collection(collection)
         return kept
 
     # ------------------------------------------------------------ vectors
 
     def upsert(self, collection: str, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Store vectors under their ids; what was there under the same ids is replaced.
+        """Store vectors under their ids, which replaces what was there under the same ids.
 
-        Parameters
-        ----------
-        collection : str
-            The collection.
-        ids : ndarray of int64, shape (n,)
-            All different.
-        vectors : ndarray of float32, shape (n, dim)
-            Finite, and none of length zero.
-
-        Raises
-        ------
-        ConfigError
-            Ids or vectors cannot be stored; nothing was.
-        CollectionNotFound
-            There is no such collection.
-        StoreError
-            The store failed. Some batches may be stored; doing it again is harmless.
+        Ids must be different, vectors finite and of a length above zero. If the store fails, some
+        batches may be stored; storing again is harmless.
         """
         ids = np.asarray(ids)
         if ids.ndim != 1 or not (ids.dtype.kind in "iu" or ids.size == 0):
             raise ConfigError("ids", f"must be whole numbers in one dimension, not {ids.dtype}")
-        facts = self._facts.get(collection)
-        if facts is None or np.shape(vectors)[1:] != (facts.dim,):
-            facts = self._fresh_facts(collection)
-        dim = facts.dim
+        dim, _ = self._form(collection)
+        if np.shape(vectors)[1:] != (dim,):
+            dim, _ = self._form(collection, fresh=True)
         vectors = _checked(vectors, dim)
         if len(ids) != len(vectors):
             raise ConfigError("ids", f"{len(ids)} ids for {len(vectors)} vectors")
@@ -474,7 +326,7 @@ class VectorStore:
         numbers = ids.tolist()
         step = max(1, BATCH_BYTES // (4 * dim + 64))
         with self._writing():
-            self._ready(collection)
+            self._load(collection)
             for start in range(0, len(numbers), step):
                 part = slice(start, start + step)
                 rows = [
@@ -482,36 +334,27 @@ class VectorStore:
                     for i, v in zip(numbers[part], vectors[part], strict=True)
                 ]
                 try:
-                    self._attempt(lambda client, t, rows=rows: client.upsert(collection, rows, t))
+                    self._call(
+                        lambda client, t, rows=rows: client.upsert(collection, rows, t),
+                        collection=collection,
+                    )
                 except StoreUnavailable:
                     raise
                 except StoreError:
                     # Another process may have dropped it and made it anew, in another form.
-                    _checked(vectors, self._fresh_facts(collection).dim)
+                    _checked(vectors, self._form(collection, fresh=True)[0])
                     raise
 
     def delete(self, collection: str, ids: Sequence[int] | np.ndarray) -> None:
-        """Remove vectors; ids that are not there are passed over.
-
-        Parameters
-        ----------
-        collection : str
-            The collection.
-        ids : sequence of int
-            Their ids.
-
-        Raises
-        ------
-        CollectionNotFound
-            There is no such collection.
-        """
+        """Remove vectors; ids that are not there are passed over."""
         numbers = [int(i) for i in ids]
         with self._writing():
-            self._ready(collection)
+            self._load(collection)
             for start in range(0, len(numbers), 5_000):
                 part = numbers[start : start + 5_000]
-                self._attempt(
-                    lambda client, t, part=part: client.delete(collection, ids=part, timeout=t)
+                self._call(
+                    lambda client, t, part=part: client.delete(collection, ids=part, timeout=t),
+                    collection=collection,
                 )
 
     def search(
@@ -523,88 +366,50 @@ class VectorStore:
         search_params: dict[str, int] | None = None,
         timeout: float | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Nearest vectors by cosine similarity.
+        """Ids and cosine similarities of the vectors nearest to each query.
 
-        Parameters
-        ----------
-        collection : str
-            The collection.
-        queries : ndarray of float32, shape (q, dim)
-            Finite, and none of length zero.
-        top_k : int
-            How many to find for each query, 1 to 16,384.
-        search_params : dict, optional
-            ``ef`` or ``nprobe``, instead of the index's defaults.
-        timeout : float, optional
-            Seconds for the whole of it. Without it, a search may take its time
-            as long as the server gives signs of life.
-
-        Returns
-        -------
-        list of (ids, scores)
-            For each query: int64 and float32 arrays of the same length, at most
-            `top_k`; best first, equal scores by id. Scores are cosines, -1 to 1.
-
-        Raises
-        ------
-        ConfigError
-            Queries, `top_k` or `search_params` cannot be used.
-        CollectionNotFound
-            There is no such collection.
-        StoreUnavailable
-            No answer in time.
+        Best first, equal scores by id; at most `top_k`, and never more than `MAX_TOP_K`.
+        `search_params` (``ef``, ``nprobe``) replace the defaults of the index. `timeout` bounds the
+        whole call; without it, a search may take its time while the server answers pings.
         """
-        if not 1 <= top_k <= MAX_TOP_K:
-            raise ConfigError("top_k", f"must be 1 to {MAX_TOP_K}, not {top_k}")
+        if top_k < 1:
+            raise ConfigError("top_k", f"must be 1 or more, not {top_k}")
         end = None if timeout is None else time.monotonic() + timeout
-        facts = self._facts.get(collection)
-        # Whoever sets a limit of time does not wait for the size to be asked again.
-        if facts is not None and (end is not None or time.monotonic() < facts.until):
+        known = self._forms.get(collection)
+        if known is not None:
             try:
-                return self._search(collection, queries, top_k, facts, search_params, end)
+                return self._search(collection, queries, top_k, known, search_params, end)
             except StoreUnavailable:
                 raise
             except (StoreError, ConfigError, CollectionNotFound):
                 # Another process may have dropped it and made it anew, in another form.
-                if self._fresh_facts(collection)[:2] == facts[:2]:
+                if self._form(collection, fresh=True) == known:
                     raise
-        facts = self._fresh_facts(collection)
-        return self._search(collection, queries, top_k, facts, search_params, end)
-
-    def _fresh_facts(self, collection: str) -> _Facts:
-        dim, found = self._dim(collection), self._index(collection)
-        if found is None:
-            raise self._no_index(collection)
-        if found[0].kind == "HNSW" and "ef" not in found[0].search:  # chosen by size
-            count, until = self.count(collection), time.monotonic() + FRESH
-        else:
-            count, until = 0, math.inf
-        facts = _Facts(dim, found[0], count, until)
-        self._facts[collection] = facts
-        return facts
+        form = self._form(collection)
+        return self._search(collection, queries, top_k, form, search_params, end)
 
     def _search(
         self,
         collection: str,
         queries: np.ndarray,
         top_k: int,
-        facts: _Facts,
+        form: tuple[int, IndexSpec],
         search_params: dict[str, int] | None,
         end: float | None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        dim = facts.dim
+        dim, index = form
         queries = _checked(queries, dim)
         limit = min(top_k + SPARE_HITS, MAX_TOP_K)
-        params = _search_params(facts, search_params, limit)
+        params = _search_params(index, search_params, limit)
         if not len(queries):
             return []
-        self._ready(collection)
+        self._load(collection)
         # Bounded by bytes both ways: the queries, and some 20 bytes for each hit.
         step = max(1, min(1_000, BATCH_BYTES // (4 * dim), BATCH_BYTES // (limit * 20)))
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(queries), step):
             part = list(queries[start : start + step])
-            hits = self._attempt(
+            hits = self._call(
                 lambda client, t, part=part: client.search(
                     collection,
                     data=part,
@@ -624,64 +429,32 @@ class VectorStore:
     def get(
         self, collection: str, ids: Sequence[int] | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Read vectors back.
-
-        Parameters
-        ----------
-        collection : str
-            The collection.
-        ids : sequence of int
-            Which ones.
-
-        Returns
-        -------
-        ids : ndarray of int64, shape (k,)
-            Those that are there, in the order asked.
-        vectors : ndarray of float32, shape (k, dim)
-
-        Raises
-        ------
-        CollectionNotFound
-            There is no such collection.
-        """
-        dim = self._dim(collection)
-        self._ready(collection)
+        """Read vectors back: those ids that are there, in the order asked, and their vectors."""
+        dim = self._known_dimension(collection)
+        self._load(collection)
         wanted = [int(i) for i in ids]
         step = max(1, min(5_000, BATCH_BYTES // (4 * dim + 64)))
         there: dict[int, np.ndarray] = {}
         for start in range(0, len(wanted), step):
             part = list(dict.fromkeys(wanted[start : start + step]))
             rows = self._query(
-                collection, ids=part, output_fields=["id", "vector"], consistency_level="Strong"
-            )
-            there |= {row["id"]: np.asarray(row["vector"], np.float32) for row in rows}
+                collection, ids=part, output_fields=["id", "vector"], consistency_level="Strong",
+                strict_float32=True,
+            )  # fmt: skip
+            there |= {row["id"]: row["vector"] for row in rows}
         kept = [i for i in wanted if i in there]
+        if any(len(there[i]) != dim for i in kept):
+            raise StoreDamaged(
+                self.where, f"collection {collection!r} holds vectors of another length than {dim}"
+            )
         vectors = np.stack([there[i] for i in kept]) if kept else np.empty((0, dim), np.float32)
         return np.asarray(kept, np.int64), vectors
 
     def ids(self, collection: str) -> np.ndarray:
-        """All ids of a collection.
-
-        Parameters
-        ----------
-        collection : str
-            The collection.
-
-        Returns
-        -------
-        numpy.ndarray
-            int64, shape ``(n,)``, ascending.
-
-        Raises
-        ------
-        CollectionNotFound
-            There is no such collection.
-        """
-        self._ready(collection)
+        """All ids of a collection, ascending."""
+        self._load(collection)
         if self._home is not None:  # no limit there, and its cursor costs a full scan a page
-            rows = self._query(
-                collection, filter="id >= -9223372036854775808", output_fields=["id"]
-            )
+            rows = self._query(collection, filter=embedded.ALL_IDS, output_fields=["id"])
             return np.unique(np.asarray([row["id"] for row in rows], np.int64))
 
         def walk(client: Any, timeout: float) -> list[int]:
@@ -700,58 +473,24 @@ class VectorStore:
                 pages.close()
             return found
 
-        return np.unique(np.asarray(self._attempt(walk, collection=collection), np.int64))
+        return np.unique(np.asarray(self._call(walk, collection=collection), np.int64))
 
     def count(self, collection: str) -> int:
-        """How many vectors a collection holds, what was just written included.
-
-        Parameters
-        ----------
-        collection : str
-            The collection.
-
-        Returns
-        -------
-        int
-
-        Raises
-        ------
-        CollectionNotFound
-            There is no such collection.
-        """
-        self._ready(collection)
-        rows = self._query(collection, output_fields=["count(*)"], consistency_level="Strong")
-        return int(rows[0]["count(*)"])
+        """How many vectors a collection holds, what was just written included."""
+        self._load(collection)
+        return self._count(collection)
 
     def flush(self, collection: str, *, wait: bool = True) -> None:
-        """Write a collection out, and wait until its index is built.
+        """Write a collection out, and wait until a server has built its index.
 
-        Until then searches compare one by one: 20 times slower at 17,000
-        vectors.
-
-        Parameters
-        ----------
-        collection : str
-            The collection.
-        wait : bool
-            Whether to wait for the index.
-
-        Raises
-        ------
-        CollectionNotFound
-            There is no such collection.
-        StoreError
-            The index makes no progress for ten minutes.
+        Until then a server compares one by one: 20 times slower at 17,000 vectors.
         """
-        self._dim(collection)  # Milvus Lite passes over an unknown name
-        self._ready(collection)
+        self._known_dimension(collection)  # Milvus Lite passes over an unknown name
+        self._load(collection)
         with self._writing():
-            self._attempt(lambda client, t: client.flush(collection, timeout=t), limit=WORK_LIMIT)
-        self._facts.pop(collection, None)
+            self._call(lambda client, t: client.flush(collection, timeout=t), limit=WORK_LIMIT)
         least, since = None, time.monotonic()
-        asked = since
         while wait and (found := self._index(collection)) is not None and found[1] > 0:
-            self._ready(collection)  # an embedded server that had to be replaced builds no index
             if least is None or found[1] < least:
                 least, since = found[1], time.monotonic()
             if time.monotonic() - since > STALLED:
@@ -759,8 +498,7 @@ class VectorStore:
                     self.where, f"the index of {collection!r} makes no progress, {least} vectors "
                     "are not in it; searches work, slowly. Check the store's log and free memory"
                 )  # fmt: skip
-            # Asking costs Milvus Lite a count of all rows, and takes that from the work itself.
-            time.sleep(min(0.5, 0.05 + (time.monotonic() - asked) / 10))
+            time.sleep(0.1)
 
     # ------------------------------------------------------------ inside
 
@@ -768,12 +506,15 @@ class VectorStore:
         return nullcontext() if self._home is None else locks.writing(self._home)
 
     def _describe(self, collection: str) -> dict[str, Any]:
-        return self._attempt(lambda client, t: client.describe_collection(collection, timeout=t))
+        return self._call(
+            lambda client, t: client.describe_collection(collection, timeout=t),
+            collection=collection,
+        )
 
     def _properties(self, collection: str) -> dict[str, str]:
         return self._describe(collection).get("properties") or {}
 
-    def _schema(self, collection: str) -> int | None:
+    def _dimension(self, collection: str) -> int | None:
         """Dimension of a collection, None where there is none."""
         try:
             fields = {f["name"]: f for f in self._describe(collection)["fields"]}
@@ -789,57 +530,80 @@ class VectorStore:
             raise StoreError(self.where, f"collection {collection!r} was {made}: take another name")
         return int(fields["vector"]["params"]["dim"])
 
-    def _dim(self, collection: str) -> int:
-        dim = self._schema(collection_name(collection))
+    def _known_dimension(self, collection: str) -> int:
+        dim = self._dimension(collection_name(collection))
         if dim is None:
             raise CollectionNotFound(collection, self.collections())
         return dim
 
     def _index(self, collection: str) -> tuple[IndexSpec, int] | None:
         """Index of a collection and rows not in it yet, None where there is no index."""
-        facts = self._attempt(
+        facts = self._call(
             lambda client, t: client.describe_index(collection, "vector", timeout=t),
             collection=collection,
         )
-        if not facts:
-            return None
-        given = {**facts, **(facts.get("params") or {})}
-        kind = str(given.get("index_type", "")).upper()
-        pairs = ",".join(f"{n}={given[n]}" for n in _BUILD.get(kind, ()) if n in given)
         # Milvus does not keep what an index is to be searched with.
         asked = self._properties(collection).get(_INDEX)
         try:
+            wish = IndexSpec.parse(asked) if asked else None
+            if not facts:
+                # Exact search embedded needs no index, and Milvus Lite's FLAT is a copy of all.
+                exact = self._home is not None and wish is not None and wish.kind == "FLAT"
+                return (wish, 0) if exact else None
+            given = {**facts, **(facts.get("params") or {})}
+            kind = str(given.get("index_type", "")).upper()
+            pairs = ",".join(f"{n}={given[n]}" for n in _BUILD.get(kind, ()) if n in given)
             index = IndexSpec.parse(f"{kind}:{pairs}")
-            wish = IndexSpec.parse(asked) if asked else index
         except ConfigError as error:
+            text = f"collection {collection!r} has an index that imgsearch did not make: "
+            if self._home is None:
+                raise StoreError(self.where, text + error.reason) from None
             raise StoreDamaged(
-                self.where, f"collection {collection!r} has an index that imgsearch did not make: "
-                f"{error.reason}. `repair` makes an embedded one anew"
-            ) from None  # fmt: skip
-        if (wish.kind, wish.params) == (index.kind, index.params):
+                self.where, f"{text}{error.reason}. `repair` makes it anew"
+            ) from None
+        if wish is not None and (wish.kind, wish.params) == (index.kind, index.params):
             index = wish
         return index, int(facts.get("pending_index_rows") or 0)
 
     def _no_index(self, collection: str) -> StoreDamaged:
         return StoreDamaged(self.where, f"collection {collection!r} has no index: run `repair`")
 
+    def _form(self, collection: str, *, fresh: bool = False) -> tuple[int, IndexSpec]:
+        """Dimension and index of a collection, remembered between calls."""
+        known = self._forms.get(collection)
+        if known is None or fresh:
+            dim, found = self._known_dimension(collection), self._index(collection)
+            if found is None:
+                raise self._no_index(collection)
+            known = self._forms[collection] = dim, found[0]
+        return known
+
+    def _forget_collection(self, collection: str) -> None:
+        with self._lock:
+            self._loaded.discard(collection)
+            self._forms.pop(collection, None)
+
     def _query(self, collection: str, **what: object) -> list[dict]:
-        return self._attempt(
+        return self._call(
             lambda client, t: client.query(collection, timeout=t, **what), collection=collection
         )
 
-    def _ready(self, collection: str) -> None:
+    def _count(self, collection: str) -> int:
+        rows = self._query(collection, output_fields=["count(*)"], consistency_level="Strong")
+        return int(rows[0]["count(*)"])
+
+    def _load(self, collection: str) -> None:
         """Have a collection in the server's memory, which search and query need."""
         if collection in self._loaded and self._pid == os.getpid():
             return
-        self._attempt(
+        self._call(
             lambda client, t: client.load_collection(collection, timeout=t),
             limit=WORK_LIMIT,
             collection=collection,
         )
         self._loaded.add(collection)
 
-    def _attempt(
+    def _call(
         self,
         call: Callable[[Any, float], T],
         *,
@@ -847,216 +611,222 @@ class VectorStore:
         limit: float = CALL_LIMIT,
         collection: str | None = None,
     ) -> T:
-        """Call Milvus; once more where an embedded server died or forgot the collection.
+        """Call Milvus; again where the connection was lost or the collection is not in memory.
 
-        Everything that is asked of Milvus is either read-only or the same when
-        it is done twice.
+        Every request is either read-only or harmless to repeat.
         """
-        gone = absent = 0
+        lost = unloaded = 0
         ready_by = time.monotonic() + self._timeout
         while True:
+            allowed = limit if end is None else max(0.001, end - time.monotonic())
             try:
-                return self._patiently(call, end, limit)
+                client = self._connected(allowed)
+                try:
+                    with _quietly():
+                        return call(client, allowed)
+                except Exception as error:
+                    raise self._translated(error, client) from None
             except _NotReady as why:
                 if time.monotonic() >= min(ready_by, end or ready_by):
                     raise self._unavailable(f"is not ready ({why})") from None
                 time.sleep(0.25)
-            except _Silent as silent:
-                raise self._unavailable(f"is silent for {silent}") from None
-            except _Gone:
+            except _Silent:
+                seconds = min(self._timeout, allowed)
+                raise self._unavailable(f"is silent for {seconds:.3g} s") from None
+            except _Lost:
+                lost += 1
                 late = end is not None and time.monotonic() >= end
-                gone += 1
-                if self._home is None or gone > 1 or late:
+                if lost > 1 or late:
                     raise self._unavailable("cannot be reached") from None
             except _NotLoaded:
-                absent += 1
-                if absent > 2 or collection is None:
+                unloaded += 1
+                if unloaded > 2 or collection is None:
                     raise StoreError(
                         self.where, f"collection {collection!r} does not stay in memory: another "
                         "program releases it, or memory is short"
                     ) from None  # fmt: skip
                 self._loaded.discard(collection)
-                self._ready(collection)
+                self._load(collection)
             except CollectionNotFound:
                 if collection is None:
                     raise
+                self._forget_collection(collection)
                 raise CollectionNotFound(collection, self.collections()) from None
 
-    def _patiently(self, call: Callable[[Any, float], T], end: float | None, limit: float) -> T:
-        """Wait for an answer while the server gives signs of life.
-
-        A long write and a frozen server look the same to a plain time limit.
-        So the call runs beside, and whenever half of ``imgsearch_timeout`` has
-        passed the server must say its version within the other half.
-        """
-        started = time.monotonic()
-        allowed = limit if end is None else max(0.001, end - started)
-        client = self._connected(min(self._timeout, allowed))
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(call(client, allowed))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=run, name="imgsearch-milvus", daemon=True).start()
-        half = self._timeout / 2
-        while True:
-            left = started + allowed - time.monotonic()
-            try:
-                return future.result(max(0.0, min(half, left)))
-            except NotYet:
-                if future.done():  # Milvus' own timeout, of the same class
-                    raise self._translated(future.exception(), allowed) from None
-            except Exception as error:
-                raise self._translated(error, allowed) from None
-            if time.monotonic() - started >= allowed:
-                self._forget(client)
-                raise _Silent(f"{allowed:.3g} s") from None
-            try:
-                client.get_server_version(timeout=half)
-            except Exception:
-                if not future.done():
-                    self._forget(client)
-                    raise _Silent(f"{self._timeout:g} s") from None
-
-    def _connected(self, timeout: float) -> Any:
+    def _connected(self, allowed: float) -> Any:
         with self._lock:
             if self._pid != os.getpid():
                 # The channel is the parent's: it is left alone, not closed.
                 self._client, self._lease, self._pid = None, None, os.getpid()
             if self._client is None:
-                self._client = self._connect(timeout)
+                self._client = self._connect(allowed)
             return self._client
 
-    def _connect(self, timeout: float) -> Any:
+    def _connect(self, allowed: float) -> Any:
         milvus_client = _pymilvus()
-        uri, secret = self._uri, self._token
+        uri, pings = self._uri, max(self._timeout / 2, _LEAST_PING)
         if self._home is not None:
             if self._lease is None:
                 self._lease = embedded.lease(self._home)
             else:
                 self._lease.renew()
-            uri, secret = self._lease.uri, SecretStr(self._lease.token)
+            uri, pings = self._lease.uri, self._timeout / 2
         self._loaded.clear()
-        self._facts.clear()
+        self._forms.clear()
+        # A server that answers no pings is given up after IMGSEARCH_TIMEOUT: half of it until a
+        # ping, a sixth for its answer, and a third for pymilvus, which then connects once more.
+        options = {
+            "grpc.keepalive_time_ms": int(1000 * pings),
+            "grpc.keepalive_timeout_ms": int(1000 * self._timeout / 6),
+            "grpc.keepalive_permit_without_calls": 0,
+            "grpc.http2.max_pings_without_data": 0,
+            "grpc.use_local_subchannel_pool": 1,  # no back-off left by a server that is gone
+        }
+        timeout, client = min(self._timeout / 3, allowed), None
         try:
-            client = milvus_client(
-                uri=uri, token=secret.get_secret_value(), timeout=timeout, dedicated=True
-            )
-        except Exception as error:
-            raise self._translated(error, timeout) from None
-        try:
-            self._version = client.get_server_version(timeout=timeout)
+            with _quietly():
+                client = milvus_client(
+                    uri=uri,
+                    token=self._token.get_secret_value() if self._home is None else "",
+                    timeout=timeout,
+                    dedicated=True,
+                    grpc_options=options,
+                )
+                self._version = client.get_server_version(timeout=timeout)
             found = re.match(r"v?(\d+)\.(\d+)", self._version)
             if found and (int(found[1]), int(found[2])) < OLDEST:
                 raise StoreError(
                     self.where, f"runs Milvus {self._version}; imgsearch needs "
                     f"{OLDEST[0]}.{OLDEST[1]} or newer: update the server"
                 )  # fmt: skip
-        except StoreError:
-            client.close()
-            raise
         except Exception as error:
-            client.close()
-            raise self._translated(error, timeout) from None
+            if client is not None:
+                client.close()
+            raise self._translated(error, None) from None
         return client
 
-    def _disconnect(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._pid == os.getpid():
-            client.close()
-
-    def _forget(self, client: Any) -> None:
-        """Give a connection up; calls that still wait on it end."""
+    def _disconnect(self, only: Any = None) -> None:
+        """Close the connection, if it is (still) this one; calls that wait on it end."""
         with self._lock:
-            if self._client is client:
-                self._disconnect()
+            client = self._client
+            if client is None or only not in (None, client):
+                return
+            self._client = None
+            if self._pid == os.getpid():
+                client.close()
 
-    def _translated(self, error: BaseException, timeout: float) -> BaseException:
-        """Turn whatever pymilvus or gRPC raised into an error of ours."""
+    def _translated(self, error: Exception, client: Any) -> Exception:
+        """Turn what pymilvus or gRPC raised into an error of ours; others stay as they are."""
         import grpc
         from pymilvus.exceptions import MilvusException
 
         if isinstance(error, StoreError | ConfigError):
             return error
-        if isinstance(error.__cause__, grpc.RpcError):  # pymilvus hides why it cannot connect
-            error = error.__cause__
-        code = error.code() if isinstance(error, grpc.RpcError) else getattr(error, "code", None)
-        text = str(getattr(error, "message", "") or error)
-        status = grpc.StatusCode
-        if code in (status.UNAUTHENTICATED, status.PERMISSION_DENIED) or re.search(
-            r"auth check failure|unauthenticated|permission ?den", text, re.IGNORECASE
+        if client is not None and client is not self._client:
+            return _Lost()  # another thread closed it
+        cause = error.__cause__
+        if isinstance(cause, grpc.RpcError) or (
+            isinstance(error, MilvusException)
+            and isinstance(cause, Exception)
+            and not isinstance(cause, MilvusException)
         ):
-            if self._home is None:
-                return StoreError(self.where, "refuses the credentials: check MILVUS_TOKEN")
-            self._forget(self._client)  # another home's server listens on the old one's port now
-            return _Gone()
-        if code == status.DEADLINE_EXCEEDED or "DEADLINE_EXCEEDED" in text:
-            self._forget(self._client)
-            return _Silent(f"{timeout:.3g} s")
-        lost = (status.UNAVAILABLE, status.CANCELLED, status.UNKNOWN, _CONNECT_FAILED)
-        # What pymilvus says when the channel is closed under it, by another thread.
-        closed = re.search(r"closed channel|NoneType|should create connection first", text)
-        if code in lost or closed:
-            self._forget(self._client)
-            return _Gone()
-        if code == 100 or re.search(
-            r"can't find collection|collection not found", text, re.IGNORECASE
-        ):
-            return CollectionNotFound("", ())
-        if self._home is None and re.search(_COMING_UP, text, re.IGNORECASE):
-            return _NotReady(" ".join(text.split())[:160])
-        if code == 101 or re.search(r"not loaded|not been loaded", text, re.IGNORECASE):
-            return _NotLoaded(text)
+            error = cause  # pymilvus wraps whatever is raised inside
         if not isinstance(error, MilvusException | grpc.RpcError):
             return error
+        code = error.code() if isinstance(error, grpc.RpcError) else error.code
+        text = error.details() if isinstance(error, grpc.RpcError) else error.message
+        text, status = " ".join(str(text).split()), grpc.StatusCode
+        if code == status.DEADLINE_EXCEEDED or isinstance(error, grpc.FutureTimeoutError):
+            return _Silent()
+        if code in (status.UNAVAILABLE, status.CANCELLED, _CONNECT_FAILED):
+            self._disconnect(client)
+            return _Lost()
+        if code == _NOT_FOUND:
+            return CollectionNotFound("", ())
+        if code == _NOT_IN_MEMORY:
+            return _NotLoaded(text)
+        if self._home is not None:
+            return self._embedded_error(code, text)
+        refused = r"auth check failure|unauthenticated|permission ?den"
+        if code in (status.UNAUTHENTICATED, status.PERMISSION_DENIED) or re.search(
+            refused, text, re.IGNORECASE
+        ):
+            return StoreError(self.where, "refuses the credentials: check MILVUS_TOKEN")
         if code == status.UNIMPLEMENTED:
             return StoreError(
                 self.where, f"runs Milvus {self._version or 'of an unknown version'}, which does "
                 "not know a request of imgsearch: check its version, and update the older of both"
             )  # fmt: skip
-        if self._home is None:
-            return StoreError(self.where, text)
-        # What is asked of the embedded store was checked before: its files are at fault.
-        log = self._home / embedded.FOLDER / "server.log"
-        if re.search(r"No space|Disk quota|Permission|Read-only", text):
-            return StoreError(
-                self.where, f"{text}: check free space and permissions; details in {log}"
-            )
-        return StoreDamaged(
-            self.where,
-            f"{text}. `verify` says what is missing, `repair` rebuilds it from the metadata "
-            f"and the files; details in {log}",
-        )
+        for pattern, kind in (
+            (r"can't find collection|collection not found", CollectionNotFound("", ())),
+            (_STARTING, _NotReady(text[:160])),
+            (r"not loaded|not been loaded", _NotLoaded(text)),
+        ):
+            if re.search(pattern, text, re.IGNORECASE):
+                return kind
+        return StoreError(self.where, text)
+
+    def _embedded_error(self, code: object, text: str) -> StoreError:
+        log = embedded.log_of(self._home)
+        if code == embedded.DAMAGED:
+            return StoreDamaged(
+                self.where, f"{text}. `verify` says what is missing, `repair` rebuilds it from the "
+                f"metadata and the files; details in {log}"
+            )  # fmt: skip
+        if code == embedded.FAILED:
+            text = f"{text}: check free space, memory and permissions; details in {log}"
+        return StoreError(self.where, text)
 
     def _unavailable(self, how: str) -> StoreUnavailable:
         if self._home is not None:
-            log = self._home / embedded.FOLDER / "server.log"
             pid = f", process {self._lease.pid}," if self._lease else ""
             return StoreUnavailable(
-                self.where, f"its server{pid} {how}: see {log}, and whether memory is short"
-            )
+                self.where, f"its server{pid} {how}: see {embedded.log_of(self._home)}, and check "
+                "whether memory is short"
+            )  # fmt: skip
         return StoreUnavailable(
             self.where, f"{how}: check that it runs, MILVUS_URI or MILVUS_HOST and MILVUS_PORT, "
             "and the firewall"
         )  # fmt: skip
 
 
-def _pymilvus() -> Any:
-    """Import ``MilvusClient``, without what its import does besides.
+_importing = threading.Lock()
+_thread = threading.local()
 
-    pymilvus loads a ``.env`` of the working folder into the environment, and
-    logs a traceback for every error that it raises.
-    """
-    before = dict(os.environ)
+
+def _pymilvus() -> Any:
+    """Import ``MilvusClient`` without its loading a ``.env`` file into the environment."""
+    with _importing:
+        if "pymilvus" not in sys.modules:
+            name = "PYTHON_DOTENV_DISABLED"
+            before = os.environ.get(name)
+            os.environ[name] = "1"
+            try:
+                import pymilvus  # noqa: F401
+            finally:
+                if before is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = before
+            for module in ("decorators", "client.connection_manager", "client.grpc_handler"):
+                logging.getLogger(f"pymilvus.{module}").addFilter(_not_ours)
     from pymilvus import MilvusClient
 
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     return MilvusClient
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    return not getattr(_thread, "quiet", False)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep pymilvus from logging a traceback for each error that imgsearch raises anyway."""
+    before, _thread.quiet = getattr(_thread, "quiet", False), True
+    try:
+        yield
+    finally:
+        _thread.quiet = before
 
 
 def _create(client: Any, collection: str, dim: int, about: dict[str, str], timeout: float) -> None:
@@ -1075,7 +845,7 @@ def _create(client: Any, collection: str, dim: int, about: dict[str, str], timeo
             consistency_level="Session",
         )
     except MilvusException as error:
-        if "exist" not in str(error):  # another process may have been quicker
+        if "exist" not in str(error):  # another process may have created it first
             raise
 
 
@@ -1088,8 +858,8 @@ def _create_index(client: Any, collection: str, index: IndexSpec, timeout: float
     client.create_index(collection, params, timeout=timeout)
 
 
-def _search_params(facts: _Facts, given: dict[str, int] | None, limit: int) -> dict[str, int]:
-    kind, params = facts.index.kind, dict(facts.index.search)
+def _search_params(index: IndexSpec, given: dict[str, int] | None, limit: int) -> dict[str, int]:
+    kind, params = index.kind, dict(index.search)
     for name, value in (given or {}).items():
         if name not in _SEARCH[kind]:
             raise ConfigError(
@@ -1101,16 +871,8 @@ def _search_params(facts: _Facts, given: dict[str, int] | None, limit: int) -> d
             raise ConfigError("search_params", f"{name}={value} must be {low} to {high}")
         params[name] = int(value)
     if kind == "HNSW":  # Milvus refuses to look at fewer than it is to return
-        params["ef"] = max(params.get("ef", _ef(facts.count)), limit)
+        params["ef"] = max(params["ef"], limit)
     return params
-
-
-def _ef(count: int) -> int:
-    """Candidates that HNSW looks at, for a recall@10 of 0.99 at this size.
-
-    `benchmarks/search.py` measures what that takes.
-    """
-    return next(ef for size, ef in _EF if count <= size)
 
 
 def _ranked(hits: Any, top_k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as ipw
 
 from imgsearch import config
+from imgsearch.datasets import Voc
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep, plots, report
 from imgsearch.evaluation.comparison import Comparison
@@ -147,7 +148,6 @@ class EvaluationPanel(panel.Panel):
         except ValueError:
             raise ConfigError("Cut-offs k and Year", "take whole numbers") from None
         options = {
-            "year": year,
             "protocol": self.protocol.value,
             "ks": ks,
             "seed": self.seed.value,
@@ -156,15 +156,17 @@ class EvaluationPanel(panel.Panel):
         }
         root, names = self.voc_root.value.strip(), self.collections.value
         self.submit_stoppable(
-            lambda: self._evaluate(root, names, options), "Reading the dataset …", [self.start]
+            lambda: self._evaluate(Voc(root, year), names, options),
+            "Reading the dataset …",
+            [self.start],
         )
 
     def _report(self, text: str) -> None:
         self.report_progress(f"{text[:1].upper()}{text[1:]} …")
 
-    def _evaluate(self, root: str, names: tuple[str, ...], options: dict) -> None:
+    def _evaluate(self, dataset: Voc, names: tuple[str, ...], options: dict) -> None:
         evaluations = report.evaluate_collections(
-            root, names, settings=self.settings, progress=self._report, **options
+            dataset, names, settings=self.settings, progress=self._report, **options
         )
         self._report("comparing" if len(evaluations) > 1 else "drawing")
         comparisons = report.compare_with_first(evaluations, seed=options["seed"])

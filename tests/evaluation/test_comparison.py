@@ -18,7 +18,7 @@ def test_a_better_embedding_is_found_better_and_the_same_one_equal():
     weak, strong = scoring.evaluate(task), scoring.evaluate(better)
     comparison = compare(weak, strong, draws=999)
     d = comparison.overall
-    a, b = (e.views["all"].values["mAP"] for e in (weak, strong))
+    a, b = (e.views["all"].values["AP"] for e in (weak, strong))
     assert d.difference == pytest.approx((b - a).mean())
     assert 0 < d.low < d.difference < d.high
     assert d.p == 1 / 1000

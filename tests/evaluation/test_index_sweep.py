@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from imgsearch.config import load_settings
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep
 from imgsearch.gallery import Gallery
+from imgsearch.stores.vectors import IndexSpec
 from tests.helpers import rows_and_vectors
 
 
@@ -56,3 +64,73 @@ def test_a_sweep_that_fails_leaves_nothing_behind(gallery):
             index_sweep.sweep(gallery, ["FLAT"], **wrong)
     with pytest.raises(ConfigError, match="unknown"):
         index_sweep.sweep(gallery, ["FLAT", "ROUND"])
+
+
+def test_two_sweeps_of_one_collection_do_not_meet(gallery):
+    """Attack row 10(k): two sweeps in one process used one name, and broke each other."""
+    before = gallery.vectors.collections()
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            pool.submit(index_sweep.sweep, gallery, ["FLAT", "IVF_FLAT:nlist=4"], queries=10)
+            for _ in range(2)
+        ]
+        for points in (sweep.result() for sweep in both):
+            assert [point.recall for point in points] == [1.0, 1.0]
+    assert gallery.vectors.collections() == before
+
+
+def test_temporary_collections_say_what_they_are_and_who_made_them(gallery):
+    """Review 8.10: a left-over collection could not be told from a damaged one."""
+    before, seen = set(gallery.vectors.collections()), []
+
+    def look(_: str) -> None:
+        for name in set(gallery.vectors.collections()) - before:
+            seen.append((name, json.loads(gallery.vectors.describe(name).description)["sweep"]))
+
+    index_sweep.sweep(gallery, ["IVF_FLAT:nlist=4"], queries=3, progress=look)
+    ((name, about),) = seen
+    assert name.startswith("t_sweep_sweep_")
+    host = socket.gethostname()
+    assert about == f"index sweep of t_sweep, process {os.getpid()} on host {host}"
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from imgsearch.config import load_settings
+from imgsearch.evaluation import index_sweep
+from imgsearch.gallery import Gallery
+
+with Gallery.open("t_sweep", settings=load_settings()) as gallery:
+    kill = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    index_sweep.sweep(gallery, ["IVF_FLAT:nlist=4"], queries=3, progress=kill)
+"""
+
+
+def test_what_a_killed_sweep_left_is_dropped_by_the_next_and_nothing_else(gallery):
+    """Review 8.10: such collections stayed for ever."""
+    before = set(gallery.vectors.collections())
+    own = gallery.settings
+    subprocess.run(
+        [sys.executable, "-c", KILLED_IN_THE_MIDDLE],
+        env=os.environ
+        | {
+            "IMGSEARCH_HOME": str(own.imgsearch_home),
+            "DATABASE_URL": own.database_url.get_secret_value(),
+        },
+        check=False,
+    )
+    (left,) = set(gallery.vectors.collections()) - before
+    pid = left.split("_")[-2]
+    others = [
+        left.replace(f"_{pid}_", f"_{os.getpid()}_"),  # of a process that runs
+        left.replace(index_sweep._machine(), "0" * 8),  # of another machine
+        "t_sweep_of_a_researcher",
+    ]
+    try:
+        for name in others:
+            gallery.vectors.create(name, 2, IndexSpec.parse("FLAT"))
+        index_sweep.sweep(gallery, [gallery.row.index], queries=3)
+        assert set(gallery.vectors.collections()) == before | set(others)
+    finally:
+        for name in others:
+            gallery.vectors.drop(name)

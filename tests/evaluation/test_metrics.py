@@ -44,22 +44,23 @@ def as_arrays(cases):
         gains[i, : len(run)] = [qrels.get(name, 0) for name in ranked]
         padding[i, : len(run)] = False
     at_least = np.array([[sum(g >= x for g in q.values()) for x in (1, 2, 3, 4)] for q, _ in cases])
-    return metrics.ranks(gains, padding), at_least[:, 0], at_least
+    return metrics.ranks(gains, padding), metrics.Counts(at_least[:, 0], at_least[:, 0], at_least)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(judged_runs(), min_size=1, max_size=4))
 def test_every_shared_metric_agrees_with_pytrec_eval(cases):
-    found, relevant, at_least = as_arrays(cases)
+    found, counts = as_arrays(cases)
+    relevant = counts.relevant
     ours = {
-        "map": metrics.average_precision(found, relevant),
-        "Rprec": metrics.r_precision(found, relevant),
-        "recip_rank": metrics.reciprocal_rank(found),
+        "map": metrics.average_precision(found, counts),
+        "Rprec": metrics.r_precision(found, counts),
+        "recip_rank": metrics.reciprocal_rank(found, counts),
     }
     for k in KS:
-        ours[f"P_{k}"] = metrics.precision_at(found, k)
-        ours[f"recall_{k}"] = metrics.recall_at(found, relevant, k)
-        ours[f"ndcg_cut_{k}"] = metrics.ndcg_at(found, at_least, k)
+        ours[f"P_{k}"] = metrics.precision_at(found, counts, k)
+        ours[f"recall_{k}"] = metrics.recall_at(found, counts, k)
+        ours[f"ndcg_cut_{k}"] = metrics.ndcg_at(found, counts, k)
     for level, column in zip(
         metrics.ELEVEN, metrics.interpolated_precision(found, relevant).T, strict=True
     ):
@@ -73,7 +74,7 @@ def test_every_shared_metric_agrees_with_pytrec_eval(cases):
     theirs = evaluator.evaluate({f"q{i}": run for i, (_, run) in enumerate(cases)})
     for i in range(len(cases)):
         assert {m: ours[m][i] for m in ours} == pytest.approx(theirs[f"q{i}"], abs=1e-6)
-    at_r = metrics.average_precision_at_r(found, relevant)
+    at_r = metrics.average_precision_at_r(found, counts)
     for i, (qrels, run) in enumerate(cases):
         if relevant[i]:
             cut = f"map_cut_{relevant[i]}"
@@ -81,22 +82,31 @@ def test_every_shared_metric_agrees_with_pytrec_eval(cases):
             assert at_r[i] == pytest.approx(alone.evaluate({"q": run})["q"][cut], abs=1e-6)
 
 
+def counts(relevant, candidates=None, at_least=None) -> metrics.Counts:
+    relevant = np.asarray(relevant)
+    return metrics.Counts(
+        relevant,
+        relevant if candidates is None else np.asarray(candidates),
+        relevant[:, None] if at_least is None else np.asarray(at_least),
+    )
+
+
 def test_denominators_by_hand():
     # Found at ranks 1 and 3 of five places, three relevant items in the gallery.
-    found, relevant = metrics.ranks(np.array([[1, 0, 2, 0, 0]])), np.array([3])
-    assert metrics.average_precision(found, relevant) == pytest.approx([(1 + 2 / 3) / 3])
-    assert metrics.average_precision_at_r(found, relevant) == pytest.approx([(1 + 2 / 3) / 3])
-    assert metrics.precision_at(found, 10) == pytest.approx([2 / 10])
-    assert metrics.recall_at(found, relevant, 2) == pytest.approx([1 / 3])
-    assert metrics.r_precision(found, relevant) == pytest.approx([2 / 3])
+    found, three = metrics.ranks(np.array([[1, 0, 2, 0, 0]])), counts([3], at_least=[[3, 1]])
+    assert metrics.average_precision(found, three) == pytest.approx([(1 + 2 / 3) / 3])
+    assert metrics.average_precision_at_r(found, three) == pytest.approx([(1 + 2 / 3) / 3])
+    assert metrics.precision_at(found, three, 10) == pytest.approx([2 / 10])
+    assert metrics.recall_at(found, three, 2) == pytest.approx([1 / 3])
+    assert metrics.r_precision(found, three) == pytest.approx([2 / 3])
     ideal = 2 + 1 / np.log2(3) + 1 / 2
     gained = 1 + 2 / 2
-    assert metrics.ndcg_at(found, np.array([[3, 1]]), 5) == pytest.approx([gained / ideal])
+    assert metrics.ndcg_at(found, three, 5) == pytest.approx([gained / ideal])
 
 
 def test_one_hit_at_rank_one_of_many_relevant_is_not_a_perfect_score():
     found = metrics.ranks(np.array([[1, 0, 0, 0]]))
-    assert metrics.average_precision(found, np.array([4])) == pytest.approx([0.25])
+    assert metrics.average_precision(found, counts([4])) == pytest.approx([0.25])
 
 
 def test_junk_takes_up_no_rank():
@@ -113,17 +123,10 @@ def test_junk_takes_up_no_rank():
 
 def test_queries_without_relevant_or_without_any_hit_are_zero_not_nan():
     found = metrics.ranks(np.array([[0, 0], [0, 0], [1, 0]]))
-    relevant = np.array([0, 3, 1])
-    for values in (
-        metrics.average_precision(found, relevant),
-        metrics.average_precision_at_r(found, relevant),
-        metrics.recall_at(found, relevant, 1),
-        metrics.r_precision(found, relevant),
-        metrics.reciprocal_rank(found),
-        metrics.ndcg_at(found, relevant[:, None], 2),
-        metrics.interpolated_precision(found, relevant)[:, 0],
-    ):
-        assert values.tolist() == [0, 0, 1]
+    some = counts([0, 3, 1])
+    for name, metric in metrics.at_depths([1]).items():
+        assert metric.value(found, some).tolist() == [0, 0, 1], name
+    assert metrics.interpolated_precision(found, some.relevant)[:, 0].tolist() == [0, 0, 1]
 
 
 def test_interpolation_sees_the_last_item_found_when_the_next_level_is_never_reached():
@@ -135,49 +138,37 @@ def test_interpolation_sees_the_last_item_found_when_the_next_level_is_never_rea
 
 def test_k_below_one_is_refused():
     found = metrics.ranks(np.array([[1]]))
-    for call in (
-        lambda: metrics.precision_at(found, 0),
-        lambda: metrics.ndcg_at(found, np.array([[1]]), 0),
-    ):
+    for call in (metrics.precision_at, metrics.ndcg_at):
         with pytest.raises(ValueError, match="at least 1"):
-            call()
+            call(found, counts([1]), 0)
 
 
 @pytest.mark.parametrize("gains", [[2, 1, 0, 0, 0], [1, 1, 1, 0], [1], [3, 2, 2, 1, 1], [0, 0, 0]])
-def test_expectations_are_the_means_over_all_orders(gains):
+def test_every_baseline_is_the_mean_over_all_orders(gains):
     orders = np.array(list(permutations(gains)))
-    found = metrics.ranks(orders)
-    n = len(gains)
-    at_least = np.array([[sum(g >= x for g in gains) for x in (1, 2, 3)]])
-    r, many = at_least[:, 0], np.full(len(orders), at_least[0, 0])
-    one = np.array([n])
+    at_least = [[sum(g >= x for g in gains) for x in (1, 2, 3)]]
+    one = counts(np.array(at_least)[:, 0], [len(gains)], at_least)
+    many = metrics.Counts(*(np.repeat(part, len(orders), 0) for part in one))
+    for name, metric in metrics.at_depths([1, 2, 7]).items():
+        mean = metric.value(metrics.ranks(orders), many).mean()
+        assert metric.baseline(one) == pytest.approx([mean], abs=1e-12), name
 
-    def holds(expected, values):
-        assert expected == pytest.approx([values.mean()], abs=1e-12)
 
-    holds(metrics.expected_average_precision(r, one), metrics.average_precision(found, many))
-    holds(
-        metrics.expected_average_precision(r, one, r), metrics.average_precision_at_r(found, many)
-    )
-    holds(metrics.expected_reciprocal_rank(r, one), metrics.reciprocal_rank(found))
-    holds(metrics.expected_r_precision(r, one), metrics.r_precision(found, many))
-    for k in (1, 2, 7):
-        holds(metrics.expected_precision_at(r, one, k), metrics.precision_at(found, k))
-        holds(metrics.expected_recall_at(r, one, k), metrics.recall_at(found, many, k))
-        holds(
-            metrics.expected_ndcg_at(at_least, one, k),
-            metrics.ndcg_at(found, np.repeat(at_least, len(orders), 0), k),
-        )
+def test_metrics_have_names_for_one_query_and_for_the_mean():
+    found = metrics.at_depths([1, 5])
+    assert {name: metric.mean for name, metric in found.items() if name != metric.mean} == {
+        "AP": "mAP",
+        "AP@R": "mAP@R",
+        "RR": "MRR",
+    }
+    assert list(found)[4:] == ["P@1", "P@5", "R@1", "R@5", "nDCG@1", "nDCG@5"]
 
 
 def test_simulated_interpolated_precision_is_near_the_mean_over_all_orders():
     orders = np.array(list(permutations([1, 1, 0, 0, 0, 0])))
     exact = metrics.interpolated_precision(metrics.ranks(orders), np.full(len(orders), 2)).mean(0)
-    drawn = metrics.simulated_interpolated_precision(
-        np.array([2]), np.array([6]), draws=4000, seed=1
-    )
+    one = counts([2], [6])
+    drawn = metrics.simulated_interpolated_precision(one, draws=4000, seed=1)
     assert drawn == pytest.approx(exact, abs=0.02)
-    again = metrics.simulated_interpolated_precision(
-        np.array([2]), np.array([6]), draws=4000, seed=1
-    )
+    again = metrics.simulated_interpolated_precision(one, draws=4000, seed=1)
     assert (drawn == again).all()

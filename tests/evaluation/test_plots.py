@@ -42,7 +42,7 @@ def drawn(figure, tmp_path) -> str:
 def test_precision_recall(evaluation, tmp_path):
     figure = plots.precision_recall({NAME: evaluation, "other": evaluation}, title=NAME)
     text = drawn(figure, tmp_path)
-    value = evaluation.views["all"].values["mAP"].mean()
+    value = evaluation.views["all"].values["AP"].mean()
     assert f"{NAME}   mAP {value:.3f}" in text
     assert "random order" in text
     line = figure.axes[0].get_lines()[0]
@@ -53,8 +53,8 @@ def test_precision_recall(evaluation, tmp_path):
 def test_per_class(evaluation, tmp_path):
     figure = plots.per_class({NAME: evaluation, "other": evaluation}, metric="P@5")
     text = drawn(figure, tmp_path)
-    for name, found in zip(CLASSES, evaluation.per_class("P@5"), strict=True):
-        assert f"{name}  ({found.queries})" in text
+    for name, score in zip(CLASSES, evaluation.per_class("P@5"), strict=True):
+        assert f"{name}  ({score.queries})" in text
     widths = [bar.get_width() for bar in figure.axes[0].containers[1]]
     assert widths == pytest.approx([f.value for f in evaluation.per_class("P@5")])
 

@@ -60,7 +60,7 @@ def test_the_length_of_vectors_does_not_matter():
 def test_a_query_and_its_copies_go_by_id_not_by_rank():
     ids = np.array([3, 5, 5, 9])
     vectors = np.array([[1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0]])  # 3 ties with 5
-    skip = ranking.same(np.array([5, 9, 4]), ids)
+    skip = ranking.copies(np.array([5, 9, 4]), ids)
     assert skip.tolist() == [[1, 3], [3, 4], [1, 1]]
     order, _ = run(vectors[[1, 3, 0]], vectors, skip)
     assert order.tolist() == [[0, 3, -1, -1], [0, 1, 2, -1], [0, 1, 2, 3]]
@@ -80,16 +80,3 @@ def test_vectors_without_a_direction_are_refused(bad):
         run(good, good * [[1], [bad]])
     with pytest.raises(ValueError, match="do not fit"):
         list(ranking.exact(good, np.ones((2, 4))))
-
-
-def test_served_rankings_keep_what_is_in_the_gallery():
-    gallery = np.array([2, 4, 4, 8])
-    answers = [
-        (np.array([8, 5, 4, 2]), np.array([0.9, 0.8, 0.7, 0.6], np.float32)),
-        (np.array([2]), np.array([0.5], np.float32)),
-        (np.array([], np.int64), np.array([], np.float32)),
-    ]
-    block = ranking.served(answers, np.array([8, 1, 1]), gallery)
-    assert block.order.tolist() == [[1, 2, 0], [0, -1, -1], [-1, -1, -1]]
-    assert block.scores(0).tolist() == pytest.approx([0.7, 0.7, 0.6])
-    assert ranking.served([], np.array([]), gallery).order.shape == (0, 0)

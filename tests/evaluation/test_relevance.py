@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imgsearch.errors import ConfigError
 from imgsearch.evaluation import ranking, relevance
 from imgsearch.evaluation.relevance import Labels
 
@@ -19,7 +20,7 @@ def test_counts_and_judgements_follow_the_definition(seed, n, classes, mask):
     difficult = ~present & (generator.random((n, classes)) < 0.3)
     ids = np.sort(generator.integers(0, n, n))  # with copies
     labels = Labels.of(present, difficult)
-    skip = ranking.same(ids, ids)
+    skip = ranking.copies(ids, ids)
     counted = [c for c in range(classes) if mask >> c & 1]
     rows = relevance.members(labels, mask)
     assert rows.tolist() == [i for i in range(n) if present[i, counted].any()]
@@ -55,6 +56,24 @@ def test_a_match_by_a_difficult_object_of_the_query_is_junk_too():
     assert (gains.tolist(), junk.tolist()) == ([[0]], [[False]])
 
 
+@pytest.mark.parametrize("classes", [31, 32, 63])
+def test_many_classes_fit_into_the_bits(classes):
+    """Review 6(b): 31 classes were the limit."""
+    present = np.eye(classes, dtype=bool)
+    difficult = np.roll(present, 1, axis=1)
+    labels, mask = Labels.of(present, difficult), (1 << classes) - 1
+    judge = relevance.Judge(labels)
+    order = np.tile(np.append(np.arange(classes, dtype=np.int32), -1), (classes, 1))
+    gains, junk = judge.gains(judge.places(order), labels, mask)
+    assert (gains[:, :-1] == present).all()
+    assert (junk[:, :-1] == (difficult | difficult.T)).all()
+    assert junk[:, -1].all()
+    skip = np.stack([np.arange(classes), np.arange(classes) + 1], axis=1)
+    counts = relevance.count(labels, labels, skip, mask)
+    assert counts.relevant.tolist() == [0] * classes
+    assert counts.candidates.tolist() == [classes - 3] * classes
+
+
 def test_too_many_classes_are_refused():
-    with pytest.raises(ValueError, match="at most 31"):
-        Labels.of(np.ones((2, 32), bool))
+    with pytest.raises(ConfigError, match="there are 80, and an evaluation takes at most 63"):
+        Labels.of(np.ones((2, 80), bool))

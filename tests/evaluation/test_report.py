@@ -34,7 +34,7 @@ def test_files_hold_every_figure_and_what_is_needed_to_repeat_it(evaluation, tmp
         "ks": [1, 5, 10, 100],
         "seed": 0,
         "resamples": 1000,
-        "ranking": "exact",
+        "ranking": "exact, full depth",
     }
     assert content["versions"]["numpy"] == np.__version__
     assert content["counts"]["queries"] == 120
@@ -49,7 +49,10 @@ def test_files_hold_every_figure_and_what_is_needed_to_repeat_it(evaluation, tmp
         assert "numpy" in json.loads(row["versions"])
     with written[2].open() as file:
         queries = list(csv.DictReader(file))
-    assert [float(row["mAP"]) for row in queries] == evaluation.views["all"].values["mAP"].tolist()
+    view = evaluation.views["all"]
+    assert list(queries[0])[:6] == ["query", "image_id", "relevant", "candidates", "AP", "AP@R"]
+    assert [float(row["AP"]) for row in queries] == view.values["AP"].tolist()
+    assert [int(row["candidates"]) for row in queries] == view.counts.candidates.tolist()
 
 
 def test_the_same_evaluation_gives_the_same_bytes(evaluation, tmp_path):
@@ -77,7 +80,7 @@ def test_a_comparison_as_plain_values(evaluation):
 
 
 def test_an_empty_table_and_odd_text_are_written(tmp_path):
-    assert report.write_rows(tmp_path / "a.csv", []).read_text() == "\n"
-    path = report.write_rows(tmp_path / "b.csv", [{"x": 'a"b,\nc', "y": "\udcff"}])
+    assert report.write_csv(tmp_path / "a.csv", []).read_text() == "\n"
+    path = report.write_csv(tmp_path / "b.csv", [{"x": 'a"b,\nc', "y": "\udcff"}])
     with path.open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"x": 'a"b,\nc', "y": "\\udcff"}]

@@ -1,4 +1,4 @@
-"""Tasks, views, micro and macro figures, controls."""
+"""Tasks, views, micro and macro scores, controls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from imgsearch.errors import ConfigError
 from imgsearch.evaluation import ranking, scoring
 
 CLASSES = ("cat", "dog", "person")
+GROUPS = {"without person": ("cat", "dog")}
 
 
 def random_task(seed=0, n=120, classes=CLASSES, signal=1.0, **more):
@@ -20,16 +21,17 @@ def random_task(seed=0, n=120, classes=CLASSES, signal=1.0, **more):
     vectors = generator.standard_normal((n, 16))
     vectors += signal * present @ generator.standard_normal((len(classes), 16))
     ids = generator.permutation(n * 3)[:n]
+    more = {"groups": GROUPS} | more
     return scoring.task(ids, vectors, present, difficult, classes=classes, **more)
 
 
-def figures(evaluation):
+def summary_of(evaluation):
     return {(f.average, f.metric): f for f in evaluation.summary()}
 
 
 def by_definition(task, view):
     """Average precision of each query of a view, item by item."""
-    mask = scoring.view_mask(task.classes, view)
+    mask = task.mask(view)
     unit = task.vectors / np.linalg.norm(task.vectors, axis=1, keepdims=True)
     found = {}
     for q in task.queries:
@@ -64,8 +66,8 @@ def test_every_view_follows_the_definition(protocol):
     for name, view in evaluation.views.items():
         expected = by_definition(task, name)
         assert task.queries[view.rows].tolist() == list(expected)
-        assert view.values["mAP"] == pytest.approx(list(expected.values()), abs=1e-12)
-    found = figures(evaluation)
+        assert view.values["AP"] == pytest.approx(list(expected.values()), abs=1e-12)
+    found = summary_of(evaluation)
     means = [np.mean(list(by_definition(task, name).values())) for name in CLASSES]
     assert found["macro", "mAP"].value == pytest.approx(np.mean(means))
     assert found["macro without person", "mAP"].value == pytest.approx(np.mean(means[:2]))
@@ -73,8 +75,21 @@ def test_every_view_follows_the_definition(protocol):
         np.mean(list(by_definition(task, "all").values()))
     )
     assert [f.value for f in evaluation.per_class()] == pytest.approx(means)
-    for figure in evaluation.summary() + evaluation.per_class():
-        assert figure.low <= figure.value <= figure.high
+    for score in evaluation.summary() + evaluation.per_class():
+        assert score.low <= score.value <= score.high
+
+
+def test_groups_of_classes_are_reported_beside_the_whole():
+    """Review 2: `person` was the only group, and built in."""
+    task = random_task(groups={"pets": ("cat", "dog"), "everything": CLASSES})
+    evaluation = scoring.evaluate(task, resamples=2)
+    found = summary_of(evaluation)
+    averages = ["micro", "micro pets", "micro everything", "macro", "macro pets"]
+    assert list(dict.fromkeys(average for average, _ in found)) == averages
+    assert found["micro everything", "mAP"].value == found["micro", "mAP"].value
+    plain = scoring.evaluate(random_task(groups={}), resamples=2)
+    assert list(plain.views) == ["all", *CLASSES]
+    assert plain.task.fingerprint == task.fingerprint
 
 
 def test_the_block_size_changes_nothing_at_all():
@@ -106,8 +121,8 @@ def test_the_order_of_the_input_changes_nothing():
 
 def test_permuted_labels_fall_to_the_random_baseline():
     task = random_task(n=200, signal=3.0)
-    real = figures(scoring.evaluate(task))
-    controls = [figures(scoring.evaluate(task.permuted(seed))) for seed in range(5)]
+    real = summary_of(scoring.evaluate(task))
+    controls = [summary_of(scoring.evaluate(task.permuted(seed))) for seed in range(5)]
     for metric in ("mAP", "mAP@R", "Rprec", "P@10", "nDCG@10", "MRR", "R@10"):
         baseline = real["micro", metric].baseline
         control = np.mean([c["micro", metric].value for c in controls])
@@ -116,13 +131,13 @@ def test_permuted_labels_fall_to_the_random_baseline():
     assert real["micro", "mAP"].value > 0.15 + real["micro", "mAP"].baseline
 
 
-def test_random_vectors_have_the_expected_figures_exactly_on_average():
+def test_random_vectors_have_the_expected_scores_exactly_on_average():
     task = random_task(seed=7)
     values = []
     for seed in range(10):
         scores = np.random.default_rng(seed).random((len(task.queries), len(task.gallery)))
         block = ranking.by_score(scores, task.skip)
-        found = figures(scoring.evaluate(task, [block], ks=(1, 10, 100), resamples=1))
+        found = summary_of(scoring.evaluate(task, [block], ks=(1, 10, 100), resamples=1))
         values.append([f.value for f in found.values()])
     baseline = [f.baseline for f in found.values()]
     assert np.mean(values, axis=0) == pytest.approx(baseline, rel=0.08)
@@ -135,7 +150,7 @@ def test_byte_identical_copies_of_the_query_are_out_of_its_ranking():
         np.array([7, 7, 1, 2]), vectors, present, classes=("cat",), names=["a", "b", "c", "d"]
     )
     view = scoring.evaluate(task).views["all"]
-    assert dict(zip(task.names, view.relevant.tolist(), strict=True)) == {
+    assert dict(zip(task.names, view.counts.relevant.tolist(), strict=True)) == {
         "a": 2,
         "b": 2,
         "c": 3,
@@ -150,7 +165,7 @@ def test_queries_without_anything_relevant_are_counted_and_enter_no_mean():
     assert evaluation.unlabelled == 1
     assert evaluation.views["all"].without_relevant == 1
     assert evaluation.classes == ("cat",)
-    micro = figures(evaluation)["micro", "mAP"]
+    micro = summary_of(evaluation)["micro", "mAP"]
     assert (micro.queries, micro.without_relevant, micro.value) == (2, 1, 1.0)
     # Nothing relevant anywhere is no reason to fail.
     alone = scoring.evaluate(scoring.task(np.arange(3), np.eye(3), np.eye(3, dtype=bool),
@@ -164,10 +179,10 @@ def test_a_shallow_ranking_misses_what_it_does_not_reach():
     (full,) = [make() for make in task.ranked()]
     cut = ranking.Block(0, full.order[:, :10], full.keys[:, :10])
     a, b = scoring.evaluate(task).views["all"], scoring.evaluate(task, [cut]).views["all"]
-    assert (a.relevant == b.relevant).all()
-    assert (b.values["mAP"] < a.values["mAP"]).all()
+    assert (a.counts.relevant == b.counts.relevant).all()
+    assert (b.values["AP"] < a.values["AP"]).all()
     assert (b.values["P@5"] == a.values["P@5"]).all() or (task.labels.shown != 0).any()
-    assert (b.values["R@100"] <= 10 / b.relevant).all()
+    assert (b.values["R@100"] <= 10 / b.counts.relevant).all()
 
 
 def test_confusion_counts_the_classes_of_neighbours():
@@ -183,7 +198,7 @@ def test_confusion_counts_the_classes_of_neighbours():
 def test_cases_are_the_ends_with_neighbours_that_are_no_junk():
     task = random_task(paths=[f"/x/{i}.jpg" for i in range(120)])
     evaluation = scoring.evaluate(task)
-    values = evaluation.views["all"].values["mAP"]
+    values = evaluation.views["all"].values["AP"]
     best, worst = evaluation.cases(3), evaluation.cases(3, worst=True)
     assert [c.value for c in best] == sorted(values, reverse=True)[:3]
     assert [c.value for c in worst] == sorted(values)[:3]
@@ -202,18 +217,22 @@ def test_cases_are_the_ends_with_neighbours_that_are_no_junk():
     ("call", "reason"),
     [
         (lambda e: e.cases(view="unicorn"), "'unicorn' is unknown"),
-        (lambda e: e.cases(metric="AP"), "'AP' is unknown"),
-        (lambda e: e.per_class("AP"), "'AP' is unknown"),
-        (lambda e: e.confusion(0), "from 1 to 20"),
+        (lambda e: e.cases(metric="mAP"), "'mAP' is unknown; use one of AP, "),
+        (lambda e: e.per_class("AP"), "'AP' is unknown; use one of mAP, "),
+        (lambda e: e.task.mask("unicorn"), "'unicorn' is unknown; use one of all, "),
+        (lambda e: e.confusion(0), "1 to 20 neighbours"),
         (lambda e: scoring.evaluate(e.task, ks=[0]), "at least 1"),
         (lambda e: scoring.evaluate(e.task, ks=[]), "at least 1"),
         (lambda e: scoring.evaluate(e.task, resamples=0), "at least 1"),
         (lambda e: scoring.evaluate(e.task, []), "end after 0 of 120"),
-        (lambda e: scoring.evaluate(e.task, [m() for m in e.task.ranked()] * 2), "past 120|next"),
+        (lambda e: scoring.evaluate(e.task, [m() for m in e.task.ranked()] * 2), "beyond 120|next"),
         (lambda e: scoring.task(e.task.ids, e.task.vectors[1:], np.ones((120, 3), bool),
-                                classes=CLASSES), "119 of them for 120"),
-        (lambda e: scoring.task(e.task.ids, e.task.vectors, np.ones((120, 3), bool)),
-         "for 20 classes"),
+                                classes=CLASSES), "there are 119 for 120"),
+        (lambda e: scoring.task(e.task.ids, e.task.vectors, np.ones((120, 3), bool),
+                                classes=("cat",)), "for 1 classes"),
+        (lambda e: random_task(groups={"pets": ("cat", "unicorn")}), "'pets' must name classes"),
+        (lambda e: random_task(groups={"dog": ("cat",)}), "'dog' must name classes"),
+        (lambda e: random_task(groups={"none": ()}), "'none' must name classes"),
         (lambda e: scoring.task(e.task.ids * 0, e.task.vectors, np.ones((120, 3), bool),
                                 classes=CLASSES), "must be unique"),
         (lambda e: scoring.task(e.task.ids, e.task.vectors, np.ones((120, 3), bool),

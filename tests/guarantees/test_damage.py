@@ -130,7 +130,6 @@ HURTS = {f.__name__: f for f in (flip, scramble, truncate, delete)}
 KINDS = {
     "log": "wal_data_*.arrow",
     "segment": "data_*.parquet",
-    "index": "*.idx",
     "manifest": "manifest.json",
     "schema": "schema.json",
 }
@@ -160,15 +159,6 @@ def test_a_damaged_file_is_noticed_and_the_store_rebuilt(kept, kind, how):
     assert kept.mend() != "kept: nothing to repair"
 
 
-@pytest.mark.parametrize("how", ["scramble", "truncate"])
-def test_a_damaged_index_is_built_again_before_it_answers(kept, how):
-    kept.restore()
-    hurt(kept, "index", how, 1)
-    assert kept.judge()
-    end_server(kept.home)
-    assert kept.judge(), "the new index was not kept"
-
-
 @soak
 def test_any_damage_is_noticed_or_harmless_and_mended(kept):
     """`verify` is never content with a store that answers wrongly."""
@@ -193,7 +183,7 @@ def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
         paint(folder / f"{i}.png", seed=i)
     ingest(folder, "kept", encoder=encoder, settings=settings, limit=3)
     with opened("kept", settings) as gallery:
-        gallery.metadata._engine.dispose()
+        gallery.metadata.close()
     old = file.read_bytes()
     ingest(folder, "kept", encoder=encoder, settings=settings)
     gone = folder / "0.png"

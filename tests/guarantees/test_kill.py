@@ -215,7 +215,7 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(
 
     with opened(collection, stores) as gallery:
         if step in ("announced", "stored"):
-            target = ("vectors", "upsert") if step == "announced" else ("metadata", "confirm")
+            target = ("vectors", "upsert") if step == "announced" else ("metadata", "commit")
             monkeypatch.setattr(getattr(gallery, target[0]), target[1], die)
             rows = gallery.metadata.browse(collection)
             made = gallery.pipeline(sorted(folder.iterdir())[3:])
@@ -265,11 +265,11 @@ def test_a_touched_file_stays_searchable_while_its_row_is_written(
         row = gallery.get(path)
         vector = gallery.vectors.get(collection, [row.image_id])[1][0]
         seen = []
-        confirm = gallery.metadata.confirm
+        commit = gallery.metadata.commit
         monkeypatch.setattr(
             gallery.metadata,
-            "confirm",
-            lambda *a: (seen.append(gallery.count()), confirm(*a)),
+            "commit",
+            lambda *a: (seen.append(gallery.count()), commit(*a)),
         )
         gallery.add([row._replace(mtime_ns=5)], {row.image_id: vector})
         assert [(c.paths, c.pending) for c in seen] == [(1, 0)]
@@ -286,15 +286,15 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
         row = gallery.get(path)
         gallery.delete([path])
 
-        settled = Gallery.settle
+        recover_all = Gallery.recover
 
-        def settle(self):
-            count = settled(self)
+        def recover(self):
+            count = recover_all(self)
             gallery.metadata.prepare(collection, [row])  # as another process does just then
             return count
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Gallery, "settle", settle)
+            patch.setattr(Gallery, "recover", recover)
             report = ingest(path.parent, collection, encoder=encoder, settings=stores)
         assert (report.encoded, report.unchanged) == (1, 0)
         agree(gallery, {str(path)})

@@ -127,7 +127,7 @@ def test_a_collection_that_was_made_anew_is_not_written_into_by_who_knew_the_old
         with opened(collection, stores) as other:
             other.drop()
         with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as anew:
-            with pytest.raises(StoreError, match=f"{collection}.*made anew"):
+            with pytest.raises(StoreError, match=f"{collection}.*created again"):
                 gallery.add(rows, vectors)
             assert anew.count().paths == 0
             assert verify(anew).sound

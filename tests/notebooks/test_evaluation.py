@@ -46,7 +46,7 @@ def test_collections_are_measured_and_compared(evaluation):
     assert "train -> val: chance mAP 0." in text or "train -> val: mini mAP 0." in text
     maps = evaluation(
         "",
-        "{n: float(e.views['all'].values['mAP'].mean()) for n, e in panel.evaluations.items()}",
+        "{n: float(e.views['all'].values['AP'].mean()) for n, e in panel.evaluations.items()}",
     )
     assert maps["mini"] > maps["chance"] > 0
     summary, compared = evaluation("", "[panel.summary.value, panel.compared.value]")

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,64 +16,10 @@ from imgsearch.config import load_settings
 from imgsearch.errors import StoreBusy, StoreDamaged, StoreError, StoreUnavailable
 from imgsearch.stores import embedded
 from imgsearch.stores.vectors import IndexSpec, VectorStore
+from tests.stores.scripts import Script, alive, gone
 
-ROOT = Path(embedded.__file__).resolve().parents[2]
 DIM = 8
-AUTO = IndexSpec.parse("auto")
-
-# What the other processes of these tests begin with. `say` tells the test something.
-PRELUDE = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from imgsearch.stores import embedded
-from imgsearch.config import load_settings
-from imgsearch.stores.vectors import IndexSpec, VectorStore
-home = Path(sys.argv[1])
-embedded.lease.__kwdefaults__["grace"] = 0.5
-def say(*what): print(*what, flush=True)
-"""
-
-
-class Script:
-    """A process of ours that runs some lines on a home."""
-
-    def __init__(self, home: Path, code: str, *arguments: object):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + code, str(home), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def hear(self) -> str:
-        line = self.process.stdout.readline()
-        assert line, "the process ended too early"
-        return line.strip()
-
-    def end(self) -> list[str]:
-        said = self.process.communicate(timeout=120)[0].splitlines()
-        assert self.process.returncode == 0
-        return said
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
-def gone(pid: int) -> bool:
-    until = time.monotonic() + 60
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not alive(pid)
+FLAT = IndexSpec.parse("auto", embedded=True)
 
 
 @pytest.fixture
@@ -98,7 +42,7 @@ def test_one_writes_two_search_and_the_server_ends_after_the_last(home):
 say("ready"); sys.stdin.readline()
 with VectorStore.open(load_settings(imgsearch_home=home)) as store:
     say(store._lease.pid)
-    store.create("c", 8, IndexSpec.parse("auto"))
+    store.create("c", 8, IndexSpec.parse("auto", embedded=True))
     for start in range(0, 1500, 50):
         rng = np.random.default_rng(start)
         store.upsert("c", np.arange(start, start + 50), rng.normal(size=(50, 8)))
@@ -111,7 +55,7 @@ say("ready"); sys.stdin.readline()
 with VectorStore.open(load_settings(imgsearch_home=home)) as store:
     say(store._lease.pid)
     while "c" not in store.collections(): time.sleep(0.02)
-    store.create("c", 8, IndexSpec.parse("auto"))
+    store.create("c", 8, IndexSpec.parse("auto", embedded=True))
     n = searches = 0
     while n < 1500:
         before, n = n, store.count("c")
@@ -125,18 +69,7 @@ with VectorStore.open(load_settings(imgsearch_home=home)) as store:
 say(searches)
 """
 
-    def start(code):
-        script = Script.__new__(Script)
-        script.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + code, str(home)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        return script
-
-    scripts = [start(writer), start(reader), start(reader)]
+    scripts = [Script(home, code) for code in (writer, reader, reader)]
     for script in scripts:
         assert script.hear() == "ready"
     for script in scripts:  # all three find no server, at once
@@ -154,7 +87,7 @@ say(searches)
 
 def test_a_killed_server_is_replaced_and_nothing_acknowledged_is_lost(home):
     with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-        store.create("c", DIM, AUTO)
+        store.create("c", DIM, FLAT)
         points = np.random.default_rng(0).normal(size=(1200, DIM)).astype(np.float32)
         pids, acknowledged, stop = set(), [], threading.Event()
 
@@ -185,25 +118,6 @@ def test_a_killed_server_is_replaced_and_nothing_acknowledged_is_lost(home):
         assert np.array_equal(read, points[got % 1200])
 
 
-def test_a_flush_ends_when_the_server_is_killed_before_the_index_is_built(home, monkeypatch):
-    monkeypatch.setattr("imgsearch.stores.vectors.STALLED", 5)  # seconds, instead of ten minutes
-    index, asked = VectorStore._index, []
-
-    def killing(store, collection):
-        asked.append(store._lease.pid)
-        if len(asked) == 1:
-            os.kill(store._lease.pid, signal.SIGKILL)
-        return index(store, collection)
-
-    with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-        store.create("c", DIM, AUTO)
-        store.upsert("c", np.arange(100), np.random.default_rng(0).normal(size=(100, DIM)))
-        monkeypatch.setattr(VectorStore, "_index", killing)
-        store.flush("c")
-        assert len(set(asked)) == 2
-        assert store.describe("c").pending_index_rows == 0
-
-
 def test_two_writers_at_once_lose_nothing_when_the_server_is_killed(home):
     code = """
 with VectorStore.open(load_settings(imgsearch_home=home)) as store:
@@ -212,7 +126,7 @@ with VectorStore.open(load_settings(imgsearch_home=home)) as store:
         store.upsert("c", np.arange(start, start + 100), np.ones((100, 8)))
 """
     with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-        store.create("c", DIM, AUTO)
+        store.create("c", DIM, FLAT)
         for script in [Script(home, code, first) for first in (0, 10_000)]:
             script.end()
         os.kill(store._lease.pid, signal.SIGKILL)
@@ -223,7 +137,7 @@ def test_writers_that_heed_no_lock_are_kept_apart_by_the_server(home, monkeypatc
     # A request goes on after its client gave up and let the lock go.
     monkeypatch.setattr(VectorStore, "_writing", lambda self: contextlib.nullcontext())
     with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-        store.create("c", DIM, AUTO)
+        store.create("c", DIM, FLAT)
 
         def write(first):
             for start in range(first, first + 2000, 50):
@@ -282,14 +196,6 @@ def test_the_server_is_nobodys_child_and_holds_no_pipe(home):
     assert not (home / "embedded" / "server.json").exists()
 
 
-def test_other_users_of_the_machine_are_not_let_in(home):
-    with embedded.lease(home, grace=0.5) as lease:
-        for token in ("", "root:Milvus"):
-            with pytest.raises(StoreError, match="credentials"):
-                VectorStore.open(load_settings(milvus_uri=lease.uri, milvus_token=token or None))
-        assert (home / "embedded" / "server.json").stat().st_mode & 0o077 == 0
-
-
 def test_a_lease_that_is_dropped_or_closed_twice_is_given_back(home):
     lease = embedded.lease(home, grace=0.3)
     lease.close()
@@ -335,91 +241,3 @@ def test_a_home_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="IMGSEARCH_HOME"):
         embedded.lease(tmp_path / "file" / "home")
-
-
-def test_one_damaged_collection_does_not_hide_the_others(home):
-    points = np.random.default_rng(0).normal(size=(100, DIM)).astype(np.float32)
-    config = load_settings(imgsearch_home=home)
-    with VectorStore.open(config) as store:
-        for name in ("good", "bad"):
-            store.create(name, DIM, AUTO)
-            store.upsert(name, np.arange(100), points)
-            store.flush(name)
-        os.kill(store._lease.pid, signal.SIGKILL)
-        for data in (home / embedded.STORE / "collections" / "bad").rglob("*.parquet"):
-            data.write_bytes(data.read_bytes()[:100])
-        assert store.collections() == ["bad", "good"]
-        assert store.search("good", points[:1], 1)[0][0].tolist() == [0]
-        with pytest.raises(StoreDamaged, match="repair") as caught:
-            store.search("bad", points[:1], 1)
-        assert str(home) in caught.value.where
-        with pytest.raises(StoreDamaged):
-            store.describe("bad")
-        kept = store.set_aside("bad")
-        assert list(kept.rglob("*.parquet"))
-        assert store.collections() == ["good"]
-        store.create("bad", DIM, AUTO)
-        assert store.count("bad") == 0
-
-
-# ---------------------------------------------------------------- one writer at a time
-
-
-def test_a_writer_goes_on_in_its_thread_and_excludes_other_threads(tmp_path):
-    order = []
-
-    def other():
-        with embedded.writing(tmp_path):
-            order.append("other")
-
-    thread = threading.Thread(target=other)
-    with embedded.writing(tmp_path), embedded.writing(tmp_path, timeout=0):
-        thread.start()
-        time.sleep(0.2)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "other"]
-
-
-def test_who_writes_is_named_and_frees_the_lock_by_dying(tmp_path):
-    writer = Script(tmp_path, "with embedded.writing(home): say('in'); time.sleep(600)")
-    assert writer.hear() == "in"
-    with (
-        pytest.raises(StoreBusy, match="another ingest") as caught,
-        embedded.writing(tmp_path, 0.1),
-    ):
-        pass
-    assert f"process {writer.process.pid} on {socket.gethostname()}" in caught.value.holder
-    writer.kill()
-    with embedded.writing(tmp_path, 5):
-        pass
-
-
-def test_a_writer_that_fails_frees_the_lock(tmp_path):
-    with pytest.raises(RuntimeError), embedded.writing(tmp_path):
-        raise RuntimeError
-    done = threading.Event()
-
-    def other():
-        with embedded.writing(tmp_path, 0):
-            done.set()
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    thread.join()
-    assert done.is_set()
-
-
-def test_a_forked_child_does_not_keep_the_parents_lock(tmp_path):
-    read, write = os.pipe()
-    with embedded.writing(tmp_path):
-        child = os.fork()
-        if not child:
-            os.read(read, 1)
-            os._exit(0)
-    try:
-        taken = Script(tmp_path, "with embedded.writing(home, 0): say('in')")
-        assert taken.end() == ["in"]
-    finally:
-        os.write(write, b"x")
-        os.waitpid(child, 0)

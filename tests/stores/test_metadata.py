@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
-import traceback
 import uuid
 from concurrent import futures
 from datetime import UTC, datetime, timedelta
@@ -21,15 +18,11 @@ from imgsearch.config import load_settings
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
-    SchemaError,
     StoreBusy,
-    StoreDamaged,
     StoreError,
-    StoreUnavailable,
 )
-from imgsearch.stores import metadata
+from imgsearch.stores import metadata, schema
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
-from tests.conftest import free_port
 
 ROOT = Path(metadata.__file__).resolve().parents[2]
 ROW = CollectionRow("c", "mini", {"dim": 8, "crop": [1, 2]}, "f00d", 8, "FLAT")
@@ -88,7 +81,7 @@ def test_a_collection_comes_back_as_it_was(store):
     before = datetime.now(UTC)
     store.create_collection(ROW)
     made = store.collection("c")
-    assert made._replace(created_at=None) == ROW
+    assert made._replace(created_at=None, id=None) == ROW
     assert before - timedelta(seconds=1) <= made.created_at <= datetime.now(UTC)
     store.create_collection(ROW._replace(name="B", created_at=datetime(2020, 1, 2, tzinfo=UTC)))
     assert [c.name for c in store.collections()] == ["B", "c"]
@@ -144,7 +137,7 @@ def test_every_path_comes_back_and_is_told_from_the_others(store):
         assert path in store.known("c", path)
     assert list(store.known("c", "/photos/100%")) == [ODD_PATHS[6]]
     assert [r.path for r in store.browse("c", like="%_'q")] == [ODD_PATHS[6]]
-    with pytest.raises(ConfigError, match="no path"):
+    with pytest.raises(ConfigError, match="not a valid file name"):
         store.by_path("c", ["\ud800"])
 
 
@@ -264,10 +257,10 @@ MetadataStore.open(load_settings()).start_run("c", "/a")
         assert store.runs()[0].state == "running"
         quiet = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=3)
         elsewhere = {"host": "elsewhere"}
-        store._write(lambda link: link.execute(sa.update(metadata._runs).values(**elsewhere)))
+        store._sql.write(lambda link: link.execute(sa.update(schema.runs).values(**elsewhere)))
         assert [r.state for r in store.runs()] == ["running", "running"]  # who could know
         old = {"updated_at": quiet}
-        store._write(lambda link: link.execute(sa.update(metadata._runs).values(**old)))
+        store._sql.write(lambda link: link.execute(sa.update(schema.runs).values(**old)))
         assert [r.state for r in store.runs()] == ["stale", "stale"]
         store.update_run(mine, done=1)
         assert [r.state for r in store.runs()] == ["running", "stale"]
@@ -345,167 +338,101 @@ def test_a_forked_child_connects_for_itself(filled):
     assert filled.count("c").paths == 4
 
 
-# ---------------------------------------------------------------- what goes wrong
-
-
-def test_tables_of_a_newer_version_are_left_alone(config, store):
-    store._write(lambda link: link.execute(sa.insert(metadata._schema).values(version=99)))
-    with pytest.raises(SchemaError, match=r"version 99.*update imgsearch"):
-        MetadataStore.open(config)
-
-
-def test_a_connection_that_the_server_ended_is_replaced_unseen(mariadb):
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    with MetadataStore.open(load_settings(**mariadb.settings(name))) as store:
-        store.create_collection(ROW)
-        for (number,) in mariadb.sql(
-            f"SELECT id FROM information_schema.processlist WHERE db = '{name}'"
-        ):
-            mariadb.sql(f"KILL {number}")
-        assert store.collection("c").dim == 8
-        mariadb.restart()
-        assert store.collection("c").dim == 8
-    mariadb.sql(f"DROP DATABASE {name}")
-
-
-def test_a_server_that_is_not_there_is_named(mariadb):
-    port = free_port()
-    given = mariadb.settings("x") | {"mysql_port": port}
-    with pytest.raises(StoreUnavailable, match=f"tester@127.0.0.1:{port}/x.*MYSQL_HOST") as caught:
-        MetadataStore.open(load_settings(**given))
-    assert mariadb.password not in str(caught.value)
-
-
-def test_a_silent_server_is_given_up():
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        port = silent.getsockname()[1]
-        with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}"):
-            MetadataStore.open(
-                load_settings(mysql_host="127.0.0.1", mysql_port=port, imgsearch_timeout=1)
-            )
+# ---------------------------------------------------------------- what must not be stored
 
 
 @pytest.mark.parametrize(
-    ("changes", "blamed"),
+    "path",
     [
-        ({"mysql_password": "wr0ng-Pa55"}, "MYSQL_PASSWORD"),
-        ({"mysql_user": "nobody"}, "'nobody'.*MYSQL_USER"),
+        "",
+        "relative.jpg",
+        "/a/../b.jpg",
+        "/a/./b.jpg",
+        "/a//b.jpg",
+        "~/a.jpg",
+        "/a\0.jpg",
+        "/\ud800",
     ],
 )
-def test_wrong_credentials_are_refused_and_never_shown(mariadb, changes, blamed, caplog):
-    caplog.set_level(logging.DEBUG)
-    with pytest.raises(StoreError, match=blamed) as caught:
-        MetadataStore.open(load_settings(**mariadb.settings("x") | changes))
-    shown = str(caught.value) + caught.value.where + caplog.text
-    shown += "".join(traceback.format_exception(caught.value))
-    assert mariadb.password not in shown
-    assert "wr0ng" not in shown
+def test_only_absolute_normalised_paths_are_stored(filled, path):
+    """Attack row 3: an archive could bring "", "../..", NUL or one file under two spellings."""
+    with pytest.raises(ConfigError, match="path"):
+        filled.prepare("c", [row("/good", 7), row(path, 8)])
+    with pytest.raises(ConfigError, match="path"):
+        filled.start_run("c", path)
+    assert filled.count("c").pending == 0
+    assert filled.runs("c") == []
 
 
-def test_a_database_that_the_user_may_not_make_or_use_is_explained(mariadb):
-    mariadb.sql(
-        "CREATE USER IF NOT EXISTS small@'127.0.0.1' IDENTIFIED BY 'x'",
-        "GRANT ALL ON small_ones.* TO small@'127.0.0.1'",
-    )
-    given = mariadb.settings("forbidden") | {"mysql_user": "small", "mysql_password": "x"}
-    with pytest.raises(StoreError, match="'small'"):
-        MetadataStore.open(load_settings(**given))
-    with MetadataStore.open(load_settings(**given | {"mysql_db": "small_ones"})) as store:
-        assert store.collections() == []
-    mariadb.sql(
-        "DROP DATABASE small_ones",
-        "CREATE DATABASE readable",
-        "GRANT SELECT ON readable.* TO small@'127.0.0.1'",
-    )
-    with pytest.raises(StoreError, match="GRANT"):
-        MetadataStore.open(load_settings(**given | {"mysql_db": "readable"}))
-    mariadb.sql("DROP DATABASE readable")
+def test_every_folder_that_was_ever_ingested_is_known(filled):
+    """Review 8.3, attack row 7: the 50 latest runs hid the folders of older ones."""
+    first = filled.start_run("c", ODD_PATHS[8])
+    for _ in range(60):
+        filled.finish_run(filled.start_run("c", "/nightly"), "done")
+    filled.start_run("d", "/other")
+    assert filled.folders("c") == sorted([ODD_PATHS[8], "/nightly"])
+    assert first not in {run.run_id for run in filled.runs("c")}
+    assert filled.folders("never") == []
 
 
-def test_a_database_url_without_database_or_file_is_refused():
-    for url in ("mysql://u:secret@127.0.0.1", "sqlite://", "sqlite:///:memory:"):
-        with pytest.raises(ConfigError, match="DATABASE_URL") as caught:
-            MetadataStore.open(load_settings(database_url=url))
-        assert "secret" not in str(caught.value)
+# ---------------------------------------------------------------- statements
 
 
-@pytest.mark.parametrize("damage", ["no database", "cut", "scrambled"])
-def test_a_damaged_file_is_told_and_left_as_it_is(tmp_path, damage):
-    file = tmp_path / "metadata.sqlite"
-    config = load_settings(database_url=f"sqlite:///{file}")
-    with MetadataStore.open(config) as store:
-        store.create_collection(ROW)
-        store.prepare("c", [row(f"/{i}", i) for i in range(2_000)])
-    data = file.read_bytes()
-    file.write_bytes(
-        {
-            "no database": b"something else" * 1_000,
-            "cut": data[: len(data) // 2],
-            "scrambled": data[:4_096] + os.urandom(len(data) - 4_096),
-        }[damage]
-    )
-    before = file.read_bytes()
-    with (
-        pytest.raises(StoreDamaged, match="repair") as caught,
-        MetadataStore.open(config) as store,
-    ):
-        store.known("c")
-    assert str(file) in str(caught.value)
-    assert file.read_bytes() == before
+@pytest.fixture
+def statements():
+    """SQL statements as they are sent, without BEGIN."""
+    seen: list[str] = []
+
+    def listen(link, cursor, statement, parameters, context, executemany):
+        if not statement.startswith("BEGIN"):
+            seen.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", listen)
+    yield seen
+    sa.event.remove(sa.Engine, "before_cursor_execute", listen)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(StoreError, match="IMGSEARCH_HOME"):
-        MetadataStore.open(load_settings(imgsearch_home=blocked / "home"))
-    folder = tmp_path / "folder"
-    folder.mkdir(mode=0o500)
-    if os.getuid() == 0:  # whom no mode stops
-        folder = Path("/proc")
-    with pytest.raises(StoreError, match="permissions"):
-        MetadataStore.open(load_settings(database_url=f"sqlite:///{folder / 'm.sqlite'}"))
+def test_one_statement_tells_what_is_known_of_ids_and_paths(filled, statements):
+    collection, rows = filled.lookup("c", image_ids=[2, 99], paths=["/a/1", "/a/2", "/nowhere"])
+    assert len(statements) == 1
+    assert collection == filled.collection("c")
+    assert sorted(r.path for r in rows) == ["/a/1", "/a/2", "/b/2 again"]
+    assert filled.lookup("c", image_ids=[99]) == (collection, [])
+    assert filled.lookup("c") == (collection, [])
+    with pytest.raises(CollectionNotFound):
+        filled.lookup("d", image_ids=[2])
 
 
-def test_a_file_that_may_only_be_read_is_an_error(tmp_path):
-    url = f"sqlite:///{tmp_path / 'm.sqlite'}"
-    with MetadataStore.open(load_settings(database_url=url)) as store:
-        store.create_collection(ROW)
-        sa.event.listen(
-            store._engine, "connect", lambda link, _: link.execute("PRAGMA query_only=1")
-        )
-        store.close()
-        assert store.collection("c").dim == 8
-        with pytest.raises(StoreError, match="permissions"):
-            store.prepare("c", [row("/1")])
+def test_a_query_for_many_rows_uses_the_indexes(mariadb, tmp_path):
+    """Two lists of 500 keys among 20,000 rows must not read the whole collection."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    plans = {}
+    for kind, config in {
+        "sqlite": load_settings(database_url=f"sqlite:///{tmp_path / 'm.sqlite'}"),
+        "mysql": load_settings(**mariadb.settings(name)),
+    }.items():
+        with MetadataStore.open(config) as store:
+            store.create_collection(ROW)
+            store.prepare("c", [row(f"/many/{i}", i) for i in range(20_000)])
+            seen = []
 
+            def listen(link, cursor, statement, parameters, *_, seen=seen):
+                seen.append((statement, parameters))
 
-def test_a_full_disk_is_told_and_what_was_confirmed_stays(tmp_path):
-    config = load_settings(database_url=f"sqlite:///{tmp_path / 'm.sqlite'}")
-    with MetadataStore.open(config) as store:
-        store.create_collection(ROW)
-        store.prepare("c", [row("/kept", 1)])
-        sa.event.listen(
-            store._engine, "connect", lambda link, _: link.execute("PRAGMA max_page_count=20")
-        )
-        store.close()
-        with pytest.raises(StoreError, match="disk is full"):
-            store.prepare("c", [row(f"/{i}", i) for i in range(5_000)])
-        assert list(store.known("c")) == ["/kept"]
-
-
-def test_a_file_that_another_program_locks_is_busy(tmp_path):
-    file = tmp_path / "m.sqlite"
-    config = load_settings(database_url=f"sqlite:///{file}", imgsearch_timeout=0.3)
-    with MetadataStore.open(config) as store:
-        store.create_collection(ROW)
-        holder = sqlite3.connect(file, isolation_level=None)
-        holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreBusy, match="being written"):
-            store.prepare("c", [row("/1")])
-        assert store.count("c").paths == 0  # readers go on
-        holder.execute("ROLLBACK")
-        holder.close()
-        store.prepare("c", [row("/1")])
+            engine = store._sql._engine
+            if kind == "mysql":  # its statistics may be those of the empty table
+                mariadb.sql(f"ANALYZE TABLE {name}.imgsearch_images")
+            sa.event.listen(engine, "before_cursor_execute", listen)
+            store.lookup("c", image_ids=range(500), paths=[f"/many/{i}" for i in range(500)])
+            sa.event.remove(engine, "before_cursor_execute", listen)
+            ((statement, parameters),) = [s for s in seen if s[0].startswith("SELECT")]
+            explain = "EXPLAIN QUERY PLAN " if kind == "sqlite" else "EXPLAIN "
+            with engine.connect() as link:
+                plans[kind] = link.exec_driver_sql(explain + statement, parameters).all()
+    mariadb.sql(f"DROP DATABASE {name}")
+    assert not [step for step in plans["sqlite"] if step[3].startswith("SCAN")]
+    assert [step for step in plans["mysql"] if step.table == "imgsearch_images"]
+    for step in plans["mysql"]:
+        if step.table == "imgsearch_images":
+            assert step.type == "range"
+            assert int(step.rows) < 2_000

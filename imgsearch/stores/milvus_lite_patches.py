@@ -1,0 +1,282 @@
+"""Everything that imgsearch replaces in Milvus Lite at run time, in the embedded server only.
+
+The replaced names are internals, so the server refuses any other version than `VERSION`. Each
+replacement is followed by its reason and by what would make it unnecessary upstream.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from milvus_lite import Collection
+    from milvus_lite.storage.delta_index import DeltaIndex
+    from milvus_lite.storage.memtable import MemTable
+    from milvus_lite.storage.segment import Segment
+
+VERSION = "3.2.2"
+_SCORES_AT_ONCE = 2**24  # 64 MiB
+
+
+def install(write_failed: Callable[[BaseException], None]) -> ExactSearch:
+    """Replace what has to be replaced; `write_failed` is told of the first failed write."""
+    from milvus_lite.engine import collection
+    from milvus_lite.engine.compaction import CompactionManager
+    from milvus_lite.search import bitmap
+    from milvus_lite.storage import wal
+    from milvus_lite.storage.manifest import Manifest
+
+    # 1. A write that failed half way is followed by others. The log is replayed up to its first
+    # torn record only, and the next flush deletes it: rows acknowledged in between are lost. The
+    # server therefore ends at the first failed write, and the next one replays the log. What fails
+    # before anything was written is harmless. Needed until Milvus Lite refuses writes after that.
+    writes = _Writes(write_failed)
+    for owner, name in (
+        (wal.WAL, "write_insert"),
+        (wal.WAL, "write_delete"),
+        (Manifest, "remove_data_files"),
+    ):
+        setattr(owner, name, writes.begin(getattr(owner, name)))
+    for owner, name, begun in (
+        (collection.Collection, "insert", False),
+        (collection.Collection, "delete", False),
+        (collection.Collection, "flush", True),
+        (collection.Collection, "close", True),
+        (CompactionManager, "maybe_compact", False),
+    ):
+        setattr(owner, name, writes.watch(getattr(owner, name), begun))
+
+    # 2. An I/O error while the log is read (too many open files, a failing disk) counts as its
+    # end, so that acknowledged rows vanish. Needed until recovery raises such errors.
+    wal._read_wal_file = functools.wraps(wal._read_wal_file)(read_log)
+
+    # 3. Search and count ask each row in Python whether it is alive, and a search reads all
+    # fields of each hit: ten times the cost of the product itself at 17,000 vectors. Needed
+    # until build_valid_mask and execute_search_with_index are vectorised upstream.
+    exact = ExactSearch(collection.execute_search_with_index, bitmap.build_valid_mask)
+    collection.execute_search_with_index = exact.search
+    bitmap.build_valid_mask = exact.valid_mask
+    return exact
+
+
+class _Writes:
+    """Tells failures after which the files may be torn from harmless ones."""
+
+    def __init__(self, failed: Callable[[BaseException], None]) -> None:
+        self._failed, self._thread = failed, threading.local()
+
+    def begin(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(write)
+        def begun(*args: object, **kwargs: object) -> Any:
+            self._thread.begun = True
+            return write(*args, **kwargs)
+
+        return begun
+
+    def watch(self, work: Callable[..., Any], begun: bool) -> Callable[..., Any]:
+        @functools.wraps(work)
+        def watched(*args: object, **kwargs: object) -> Any:
+            self._thread.begun = begun
+            try:
+                return work(*args, **kwargs)
+            except BaseException as error:
+                if self._thread.begun:
+                    self._failed(error)
+                raise
+
+        return watched
+
+
+def read_log(path: str) -> list[Any]:
+    """Read the valid batches of a log; what follows a torn one is left out."""
+    import pyarrow as pa
+
+    batches: list[Any] = []
+    try:
+        with Path(path).open("rb") as source:  # its errors have a number, pyarrow's not always
+            for batch in pa.ipc.open_stream(source):
+                batch.validate(full=True)
+                batches.append(batch)
+    except (pa.ArrowInvalid, FileNotFoundError):
+        pass
+    except OSError as error:
+        if error.errno is not None:  # the system's, not pyarrow's about the content
+            raise
+    return batches
+
+
+class _Part(NamedTuple):
+    """Rows of a segment or of the memory table; `alive` is None where all of them are."""
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    lengths: np.ndarray
+    alive: np.ndarray | None
+
+
+class ExactSearch:
+    """Vectorised search and reading of collections with integer ids."""
+
+    def __init__(self, search: Callable[..., Any], valid_mask: Callable[..., Any]) -> None:
+        self._search, self._valid_mask = search, valid_mask
+        self._parts: dict[int, tuple[MemTable, tuple[Segment, ...], list[_Part] | None]] = {}
+        self._lock = threading.Lock()
+        self._approximate = threading.Lock()
+
+    def forget(self) -> None:
+        """Note that something was written: which rows are alive must be found again."""
+        with self._lock:
+            self._parts.clear()
+
+    def search(self, **request: Any) -> list[list[dict]]:
+        """Replacement of ``execute_search_with_index``, where no index is to be used."""
+        segments, field = tuple(request["segments"]), request["vector_field"]
+        exact = (
+            request["metric_type"] == "COSINE"
+            and request["output_fields"] == [request["pk_field"]]
+            and request["partition_names"] is None
+            and request["compiled_filter"] is None
+            and not any(_approximate(segment, field) for segment in segments)
+        )
+        queries = request["query_vectors"]
+        if exact:
+            parts = self.living(segments, request["memtable"], request["delta_index"], field)
+            if parts is not None and all(p.vectors.shape[1] == queries.shape[1] for p in parts):
+                return _nearest(parts, queries, request["top_k"])
+        with self._approximate:  # HNSW keeps ef in the index, where another search would see it
+            return self._search(**request)
+
+    def valid_mask(
+        self,
+        ids: Sequence,
+        written: np.ndarray,
+        deleted: DeltaIndex,
+        filter_mask: np.ndarray | None = None,
+        memtable: MemTable | None = None,
+    ) -> np.ndarray:
+        """Replacement of ``build_valid_mask``."""
+        numbers = _numbers(ids)
+        if numbers is None:
+            return self._valid_mask(ids, written, deleted, filter_mask, memtable)
+        alive = _alive(numbers, written, deleted, memtable)
+        return alive if filter_mask is None else alive & filter_mask.astype(bool)
+
+    def read(
+        self, collection: Collection, field: str, wanted: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        """Ids of all rows or of the wanted ones, and their vectors; None if it cannot read them."""
+        segments, deleted = collection._read_snapshot()
+        parts = self.living(segments, collection._memtable, deleted, field)
+        if not parts:
+            return None
+        ids, vectors = [np.empty(0, np.int64)], []
+        for part in parts:
+            rows = np.ones(len(part.ids), bool) if part.alive is None else part.alive
+            if wanted is not None:
+                rows = rows & np.isin(part.ids, np.asarray(wanted, np.int64))
+                vectors.append(part.vectors[rows])
+            ids.append(part.ids[rows])
+        return np.concatenate(ids), vectors
+
+    def living(
+        self, segments: tuple[Segment, ...], memtable: MemTable, deleted: DeltaIndex, field: str
+    ) -> list[_Part] | None:
+        """All rows with which of them are alive; None where ids are not integers."""
+        with self._lock:
+            known = self._parts.get(id(memtable))
+        if known and known[0] is memtable and known[1] == segments:  # compaction replaces segments
+            return known[2]
+        parts = _read(segments, memtable, deleted, field)
+        with self._lock:
+            self._parts[id(memtable)] = memtable, segments, parts
+        return parts
+
+
+def _approximate(segment: Segment, field: str) -> bool:
+    from milvus_lite.index.brute_force import BruteForceIndex
+
+    index = segment.indexes.get(field)
+    return index is not None and not isinstance(index, BruteForceIndex)
+
+
+def _numbers(ids: Sequence) -> np.ndarray | None:
+    return None if len(ids) and isinstance(ids[0], str) else np.asarray(ids, np.int64)
+
+
+def _alive(
+    ids: np.ndarray, written: np.ndarray, deleted: DeltaIndex, memtable: MemTable | None
+) -> np.ndarray:
+    """Which rows are the last of their id and were not deleted after that."""
+    alive = np.zeros(len(ids), bool)
+    if not len(ids):
+        return alive
+    written = np.asarray(written, np.int64)
+    order = np.lexsort((written, ids))
+    alive[order[np.append(ids[order[1:]] != ids[order[:-1]], True)]] = True
+    pending = memtable.delete_index_snapshot() if memtable else {}
+    for gone in (deleted.snapshot, {i: at for i, (at, _) in pending.items()}):
+        if gone:
+            names = np.fromiter(gone, np.int64, len(gone))
+            since = np.fromiter(gone.values(), np.int64, len(gone))
+            order = np.argsort(names)
+            near = order[np.searchsorted(names, ids, sorter=order).clip(max=len(gone) - 1)]
+            alive &= (names[near] != ids) | (since[near] <= written)
+    return alive
+
+
+def _read(
+    segments: tuple[Segment, ...], memtable: MemTable, deleted: DeltaIndex, field: str
+) -> list[_Part] | None:
+    sources = [(s.pks, s.seqs, *s.vector_data(field)) for s in segments if s.num_rows]
+    ids, written, vectors, *_ = memtable.to_search_snapshot(vector_field=field)
+    if len(ids):
+        sources.append((ids, written, vectors, None))
+    numbers = [_numbers(ids) for ids, *_ in sources]
+    if any(n is None for n in numbers) or any(nulls is not None for *_, nulls in sources):
+        return None
+    if not sources:
+        return []
+    written = np.concatenate([written for _, written, *_ in sources])
+    alive = _alive(np.concatenate(numbers), written, deleted, memtable)
+    parts = []
+    for ids, (_, _, vectors, _) in zip(numbers, sources, strict=True):
+        mine, alive = alive[: len(ids)], alive[len(ids) :]
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        lengths[lengths == 0] = 1
+        parts.append(_Part(ids, vectors, lengths, None if mine.all() else mine))
+    return parts
+
+
+def _nearest(parts: list[_Part], queries: np.ndarray, top_k: int) -> list[list[dict]]:
+    """Hits of each query, nearest first, equal distances by id."""
+    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    queries = queries / np.where(lengths == 0, 1, lengths)
+    step = max(1, _SCORES_AT_ONCE // max((len(part.ids) for part in parts), default=1))
+    answer = []
+    for start in range(0, len(queries), step):
+        rows = queries[start : start + step]
+        found = [np.empty((len(rows), 0), np.int64)], [np.empty((len(rows), 0), np.float32)]
+        for part in parts:
+            far = 1 - (part.vectors @ rows.T).T / part.lengths
+            if part.alive is not None:
+                far[:, ~part.alive] = np.inf
+            kept = min(top_k, len(part.ids))
+            best = np.argpartition(far, kept - 1, axis=1)[:, :kept]
+            found[0].append(part.ids[best])
+            found[1].append(np.take_along_axis(far, best, axis=1))
+        for ids, far in zip(*(np.concatenate(f, axis=1) for f in found), strict=True):
+            order = np.lexsort((ids, far))[:top_k]
+            order = order[far[order] < np.inf]
+            answer.append(
+                [
+                    {"id": i, "distance": d, "entity": {}}
+                    for i, d in zip(ids[order].tolist(), far[order].tolist(), strict=True)
+                ]
+            )
+    return answer

@@ -1,0 +1,112 @@
+"""Tables of the metadata store, and the migrations that bring older tables up to date.
+
+To change the tables, change them here, add a function to `MIGRATIONS` that makes the
+same change to existing tables, and extend ``tests/stores/test_schema.py``.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+tables = sa.MetaData()
+_Bytes = sa.LargeBinary(65_535)
+_Text = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql")
+_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")  # UTC without a time zone
+_Key = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql")
+_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up INTEGER only
+_options = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+}
+
+RUN_COUNTS = ("total", "done", "encoded", "skipped", "failed")
+
+schema = sa.Table(
+    "imgsearch_schema", tables, sa.Column("version", sa.Integer, primary_key=True), **_options
+)
+collections = sa.Table(
+    "imgsearch_collections",
+    tables,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    sa.Column("encoder", _Text, nullable=False),
+    sa.Column("identity", _Text, nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("dim", sa.Integer, nullable=False),
+    sa.Column("vector_index", sa.String(255), nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sqlite_autoincrement=True,
+    **_options,
+)
+images = sa.Table(
+    "imgsearch_images",
+    tables,
+    sa.Column("collection_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("path_key", _Key, primary_key=True),
+    sa.Column("path", _Bytes, nullable=False),
+    sa.Column("image_id", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("format", sa.String(32), nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("added_at", _Time, nullable=False),
+    sa.Column("vector_crc", sa.BigInteger, nullable=False),
+    sa.Index("imgsearch_images_by_id", "collection_id", "image_id"),
+    **_options,
+)
+runs = sa.Table(
+    "imgsearch_runs",
+    tables,
+    sa.Column("run_id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("collection", sa.String(64), nullable=False),
+    sa.Column("folder", _Bytes, nullable=False),
+    sa.Column("state", sa.String(8), nullable=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False, default=0) for name in RUN_COUNTS),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+    sa.Column("pid_started", sa.String(64), nullable=False),
+    sa.Column("who", sa.String(255), nullable=False),
+    sa.Column("started_at", _Time, nullable=False),
+    sa.Column("updated_at", _Time, nullable=False),
+    sa.Column("finished_at", _Time),
+    sa.Column("error", _Text),
+    sqlite_autoincrement=True,
+    **_options,
+)
+_runs_by_collection = sa.Index("imgsearch_runs_by_collection", runs.c.collection)
+
+
+def _index_runs_by_collection(link: sa.Connection) -> None:
+    """Version 2: find the runs and folders of a collection without reading every run."""
+    _runs_by_collection.create(link, checkfirst=True)
+
+
+MIGRATIONS = {2: _index_runs_by_collection}
+"""What makes each version out of the one before it. MySQL commits every change of a table
+at once, so a migration that was interrupted runs again: it must not mind what is done."""
+
+VERSION = max(MIGRATIONS)
+
+
+def version(link: sa.Connection) -> int | None:
+    """Version of the tables, None where there are none or their creation was interrupted."""
+    if not sa.inspect(link).has_table(schema.name):
+        return None
+    return link.scalar(sa.select(sa.func.max(schema.c.version)))
+
+
+def upgrade(link: sa.Connection) -> None:
+    """Create the tables, or apply the migrations that they lack, in the caller's transaction."""
+    found = version(link)
+    if found is None:
+        tables.create_all(link)
+        link.execute(sa.insert(schema).values(version=VERSION))
+        return
+    for number in range(found + 1, VERSION + 1):
+        MIGRATIONS[number](link)
+        link.execute(sa.insert(schema).values(version=number))

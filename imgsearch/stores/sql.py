@@ -1,0 +1,359 @@
+"""The database under the metadata store: connections, transactions, locks and errors."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from imgsearch.config import Settings
+from imgsearch.errors import (
+    ConfigError,
+    SchemaError,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreUnavailable,
+)
+from imgsearch.io import absolute
+from imgsearch.stores import locks, schema
+
+_ATTEMPTS = 4  # of a transaction that the server ended because of another one
+_LEAST_FREE = 64 * 1024  # bytes: more than SQLite asks of the disk at a time
+_NO_DATABASE = 1049
+_DEADLOCK = (1205, 1213)
+
+T = TypeVar("T")
+
+
+class _Deadlock(StoreBusy):
+    """The server ended a transaction in favour of another one; it can be tried again."""
+
+
+class Database:
+    """An SQLite file, or a database on a MySQL server, with the tables of this version.
+
+    Several threads may use it. A forked child connects for itself.
+    """
+
+    def __init__(self, settings: Settings):
+        url, timeout = settings.sql_url, settings.imgsearch_timeout
+        self.sqlite = url.get_backend_name() == "sqlite"
+        self._pid, self._thread = os.getpid(), threading.local()
+        options: dict[str, Any] = {}
+        if self.sqlite:
+            name = url.database
+            if not name or name == ":memory:" or name.startswith("file:"):
+                raise ConfigError("DATABASE_URL", "must name a file: sqlite:////folder/file.sqlite")
+            self._file = absolute(name)
+            self._in_home = self._file.parent == settings.imgsearch_home
+            url = url.set(database=str(self._file))
+            self.where = f"metadata {self._file}"
+            arguments: dict[str, Any] = {"timeout": timeout}
+        else:
+            if not url.database:
+                raise ConfigError(
+                    "DATABASE_URL", "names no database: end it with /imgsearch or another name"
+                )
+            self.where = (
+                f"MySQL {url.username or ''}@{url.host or 'localhost'}:{url.port or 3306}"
+                f"/{url.database}"
+            )
+            arguments = {
+                "charset": "utf8mb4",
+                "connect_timeout": max(1, round(timeout / 2)),  # a host name may have two addresses
+                "read_timeout": timeout,
+                "write_timeout": timeout,
+            }
+            # The default would show a reader what was true when its transaction began, and
+            # would lock gaps between rows that other ingests write to.
+            options["isolation_level"] = "READ COMMITTED"
+        self._url = url
+        self._engine = sa.create_engine(
+            url,
+            connect_args=arguments,
+            pool_pre_ping=True,  # a connection that the server dropped overnight is replaced
+            pool_recycle=3600,
+            hide_parameters=True,
+            **options,
+        )
+        if self.sqlite:
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(self._engine, "handle_error", _give_up_after_silence)
+
+    def open(self) -> None:
+        """Connect, create what is missing, and bring older tables up to date."""
+        if self.sqlite:
+            self._create_file()
+        with self._translated():
+            try:
+                found = self._call(schema.version)
+            except sa.exc.OperationalError as error:
+                if self.sqlite or _code(error) != _NO_DATABASE:
+                    raise
+                self._create_database()
+                found = None
+        if found is None or found < schema.VERSION:
+            with self._schema_lock():
+                self.write(schema.upgrade)
+        elif found > schema.VERSION:
+            raise SchemaError(
+                self.where, f"its tables have version {found}, and this imgsearch knows version "
+                f"{schema.VERSION}: update imgsearch, or use another database"
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Close all connections. The next use connects again."""
+        self._engine.dispose(close=self._pid == os.getpid())
+
+    def read(self, query: sa.Select | sa.CompoundSelect) -> Sequence[sa.Row]:
+        """Return all rows of a query."""
+        with self._translated():
+            return self._call(lambda link: link.execute(query).all())
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in one transaction, so that all of it happens or nothing."""
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                with self._translated(), self._connection() as link:
+                    link = link.execution_options(imgsearch_writes=True)
+                    with link.begin():
+                        return work(link)
+            except _Deadlock:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def lock(self, name: str, timeout: float, holder: Callable[[], str]) -> Iterator[None]:
+        """Hold a lock against other threads, processes and machines; re-entrant in a thread.
+
+        With SQLite there is one lock for the whole folder. `holder` tells who has it.
+        """
+        if self.sqlite:
+            with locks.writing(self._file.parent, timeout):
+                yield
+            return
+        # The server's own advisory lock: it ends with the connection, and so with the process.
+        key = f"{self._url.database} {name}".encode()
+        name = f"imgsearch {hashlib.sha256(key).hexdigest()[:40]}"  # 64 characters at most
+        held = vars(self._thread).setdefault("held", {})
+        if name in held:
+            yield
+            return
+        with self._translated():
+            link = self._connected().connect()
+        try:
+            end = time.monotonic() + timeout
+            with self._translated():
+                while not link.scalar(sa.select(sa.func.get_lock(name, 1))):
+                    if time.monotonic() > end:
+                        number = link.scalar(sa.select(sa.func.is_used_lock(name)))
+                        raise StoreBusy(
+                            self.where,
+                            holder() or f"connection {number}",
+                            f"another ingest or deletion is writing, and still was after "
+                            f"{timeout:g} s; wait for it, or stop it",
+                        )
+                link.commit()
+            held[name] = link
+            yield
+        finally:
+            held.pop(name, None)
+            # Closing the connection releases the lock, whatever state the connection is in.
+            link.invalidate()
+            link.close()
+
+    # ------------------------------------------------------------ connections
+
+    def _connected(self) -> sa.Engine:
+        if self._pid != os.getpid():
+            self._engine.dispose(close=False)  # those connections are the parent's
+            self._pid = os.getpid()
+        return self._engine
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sa.Connection]:
+        """Lend a connection: the one that holds a lock for this thread, if there is one.
+
+        If that lock is lost because the server restarted or cut the connection, then no
+        statement that relied on it runs after those of another writer.
+        """
+        held = list(vars(self._thread).get("held", {}).values())
+        if not held:
+            with self._connected().connect() as link:
+                yield link
+            return
+        link = held[-1]
+        if link.invalidated:
+            raise StoreUnavailable(
+                self.where, "ended the connection that held the collection, so that others may "
+                "be writing to it now: check that the server runs, and start again"
+            )  # fmt: skip
+        try:
+            yield link
+        finally:
+            link.rollback()  # ends a transaction that was neither committed nor undone
+
+    def _call(self, work: Callable[[sa.Connection], T]) -> T:
+        with self._connection() as link:
+            return work(link)
+
+    # ------------------------------------------------------------ creation
+
+    def _create_file(self) -> None:
+        """Create the file for its owner only; SQLite gives its own files the same mode."""
+        try:
+            self._file.parent.mkdir(0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            if self._in_home:  # where older versions left it readable to everybody
+                for ending in ("", "-wal", "-shm"):
+                    path = Path(f"{self._file}{ending}")
+                    with contextlib.suppress(FileNotFoundError, PermissionError):
+                        if path.stat().st_mode & 0o077:
+                            path.chmod(0o600)
+        except OSError as error:
+            raise StoreError(
+                self.where, f"cannot be created ({error.strerror}): check the permissions of its "
+                "folder, or set IMGSEARCH_HOME to another"
+            ) from None  # fmt: skip
+
+    def _create_database(self) -> None:
+        """Create the MySQL database that the URL names."""
+        engine = sa.create_engine(self._url.set(database=""), hide_parameters=True)
+        create = sa.schema.CreateSchema(self._url.database, if_not_exists=True)
+        try:
+            with engine.begin() as link:
+                link.execute(create)
+        except sa.exc.DBAPIError as error:
+            if isinstance(self._error(error), StoreUnavailable):
+                raise
+            raise StoreError(
+                self.where, f"there is no database {self._url.database!r}, and user "
+                f"{self._url.username!r} may not create it: have an administrator do it, or name "
+                "another one in MYSQL_DB"
+            ) from None  # fmt: skip
+        finally:
+            engine.dispose()
+
+    @contextlib.contextmanager
+    def _schema_lock(self) -> Iterator[None]:
+        # SQLite: the transaction holds the file. MySQL: changes of tables know no transaction.
+        if self.sqlite:
+            yield
+        else:
+            with self.lock("schema", 60, lambda: "another process that creates the tables"):
+                yield
+
+    # ------------------------------------------------------------ errors
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise errors of ours, which never show a query's parameters, for SQLAlchemy's."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            raise self._error(error) from None
+        except sa.exc.TimeoutError:
+            raise StoreBusy(
+                self.where, "this process", "all its connections are in use: close some stores"
+            ) from None
+
+    def _error(self, error: sa.exc.DBAPIError) -> StoreError:
+        return self._sqlite_error(error.orig) if self.sqlite else self._mysql_error(error)
+
+    def _mysql_error(self, error: sa.exc.DBAPIError) -> StoreError:
+        code, text = _code(error), str(error.orig.args[-1] if error.orig.args else error.orig)
+        if code in _DEADLOCK:
+            return _Deadlock(self.where, "other transactions", "its rows are being written")
+        # The server shuts down, or an administrator ended the connection.
+        if error.connection_invalidated or code in (1053, 1927):
+            return StoreUnavailable(
+                self.where, "does not answer, or ended the connection: check that it runs, and "
+                "is not overloaded"
+            )  # fmt: skip
+        if code in (2003, 2005):
+            return StoreUnavailable(
+                self.where, "cannot be reached: check that it runs, MYSQL_HOST and MYSQL_PORT or "
+                "DATABASE_URL, and the firewall"
+            )  # fmt: skip
+        if code == 1040:
+            return StoreUnavailable(self.where, "has no connection left: close some notebooks")
+        if code in (1045, 1698):
+            return StoreError(
+                self.where, f"refuses user {self._url.username!r} or the password: check "
+                "MYSQL_USER and MYSQL_PASSWORD, or DATABASE_URL"
+            )  # fmt: skip
+        if code in (1044, 1142, 1227, 1370):
+            return StoreError(
+                self.where, f"user {self._url.username!r} may not do this: {text}; have an "
+                f"administrator GRANT all privileges on {self._url.database}.*"
+            )  # fmt: skip
+        if code in (3, 28, 1021, 1114):
+            return StoreError(self.where, f"its disk is full: {text}")
+        return StoreError(self.where, f"{text} (MySQL error {code})")
+
+    def _sqlite_error(self, error: BaseException) -> StoreError:
+        code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return StoreDamaged(
+                self.where, f"is not an intact SQLite database ({error}): move it away and restore "
+                "a copy, or ingest again; `verify` and `repair` then make the stores agree"
+            )  # fmt: skip
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StoreBusy(self.where, "another process", "it is being written")
+        # Without room for its shared memory, SQLite calls a full disk a failing one.
+        full = code == sqlite3.SQLITE_IOERR and _free(self._file.parent) < _LEAST_FREE
+        if code == sqlite3.SQLITE_FULL or full:
+            return StoreError(self.where, "its disk is full: free some space")
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            return StoreError(
+                self.where, f"cannot be written ({error}): check the permissions of its folder, "
+                "or set IMGSEARCH_HOME to another"
+            )  # fmt: skip
+        if code == sqlite3.SQLITE_IOERR:
+            return StoreError(self.where, f"its disk fails ({error}): check space and hardware")
+        return StoreError(self.where, str(error))
+
+
+def _code(error: sa.exc.DBAPIError) -> int | None:
+    return error.orig.args[0] if error.orig is not None and error.orig.args else None
+
+
+def _give_up_after_silence(context: sa.engine.ExceptionContext) -> None:
+    # SQLAlchemy would replace a connection whose ping fails. Where the server is silent,
+    # that would cost the time limit twice.
+    if context.is_pre_ping and isinstance(context.original_exception.__context__, TimeoutError):
+        context.is_disconnect = False
+
+
+def _prepare_sqlite(link: Any, _: object) -> None:
+    link.isolation_level = None  # transactions are begun below, not by the driver
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
+        link.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(link: sa.Connection) -> None:
+    # A writer takes the file at once: a transaction that turns from reading to writing
+    # fails at once if another one has written meanwhile, however long it may wait.
+    writes = link.get_execution_options().get("imgsearch_writes")
+    link.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _free(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from imgsearch.errors import StoreBusy
+from imgsearch.stores.locks import private_folder, writing
+from tests.stores.scripts import Script
+
+
+def test_a_writer_goes_on_in_its_thread_and_excludes_other_threads(tmp_path):
+    order = []
+
+    def other():
+        with writing(tmp_path):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with writing(tmp_path), writing(tmp_path, timeout=0):
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+
+
+def test_who_writes_is_named_and_frees_the_lock_by_dying(tmp_path):
+    writer = Script(tmp_path, "with writing(home): say('in'); time.sleep(600)")
+    assert writer.hear() == "in"
+    with (
+        pytest.raises(StoreBusy, match="another ingest") as caught,
+        writing(tmp_path, 0.1),
+    ):
+        pass
+    assert f"process {writer.process.pid} on {socket.gethostname()}" in caught.value.holder
+    writer.kill()
+    with writing(tmp_path, 5):
+        pass
+
+
+def test_a_writer_that_fails_frees_the_lock(tmp_path):
+    with pytest.raises(RuntimeError), writing(tmp_path):
+        raise RuntimeError
+    done = threading.Event()
+
+    def other():
+        with writing(tmp_path, 0):
+            done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert done.is_set()
+
+
+def test_a_forked_child_does_not_keep_the_parents_lock(tmp_path):
+    read, write = os.pipe()
+    with writing(tmp_path):
+        child = os.fork()
+        if not child:
+            os.read(read, 1)
+            os._exit(0)
+    try:
+        taken = Script(tmp_path, "with writing(home, 0): say('in')")
+        assert taken.end() == ["in"]
+    finally:
+        os.write(write, b"x")
+        os.waitpid(child, 0)
+
+
+def test_a_private_folder_is_for_its_owner_only_whatever_the_umask(tmp_path):
+    """Attack row 5: with umask 022 the home and its files could be read by anybody."""
+    before = os.umask(0)
+    try:
+        folder = private_folder(tmp_path / "home" / "embedded")
+        (tmp_path / "old").mkdir(mode=0o755)
+    finally:
+        os.umask(before)
+    for made in (folder, folder.parent, private_folder(tmp_path / "old")):
+        assert made.stat().st_mode & 0o777 == 0o700
