@@ -143,7 +143,7 @@ def cases(found: Sequence[Case], *, metric: str = "AP", title: str = "") -> Figu
 def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
     """Draw the recall of indexes over their latency.
 
-    Points of one kind of index and one build are joined, in the order given.
+    Points of one build are joined in the order given, and their markers grow in it.
     """
     from matplotlib.ticker import LogLocator
 
@@ -154,24 +154,20 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
         # The search parameter comes last; what is before it was built once.
         build = point.index.rpartition(",")[0] or point.index.partition(":")[0]
         lines.setdefault(build, []).append(point)
-    # Labels take turns at the corners, so that those of points close together stay legible.
-    corners = cycle([(4, -9, "left"), (-4, 4, "right"), (-4, -9, "right"), (4, 4, "left")])
-    for (name, some), colour, marker in zip(
+    for (build, some), colour, marker in zip(
         lines.items(), cycle(COLOURS), cycle("os^Dv"), strict=False
     ):
+        # Values beside the points would cover each other: they are in the legend.
+        settings = [p.index.removeprefix(build).lstrip(",:").partition("=") for p in some]
+        label = f"{build}, {settings[0][0]} = {', '.join(value for *_, value in settings)}"
         x, y = [p.median_ms for p in some], np.array([p.recall for p in some])
         spread = np.abs(np.array([[p.low, p.high] for p in some]).T - y)
-        axes.errorbar(
-            x, y, yerr=spread, color=colour, marker=marker, ms=5, lw=1.2, capsize=2, label=name
-        )
-        for point in some:
-            last = point.index.rpartition(",")[2].rpartition(":")[2]
-            if "=" in last:
-                right, up, side = next(corners)
-                axes.annotate(
-                    last, (point.median_ms, point.recall), xytext=(right, up), ha=side,
-                    textcoords="offset points", fontsize=6, color=colour,
-                )  # fmt: skip
+        axes.errorbar(x, y, yerr=spread, color=colour, lw=1.2, capsize=2)
+        sizes = 25 * (1 + np.arange(len(some)))
+        axes.scatter(
+            x, y, sizes, color=colour, marker=marker, alpha=0.7, zorder=3,
+            label=label if settings[0][0] else build,
+        )  # fmt: skip
     axes.set_xscale("log")
     axes.margins(x=0.1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -184,7 +180,8 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
         ylim=(min(0.9, *(p.low - 0.05 for p in points)), 1.03),
     )
     axes.grid(alpha=0.3, which="both")
-    _legend(figure, loc="outside lower center", ncols=2)  # inside, it would hide points
+    # Inside, the legend would hide points.
+    _legend(figure, loc="outside lower center", title="markers grow with the search parameter")
     return figure
 
 
@@ -199,7 +196,8 @@ def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 
 def _legend(owner: Axes | Figure, **options: Any) -> None:
-    for text in owner.legend(fontsize=8, framealpha=0.9, **options).get_texts():
+    legend = owner.legend(fontsize=8, title_fontsize=8, framealpha=0.9, **options)
+    for text in legend.get_texts():
         text.set_parse_math(False)
 
 

@@ -86,7 +86,7 @@ def test_index_sweep(tmp_path):
     ]
     figure = plots.index_sweep(points)
     text = drawn(figure, tmp_path)
-    for part in ("HNSW:M=16,efConstruction=200", "ef=64", "5,000 vectors", "recall@10"):
+    for part in (f"{hnsw}, ef = 16, 64", "FLAT", "5,000 vectors", "recall@10"):
         assert part in text
 
 
