@@ -1,8 +1,8 @@
-"""From a folder of images to a gallery.
+"""Bring a folder of images into a collection.
 
-Chunks are read, decoded and embedded by a few threads that run ahead; the
-calling thread takes them in order and writes. So decoding, encoding and writing
-overlap, and memory holds a handful of chunks whatever the size of the folder.
+A few threads read, decode and embed chunks of files in advance; the calling thread takes
+the chunks in order and writes them. Reading, decoding, encoding and writing overlap, and
+the bytes of the files that are in memory at a time are bounded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,40 +37,47 @@ from imgsearch.errors import (
     printable,
 )
 from imgsearch.gallery import Gallery, new_row
-from imgsearch.images import ImageFile, ImageInfo
+from imgsearch.images import ImageFile, ImageInfo, LoadedImage
+from imgsearch.io import absolute
 from imgsearch.pipeline import Pipeline
 from imgsearch.stores.metadata import ImageRow
 
 AHEAD = 3
-"""Chunks in work beside the one being written: one read, one decoded, one encoded."""
+"""Chunks under way beside the one being written: one is read, one decoded, one encoded."""
+
+BYTES_AHEAD = 192 * 2**20
+"""Bytes of files that are in memory at a time, in all chunks under way."""
+
+CHUNK_BYTES = 64 * 2**20
+"""Bytes of the files of one chunk, unless it is a single file."""
 
 FLUSH_EVERY = 5_000
-"""New vectors after which the index is built in the middle of a long ingest: searches
-over more unindexed vectors become slow, and each flush makes a segment of its own."""
+"""New vectors after which a long ingest has the index built: searches over more unindexed
+vectors become slow, and each flush makes a segment of its own."""
 
 
 @dataclass
 class Progress:
-    """How far an ingest is, as its callback and the ``runs`` table see it.
+    """Progress of an ingest.
 
     Attributes
     ----------
     total : int
-        Files to look at, images or not.
+        Number of files, images or not.
     done : int
-        Files looked at; the sum of the five counts that follow.
+        Files that were processed; the sum of the five counts that follow.
     encoded : int
         Embedded and stored.
     linked : int
         Stored without encoding, since their content was known under another path.
     unchanged : int
-        Passed over by size and time of change, without being read.
+        Skipped without being read, since their size and modification time are unchanged.
     failed : int
         Images that could not be stored, each with a reason.
     ignored : int
-        No images, neither by content nor by name.
+        Files that are not images, neither by name nor by content.
     seconds : float
-        Since the beginning.
+        Time since the start.
     """
 
     total: int = 0
@@ -76,49 +90,52 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Files looked at."""
+        """Number of files that were processed."""
         return self.encoded + self.linked + self.unchanged + self.failed + self.ignored
 
     @property
     def rate(self) -> float:
-        """Files a second, those passed over as unchanged left out."""
+        """Files per second, without those that are unchanged."""
         return (self.done - self.unchanged) / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate from the rate so far, in seconds; None before there is one."""
+        """Remaining seconds at the rate so far; None before there is one."""
         return (self.total - self.done) / self.rate if self.rate else None
 
 
 @dataclass
 class IngestReport(Progress):
-    """What an ingest did.
+    """Result of an ingest.
 
     Attributes
     ----------
     collection, folder : str
-        Where to, and where from.
+        The collection, and the folder with the images.
     state : str
-        ``done``, or ``stopped`` when it was asked to.
+        ``running``; at the end ``done``, or ``stopped`` if the ingest was asked to stop.
     encoder : dict
-        What :meth:`imgsearch.encoders.base.Encoder.describe` says.
+        Name, dimension and fingerprint of the encoder; if it was used, also its device,
+        precision and backend.
     index : str
         Index of the collection.
     shard : str or None
-        Part of the folder, as ``"0/4"``.
-    settled : int
-        Rows that an earlier, interrupted process had left half done.
+        Part of the folder, such as ``"0/4"``.
+    recovered_rows : int
+        Rows that an earlier, interrupted process had left unfinished.
     missing : tuple of str
-        Paths of this folder in the collection whose files are gone; they stay
-        in the collection unless `prune` is asked for.
+        Paths of this folder in the collection whose files are gone; they stay there unless
+        `prune` is set. Empty for an ingest of a part of the folder.
     pruned : int
-        How many of those were taken out.
+        Paths that were removed because their files are gone.
     failures : list of tuple of str
-        ``(path, reason)``.
+        ``(path, reason)`` of each failed image.
+    ignored_files : list of tuple of str
+        ``(path, reason)`` of each ignored file.
     images, paths : int
-        What the whole collection holds now, by content and by path.
+        Size of the whole collection, by content and by path.
     run_id : int
-        Row of the ``runs`` table.
+        Number of the ingest in the metadata store.
     """
 
     collection: str = ""
@@ -127,10 +144,11 @@ class IngestReport(Progress):
     encoder: dict = field(default_factory=dict)
     index: str = ""
     shard: str | None = None
-    settled: int = 0
+    recovered_rows: int = 0
     missing: tuple[str, ...] = ()
     pruned: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+    ignored_files: list[tuple[str, str]] = field(default_factory=list)
     images: int = 0
     paths: int = 0
     run_id: int = 0
@@ -148,7 +166,10 @@ class IngestReport(Progress):
             "done": self.done,
             "images_per_second": self.rate,
             "missing": [printable(path) for path in self.missing],
-            "failures": [{"path": printable(p), "reason": r} for p, r in self.failures],
+            **{
+                name: [{"path": printable(p), "reason": r} for p, r in getattr(self, name)]
+                for name in ("failures", "ignored_files")
+            },
         }
 
     def __str__(self) -> str:
@@ -157,7 +178,8 @@ class IngestReport(Progress):
             f"{self.linked} known under another path",
             f"{self.unchanged} unchanged",
             f"{self.failed} failed",
-            f"{self.ignored} no images",
+            f"{self.ignored} not images",
+            f"{self.pruned} removed",
         ]
         what = ", ".join(part for part in parts if not part.startswith("0 "))
         return (
@@ -180,34 +202,35 @@ def ingest(
     stop: threading.Event | None = None,
     **open_gallery,
 ) -> IngestReport:
-    """Bring a folder of images into a collection, or up to date with it.
+    """Bring a folder of images into a collection, or bring the collection up to date.
 
-    What is there and unchanged is passed over, so that an ingest which was
-    stopped, or died, is resumed by starting it again.
+    Files that are stored and unchanged are skipped without being read, so that an
+    interrupted ingest is resumed by starting it again. The encoder is loaded only if an
+    image is new.
 
     Parameters
     ----------
     image_dir : path
         Folder with images.
     collection : str, optional
-        Made if it is not there; ``DEFAULT_TABLE`` if left out.
+        Created if it does not exist; ``DEFAULT_TABLE`` if left out.
     recursive : bool
-        Whether to descend into sub-folders.
+        Whether to descend into subfolders.
     limit : int, optional
-        Look at the first so many files only.
+        Look at the first `limit` files only.
     shard : str, optional
         ``"i/n"``: only the files whose path hashes to part `i` of `n`, from 0,
         so that `n` processes ingest one folder together.
     batch_size : int
-        Images that are encoded together.
+        Images that are encoded together; fewer if their files are large.
     workers : int, optional
         Threads that decode; the number of processors if left out.
     prune : bool
-        Take paths of this folder out of the collection when their files are gone.
+        Remove paths of this folder from the collection if their files are gone.
     progress : callable, optional
-        Is called with the unfinished report after each chunk, in this thread.
+        Called with the unfinished report after each chunk, in this thread.
     stop : threading.Event, optional
-        Once set, the ingest ends after the chunk in hand.
+        Once set, the ingest ends after the current chunk.
     **open_gallery
         Passed on to :meth:`imgsearch.gallery.Gallery.open`: encoder, weights,
         index, device, precision, backend, settings.
@@ -219,21 +242,24 @@ def ingest(
     Raises
     ------
     ImageError
-        `image_dir` is no folder that can be read.
+        `image_dir` is not a folder that can be read.
     ConfigError
         A parameter has a value that cannot be used.
     EncoderMismatch
         The collection was made with another encoder.
     StoreError
-        A store failed. Everything that was reported as stored stays so.
+        A store failed. Everything that was reported as stored stays stored.
     """
     part = parse_shard(shard)
     for name, value in (("batch_size", batch_size), ("limit", limit), ("workers", workers)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(name, f"is {value!r}; a whole number from 1 is needed")
-    folder = Path(image_dir).expanduser().absolute()
-    found, unreadable = _listed(folder, recursive, part, limit)
-    with Gallery.open(collection, create=True, **open_gallery) as gallery:
+    whole = part is None and limit is None and recursive
+    if prune and not whole:
+        raise ConfigError("prune", "needs the whole folder: leave out shard, limit and recursive")
+    folder = absolute(image_dir)
+    found, unreadable = _list_files(folder, recursive, part, limit)
+    with Gallery.open(collection, create=True, workers=workers, **open_gallery) as gallery:
         report = IngestReport(
             collection=gallery.name,
             folder=str(folder),
@@ -243,26 +269,12 @@ def ingest(
             failed=len(unreadable),
             failures=[(error.path, error.reason) for error in unreadable],
         )
-        job = _Ingest(gallery, report, workers, batch_size, progress, stop or threading.Event())
-        return job.run(found, prune and part is None and limit is None and recursive)
+        job = _Ingest(gallery, report, batch_size, progress, stop or threading.Event())
+        return job.run(found, whole, prune)
 
 
 def parse_shard(shard: str | None) -> tuple[int, int] | None:
     """Read ``"i/n"``.
-
-    Parameters
-    ----------
-    shard : str or None
-        Part `i` of `n`, counted from 0.
-
-    Returns
-    -------
-    tuple of int or None
-
-    Raises
-    ------
-    ConfigError
-        It has another form, or `i` is not below `n`.
 
     Examples
     --------
@@ -280,7 +292,7 @@ def parse_shard(shard: str | None) -> tuple[int, int] | None:
     return i, n
 
 
-def _listed(
+def _list_files(
     folder: Path, recursive: bool, part: tuple[int, int] | None, limit: int | None
 ) -> tuple[list[ImageFile], list[ImageError]]:
     unreadable: list[ImageError] = []
@@ -293,61 +305,62 @@ def _listed(
     return list(islice(files, limit)), unreadable
 
 
-def _gone(path: str) -> bool:
-    """Whether no file is there any more; what cannot be looked at may well be."""
-    try:
-        return not stat.S_ISREG(Path(path).stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-
-
 def _part(relative: Path, n: int) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(relative)).digest()[:8]) % n
 
 
+def _is_gone(path: str) -> bool:
+    """Whether there is no such file any more; one that cannot be looked at may exist."""
+    try:
+        return not stat.S_ISREG(Path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # ValueError: a NUL character, from an older import
+        return False
+
+
 @dataclass
-class _Chunk:
-    """What the threads made of some files."""
+class _EmbeddedChunk:
+    """Some files, read and embedded, ready to be stored."""
 
     rows: list[ImageRow] = field(default_factory=list)
     vectors: dict[int, np.ndarray] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
-    ignored: int = 0
+    ignored: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _Ingest:
-    """One ingest under way."""
+    """An ingest that is running."""
 
     def __init__(
         self,
         gallery: Gallery,
         report: IngestReport,
-        workers: int | None,
         batch_size: int,
         progress: Callable[[IngestReport], None] | None,
         stop: threading.Event,
     ):
         self.gallery, self.report, self.batch_size = gallery, report, batch_size
         self.progress, self.stop = progress, stop
-        self.pipeline = Pipeline(gallery.encoder, workers=workers)
         self.start = time.perf_counter()
         self.unflushed = 0
+        self.pipeline_wanted: Future[None] = Future()
+        self.pipeline: Future[Pipeline] = Future()
 
-    def run(self, found: Sequence[ImageFile], prune: bool) -> IngestReport:
+    def run(self, found: Sequence[ImageFile], whole: bool, prune: bool) -> IngestReport:
         gallery, report = self.gallery, self.report
+        interrupted = [run for run in gallery.metadata.runs(gallery.name, 1) if run.state != "done"]
         report.run_id = gallery.metadata.start_run(gallery.name, report.folder, report.total)
         try:
-            report.settled = gallery.recover()
-            new = self._pass_over_known(found, prune)
-            self.pipeline.optimize_for(len(new))
-            report.encoder = self.pipeline.encoder.describe()
-            self._tell()
+            report.recovered_rows = gallery.recover()
+            new = self._skip_unchanged(found, whole, prune)
+            self._report_progress()
             for chunk in self._chunks(new):
                 self._store(chunk)
-                self._tell()
-            gallery.flush()
+                self._report_progress()
+            # A run that was interrupted may have left vectors that are not indexed.
+            if report.encoded or report.pruned or report.recovered_rows or interrupted:
+                gallery.flush()
             report.state = (
                 "stopped" if self.stop.is_set() and report.done < report.total else "done"
             )
@@ -358,105 +371,138 @@ class _Ingest:
         except BaseException as error:
             report.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             if isinstance(error, StoreUnavailable) and error.where == gallery.metadata.where:
-                raise  # it would be as silent for the run's row, which shows as stale soon
+                raise  # its row cannot be written either, and will show as stale
             try:
                 gallery.metadata.finish_run(
                     report.run_id, report.state, error=_reason(error), **self._counts()
                 )
             except ImgSearchError as second:
-                # The store that failed may be the one that holds the run: it then
-                # shows as stale, and the first error is the one to raise.
                 error.add_note(f"the run could not be marked as {report.state}: {second}")
             raise
         return report
 
-    def _pass_over_known(self, found: Sequence[ImageFile], prune: bool) -> list[ImageFile]:
+    def _skip_unchanged(
+        self, found: Sequence[ImageFile], whole: bool, prune: bool
+    ) -> list[ImageFile]:
         gallery, report = self.gallery, self.report
-        known = gallery.metadata.known(gallery.name, report.folder + os.sep)
+        known = gallery.metadata.known(gallery.name, report.folder.rstrip(os.sep) + os.sep)
         new = []
         for file in found:
-            at = known.pop(str(file.path), None)
-            # A row that is not ready is in the hands of another process, which may die.
-            if at is not None and at == (file.size, file.mtime_ns, at.image_id, "ready"):
+            stored = known.pop(str(file.path), None)
+            # A row that is not ready belongs to another process, which may die.
+            if stored is not None and (stored.size, stored.mtime_ns, stored.state) == (
+                *(file.size, file.mtime_ns),
+                "ready",
+            ):
                 report.unchanged += 1
             else:
                 new.append(file)
-        if prune:
-            report.pruned = gallery.delete(filter(_gone, known))
-            known = {}
-        report.missing = tuple(sorted(filter(_gone, known)))
+        if whole:  # else the other files were not looked for
+            gone = sorted(filter(_is_gone, known))
+            if prune:
+                report.pruned = gallery.delete(gone)
+            else:
+                report.missing = tuple(gone)
         return new
 
-    def _chunks(self, files: Sequence[ImageFile]) -> Iterator[_Chunk]:
-        """Chunks in the order of the files, made by threads that run ahead."""
-        parts = iter(
-            [files[i : i + self.batch_size] for i in range(0, len(files), self.batch_size)]
-        )
-        under_way: deque[Future[_Chunk]] = deque()
+    def _chunks(self, files: Sequence[ImageFile]) -> Iterator[_EmbeddedChunk]:
+        """Yield chunks in the order of the files, made in advance by threads."""
+        parts = self._parts(files)
+        part, size = next(parts, (None, 0))
+        ahead: deque[tuple[Future[_EmbeddedChunk], int]] = deque()
         with ThreadPoolExecutor(AHEAD, "imgsearch-ingest") as pool:
             try:
-                while not self.stop.is_set():
-                    while len(under_way) <= AHEAD:
-                        part = next(parts, None)
-                        if part is None:
+                while not self.stop.is_set() and (ahead or part):
+                    while part and len(ahead) <= AHEAD:
+                        held = sum(n for future, n in ahead if not future.done())
+                        if held and held + size > BYTES_AHEAD:
                             break
-                        under_way.append(pool.submit(self._make, part))
-                    if not under_way:
-                        return
-                    yield under_way.popleft().result()
+                        ahead.append((pool.submit(self._embed, part), size))
+                        part, size = next(parts, (None, 0))
+                    self._load_pipeline_if_wanted(ahead[0][0], len(files))
+                    yield ahead.popleft()[0].result()
             finally:
-                for future in under_way:
+                self.pipeline.cancel()  # for threads that wait for it
+                for future, _ in ahead:
                     future.cancel()
 
-    def _make(self, files: Sequence[ImageFile]) -> _Chunk:
-        """Read, hash and, where the content is new, embed some files."""
-        chunk, data, read = _Chunk(), {}, []
+    def _parts(self, files: Sequence[ImageFile]) -> Iterator[tuple[list[ImageFile], int]]:
+        """Split files into chunks of `batch_size`, or of `CHUNK_BYTES` if that is less."""
+        part: list[ImageFile] = []
+        total = 0
+        for file in files:
+            size = file.size if file.size <= images.MAX_BYTES else 0  # larger ones are not read
+            if part and (len(part) == self.batch_size or total + size > CHUNK_BYTES):
+                yield part, total
+                part, total = [], 0
+            part.append(file)
+            total += size
+        if part:
+            yield part, total
+
+    def _load_pipeline_if_wanted(self, chunk: Future[_EmbeddedChunk], count: int) -> None:
+        """Wait for a chunk, or until one needs the encoder, which is then loaded.
+
+        It is loaded in the calling thread, where an interrupt ends a download of weights.
+        """
+        if not self.pipeline.done():
+            wait((chunk, self.pipeline_wanted), return_when=FIRST_COMPLETED)
+            if self.pipeline_wanted.done():
+                pipeline = self.gallery.pipeline
+                pipeline.optimize_for(count)
+                self.pipeline.set_result(pipeline)
+
+    def _embed(self, files: Sequence[ImageFile]) -> _EmbeddedChunk:
+        """Read some files, and embed those whose content is new."""
+        chunk = _EmbeddedChunk()
+        read: list[tuple[ImageFile, ImageInfo]] = []
+        loaded: dict[int, LoadedImage] = {}
         for file in files:
             if not images.is_candidate(file.path):
-                chunk.ignored += 1
+                chunk.ignored.append((str(file.path), "neither named like an image nor one"))
                 continue
             try:
-                content = images.read(file.path)
+                image = images.load(file.path)
             except ImageError as error:
                 chunk.failures.append((str(file.path), error.reason))
                 continue
-            digest = hashlib.sha256(content).hexdigest()
-            data[images.image_id(digest)] = content
-            read.append((file, digest))
-        known = self.gallery.metadata.by_id(self.gallery.name, data.keys())
-        new = [image_id for image_id in data if image_id not in known]
-        made = dict(zip(new, self.pipeline([data[i] for i in new]), strict=True)) if new else {}
-        for file, digest in read:
-            image_id = images.image_id(digest)
-            if image_id in known:
-                twin = known[image_id][0]
-                facts = ImageInfo(image_id, digest, file.size, twin.width, twin.height, twin.format)
-                chunk.rows.append(new_row(file, facts))
-                continue
-            result = made[image_id]
+            read.append((file, image.info))
+            loaded[image.info.image_id] = image
+        known = self.gallery.metadata.by_id(self.gallery.name, loaded) if loaded else {}
+        new = {i: image for i, image in loaded.items() if i not in known}
+        del loaded
+        made = {}
+        if new:
+            with suppress(InvalidStateError):
+                self.pipeline_wanted.set_result(None)
+            pipeline = self.pipeline.result()
+            made = dict(zip(new, pipeline(list(new.values())), strict=True))
+        for file, info in read:
+            result = made.get(info.image_id)
             if isinstance(result, ImageError):
                 chunk.failures.append((str(file.path), result.reason))
                 continue
-            chunk.vectors[image_id] = result.vector
-            chunk.rows.append(new_row(file, result.info))
+            if result is not None:
+                chunk.vectors[info.image_id] = result.vector
+            chunk.rows.append(new_row(file, info))
         return chunk
 
-    def _store(self, chunk: _Chunk) -> None:
+    def _store(self, chunk: _EmbeddedChunk) -> None:
         report = self.report
-        left = self.gallery.add(chunk.rows, chunk.vectors)
+        left = self.gallery.add(chunk.rows, chunk.vectors) if chunk.rows else []
         encoded = len({row.image_id for row in chunk.rows} & chunk.vectors.keys())
         report.encoded += encoded
         report.linked += len(chunk.rows) - encoded - len(left)
-        for row in left:
-            chunk.failures.append(
-                (row.path, "was deleted from the collection meanwhile; run again")
-            )
         report.failures += chunk.failures
-        report.failed += len(chunk.failures)
-        report.ignored += chunk.ignored
+        report.failures += [
+            (row.path, "was deleted from the collection meanwhile; ingest again") for row in left
+        ]
+        report.failed += len(chunk.failures) + len(left)
+        report.ignored += len(chunk.ignored)
+        report.ignored_files += chunk.ignored
         self.unflushed += len(chunk.vectors)
         if self.unflushed >= FLUSH_EVERY:
-            self.gallery.flush(wait=False)  # the encoder has more to do meanwhile
+            self.gallery.flush(wait=False)  # the encoder goes on meanwhile
             self.unflushed = 0
 
     def _counts(self) -> dict[str, int]:
@@ -468,13 +514,15 @@ class _Ingest:
             "failed": report.failed,
         }
 
-    def _tell(self) -> None:
-        self.report.seconds = time.perf_counter() - self.start
-        self.gallery.metadata.update_run(self.report.run_id, **self._counts())
+    def _report_progress(self) -> None:
+        report = self.report
+        report.seconds = time.perf_counter() - self.start
+        report.encoder = self.gallery.describe_encoder()
+        self.gallery.metadata.update_run(report.run_id, **self._counts())
         if self.progress is not None:
-            self.progress(self.report)
+            self.progress(report)
 
 
 def _reason(error: BaseException) -> str:
-    """Say what went wrong in the ``runs`` table; texts of foreign errors can hold secrets."""
+    """Text for the run's row. The text of an error of another library can hold secrets."""
     return str(error) if isinstance(error, ImgSearchError) else type(error).__name__

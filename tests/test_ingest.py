@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import uuid
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from imgsearch import gallery as gallery_module
+from imgsearch import images
+from imgsearch import ingest as ingest_module
 from imgsearch.config import load_settings
 from imgsearch.errors import ConfigError, EncoderMismatch, ImageError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest, parse_shard
 from imgsearch.maintenance import verify
 from tests.conftest import ROOT
+from tests.guarantees.common import environment
 from tests.helpers import paint
 
 
@@ -52,8 +59,6 @@ def test_a_second_ingest_reads_no_file(run, photos, monkeypatch):
     run(photos)
     for path in photos.rglob("*.*g"):
         os.utime(path, ns=(0, path.stat().st_mtime_ns))  # access time only
-    from imgsearch import images
-
     monkeypatch.setattr(images, "read", lambda path: pytest.fail(f"{path} was read"))
     report = run(photos)
     assert (report.encoded, report.linked, report.unchanged) == (0, 0, 12)
@@ -82,6 +87,60 @@ def test_changed_and_vanished_files_are_followed(run, photos, stores, collection
     with Gallery.open(collection, settings=stores) as gallery:
         assert verify(gallery, files=True).sound
         assert gallery.vectors.count(collection) == 11
+
+
+def test_files_that_exchange_their_names_keep_their_vectors(run, photos, stores, collection):
+    run(photos)
+    one, other = sorted(photos.rglob("*.png"))[:2]
+    third = photos / "third"
+    one.rename(third)
+    other.rename(one)
+    third.rename(other)
+    assert run(photos).linked == 2
+    with Gallery.open(collection, settings=stores) as gallery:
+        assert verify(gallery, files=True).sound
+
+
+def test_a_folder_under_two_spellings_is_one_folder(run, photos, monkeypatch):
+    """Attack row 10: `a/../a` doubled every path."""
+    run(photos)
+    spelled = photos / "a" / ".." / ".." / "photos"
+    assert run(spelled).unchanged == 12
+    assert run(f"/{photos}/").unchanged == 12
+    monkeypatch.chdir(photos.parent)
+    report = run("photos")
+    assert (report.unchanged, report.paths, report.folder) == (12, 12, str(photos))
+
+
+def test_files_that_are_no_images_are_ignored_whatever_their_size(run, photos, monkeypatch):
+    """Attack row 10 (h), review 8.5: an empty note and a large film counted as failed images."""
+    (photos / "notes.txt").touch()
+    film = photos / "film.mp4"
+    film.touch()
+    os.truncate(film, images.MAX_BYTES + 1)
+    (photos / "archive.zip").write_bytes(b"PK" + bytes(1_000_000))
+    read = []
+    read_file = images.read
+    monkeypatch.setattr(images, "read", lambda path: (read.append(path), read_file(path))[1])
+    for _ in range(2):
+        report = run(photos)
+        assert (report.ignored, report.failed, report.images) == (3, 0, 12)
+        names = {Path(path).name: reason for path, reason in report.ignored_files}
+        assert names.keys() == {"notes.txt", "film.mp4", "archive.zip"}
+        assert all(names.values())
+    assert {Path(path).suffix for path in read} == {".png", ".jpg"}
+
+
+def test_pipes_and_sockets_with_an_image_s_name_are_reported(run, photos, monkeypatch):
+    """Attack round "mangled files": a FIFO, a socket and devices were passed over in silence."""
+    os.mkfifo(photos / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(photos)  # the names of sockets are short
+        server.bind("socket.png")
+        report = run(photos)
+    assert {Path(path).name for path, _ in report.failures} == {"pipe.jpg", "socket.png"}
+    assert all("not a regular file" in reason for _, reason in report.failures)
+    assert report.encoded == 12
 
 
 def test_bad_files_are_reported_and_the_good_ones_go_in(run, photos):
@@ -127,6 +186,19 @@ def test_shards_are_disjoint_and_together_everything(run, photos):
     reports = [run(photos, shard=f"{i}/3") for i in range(3)]
     assert sum(report.encoded for report in reports) == 12
     assert reports[-1].images == 12
+
+
+def test_only_an_ingest_of_the_whole_folder_looks_for_files_that_are_gone(run, photos, monkeypatch):
+    """Review 1: each shard looked at every file of the other shards, a limit at all of them."""
+    run(photos)
+    sorted(photos.rglob("*.png"))[0].unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_module, "_is_gone", lambda path: pytest.fail(f"{path}: looked at"))
+        for part in ({"shard": "0/2"}, {"limit": 3}, {"recursive": False}):
+            assert run(photos, **part).missing == ()
+            with pytest.raises(ConfigError, match="prune: needs the whole folder"):
+                run(photos, **part, prune=True)
+    assert len(run(photos).missing) == 1
 
 
 def test_a_limit_and_no_recursion(run, photos):
@@ -209,3 +281,145 @@ def test_nonsense_shards_are_refused(shard):
 def test_a_folder_that_is_not_there_is_named(run, tmp_path):
     with pytest.raises(ImageError, match="nowhere"):
         run(tmp_path / "nowhere")
+
+
+def test_nothing_new_loads_neither_the_encoder_nor_the_vector_store(
+    shared_home, encoder, photos, tmp_path, collection
+):
+    """Review 1, issue 16: a second ingest imported torch, Towhee and pymilvus for nothing."""
+    settings = load_settings(
+        imgsearch_home=shared_home, database_url=f"sqlite:///{tmp_path / 'm.sqlite'}"
+    )
+    (photos / "notes.txt").write_text("not an image")
+    (photos / "broken.jpg").write_text("not an image either")
+    ingest(photos, collection, encoder=encoder, settings=settings)
+    shutil.copy(photos / "b/c/0.jpg", photos / "copy.jpg")  # known content needs no encoder
+    code = """
+import sys
+from imgsearch.ingest import ingest
+report = ingest(sys.argv[1], sys.argv[2], encoder="resnet18@random:0")
+assert report.encoder["name"] == "resnet18@random:0"
+print(report.state, report.unchanged, report.linked, report.failed, report.ignored)
+print([name for name in ("torch", "towhee", "pymilvus") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, photos, collection],
+        env=environment(settings) | os.environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "done 12 1 1 1\n[]\n"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql"])
+def test_a_chunk_costs_five_sql_statements(
+    kind, request, shared_home, encoder, tmp_path, collection
+):
+    """Review 1: it cost 12. BEGIN, COMMIT and MySQL's GET_LOCK (one more) are not counted."""
+    if kind == "sqlite":
+        database = {"database_url": f"sqlite:///{tmp_path / 'm.sqlite'}"}
+    else:
+        mariadb = request.getfixturevalue("mariadb")
+        database = mariadb.settings(collection)
+    settings = load_settings(imgsearch_home=shared_home, **database)
+    seen: list[str] = []
+
+    def listen(link, cursor, statement, parameters, context, executemany):
+        if not statement.startswith(("BEGIN", "SELECT get_lock")):
+            seen.append(statement)
+
+    counts = []
+    sa.event.listen(sa.Engine, "before_cursor_execute", listen)
+    try:
+        for turn, chunks in enumerate((1, 2, 6)):
+            folder = tmp_path / str(turn)
+            for i in range(4 * chunks):
+                paint(folder / f"{i}.png", seed=100 * turn + i)
+            seen.clear()
+            ingest(folder, collection, encoder=encoder, batch_size=4, settings=settings)
+            counts.append(len(seen))
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", listen)
+    assert counts[2] - counts[1] == 4 * 5
+    if kind == "mysql":
+        mariadb.sql(f"DROP DATABASE {collection}")
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(36, marks=[pytest.mark.soak])])
+def test_memory_is_bounded_by_bytes_not_by_files(shared_home, tmp_path, collection, count):
+    """Attack row 4: 36 JPEGs of 100 MiB took 3,967 MB."""
+    folder = tmp_path / "photos"
+    for i in range(count):
+        path = paint(folder / f"{i}.jpg", seed=i, size=(640, 480))
+        os.truncate(path, 100 * 2**20)  # zeros after the end of the picture are never decoded
+    settings = load_settings(
+        imgsearch_home=shared_home, database_url=f"sqlite:///{tmp_path / 'm.sqlite'}"
+    )
+    code = """
+import resource, sys
+from imgsearch.ingest import ingest
+report = ingest(sys.argv[1], sys.argv[2], encoder="mini")
+print(report.encoded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, collection],
+        env=os.environ | environment(settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    encoded, peak = map(int, done.stdout.split())
+    assert encoded == count
+    assert peak <= 1.2e9
+
+
+def test_large_files_make_small_chunks_and_small_ones_full_chunks(run, photos):
+    files = [images.ImageFile(Path(str(i)), size, 0) for i, size in enumerate(SIZES)]
+    job = ingest_module._Ingest(None, None, 4, None, threading.Event())
+    parts = [([int(f.path.name) for f in part], size) for part, size in job._parts(files)]
+    assert [part for part, _ in parts] == [[0, 1, 2, 3], [4, 5], [6], [7, 8]]
+    assert [size >> 20 for _, size in parts] == [4, 51, 100, 20]
+
+
+SIZES = [size * 2**20 for size in (1, 1, 1, 1, 1, 50, 100, 20, 9_999)]
+
+
+def test_an_interrupt_while_the_encoder_is_loaded_ends_the_ingest(
+    stores, encoder, photos, collection, monkeypatch
+):
+    Gallery.open(collection, encoder=encoder, create=True, settings=stores).close()
+
+    def load(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gallery_module, "load_encoder", load)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(photos, collection, settings=stores)
+    assert not [t for t in threading.enumerate() if t.name.startswith("imgsearch-ingest")]
+    with Gallery.open(collection, settings=stores) as gallery:
+        assert [run.state for run in gallery.metadata.runs(collection)] == ["stopped"]
+
+
+def test_after_an_interrupted_run_the_next_one_builds_the_index(
+    run, photos, stores, collection, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def die(self, **_):
+        raise Killed
+
+    flush = Gallery.flush
+    with monkeypatch.context() as patch:
+        patch.setattr(Gallery, "flush", die)
+        with pytest.raises(Killed):
+            run(photos)
+    flushed = []
+    monkeypatch.setattr(Gallery, "flush", lambda self, **how: (flushed.append(1), flush(self)))
+    assert run(photos).encoded == 0
+    assert flushed == [1]
+    assert run(photos).encoded == 0
+    assert flushed == [1]
