@@ -67,36 +67,13 @@ class Voc(Dataset):
         return f"Voc({str(self.root)!r})"
 
     def image_sets(self) -> list[str]:
-        """Names of the image sets in ``ImageSets/Main``.
-
-        Returns
-        -------
-        list of str
-            Sorted, without the lists of a single class.
-        """
+        """Names of the sets in ``ImageSets/Main``, without the lists of a single class."""
         per_class = tuple(f"{name}_" for name in CLASSES)
         paths = (self.root / "ImageSets" / "Main").glob("*.txt")
         return sorted(path.stem for path in paths if not path.stem.startswith(per_class))
 
     def image_set(self, name: str) -> tuple[str, ...]:
-        """Names of the images in a set.
-
-        Parameters
-        ----------
-        name : str
-            ``train``, ``val``, ``trainval`` or, for 2007, ``test``.
-
-        Returns
-        -------
-        tuple of str
-            In the order of the file, without ``.jpg``.
-
-        Raises
-        ------
-        DatasetError
-            The set does not exist or is empty; or an entry is not an image name, is
-            listed twice or has no annotation. The error names the line.
-        """
+        """Names of the images in a set, such as ``trainval``, in the order of its file."""
         folder = self.root / "ImageSets" / "Main"
         path = folder / f"{_checked_name(name, folder, 'an image set')}.txt"
         if not path.is_file():
@@ -119,18 +96,7 @@ class Voc(Dataset):
         return tuple(lines)
 
     def image_files(self) -> dict[str, Path]:
-        """Every image file in ``JPEGImages``.
-
-        Returns
-        -------
-        dict of str to pathlib.Path
-            Absolute path by name.
-
-        Raises
-        ------
-        DatasetError
-            The folder cannot be listed.
-        """
+        """Every image file in ``JPEGImages``, by its name without the ending."""
         folder = self.root / "JPEGImages"
         # The official images are JPEG; other datasets in this layout contain PNG as well.
         return {
@@ -140,41 +106,12 @@ class Voc(Dataset):
         }
 
     def annotated(self) -> frozenset[str]:
-        """Names of the images that have a file in ``Annotations``.
-
-        Returns
-        -------
-        frozenset of str
-
-        Raises
-        ------
-        DatasetError
-            The folder cannot be listed.
-        """
+        """Names of the images that have a file in ``Annotations``."""
         files = list_files(self.root / "Annotations")
         return frozenset(file[:-4] for file in files if file.endswith(".xml"))
 
     def labels(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes of images.
-
-        Parameters
-        ----------
-        names : sequence of str
-            Annotated images, n of them.
-
-        Returns
-        -------
-        present : ndarray of bool, shape (n, 20)
-            The image shows an object of the class that is not difficult.
-        difficult : ndarray of bool, shape (n, 20)
-            It shows objects of the class, all of which are difficult.
-
-        Raises
-        ------
-        DatasetError
-            An annotation is missing, larger than 1 MiB, not well-formed, declares a
-            document type, or contains an unexpected value.
-        """
+        """Classes of images, bool of shape (n, 20): present, and shown by difficult objects only."""
         folder = self.root / "Annotations"
         present = np.zeros((len(names), len(CLASSES)), bool)
         shown = np.zeros_like(present)

@@ -3,7 +3,8 @@
 :func:`prepare` combines a collection with a dataset into a :class:`Task`; :func:`evaluate`
 ranks and scores it; :func:`compare` sets two evaluations against each other; :func:`sweep`
 measures how much of the exact ranking an index finds, which is another matter than the
-quality of the embedding. :mod:`~imgsearch.evaluation.plots` draws the results.
+quality of the embedding. :mod:`~imgsearch.evaluation.plots` draws the results, and
+:mod:`~imgsearch.evaluation.trec` writes them for trec_eval.
 
 The names below are imported when they are first used.
 """
@@ -24,16 +25,12 @@ _MODULES = {
     "Score": "scoring",
     "Task": "scoring",
     "compare": "comparison",
-    "compare_with_first": "report",
     "evaluate": "scoring",
     "evaluate_collections": "report",
     "prepare": "protocols",
-    "summary_table": "report",
     "sweep": "index_sweep",
     "task": "scoring",
     "write_evaluations": "report",
-    "write_qrels": "trec",
-    "write_run": "trec",
 }
 
 __all__ = sorted(_MODULES)

@@ -124,7 +124,8 @@ def sweep(
     StoreError
         The store failed.
     """
-    specs = [IndexSpec.parse(text) for text in indexes]
+    embedded = gallery.settings.embedded_vectors
+    specs = [IndexSpec.parse(text, embedded) for text in indexes]
     if k < 1 or queries < 1:
         raise ConfigError("sweep", f"k={k} and queries={queries} must be at least 1")
     ids, vectors = gallery.embeddings()
@@ -132,7 +133,7 @@ def sweep(
         raise ConfigError("sweep", f"collection {gallery.name!r} has fewer than two vectors")
     drop_abandoned(gallery)
     sample = _Sample(ids, vectors, min(k, len(ids) - 1), queries, seed)
-    own = IndexSpec.parse(str(gallery.row.index))
+    own = IndexSpec.parse(gallery.row.index)
     found: list[IndexPoint | None] = [None] * len(specs)
     builds: dict[tuple, list[int]] = {}
     for i, spec in enumerate(specs):
@@ -159,7 +160,8 @@ def drop_abandoned(gallery: Gallery) -> None:
         found = _TEMPORARY.fullmatch(name)
         if found and found[1] == _machine() and not _running(int(found[2])):
             with suppress(CollectionNotFound):  # another sweep dropped it meanwhile
-                gallery.vectors.drop(name)
+                if "sweep" in (gallery.vectors.about(name) or {}):
+                    gallery.vectors.drop(name)
 
 
 class _Sample:

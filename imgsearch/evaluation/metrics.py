@@ -30,7 +30,7 @@ ELEVEN = tuple(i / 10 for i in range(11))
 
 
 class Ranks(NamedTuple):
-    """Ranks of the relevant items that the rankings of q queries found.
+    """Ranks of the t relevant items that the rankings of q queries found.
 
     Attributes
     ----------
@@ -51,15 +51,7 @@ class Ranks(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What the gallery contains for each of q queries.
-
-    Attributes
-    ----------
-    relevant, candidates : ndarray of int64, shape (q,)
-        R and N.
-    at_least : ndarray of int64, shape (q, l)
-        Number of items whose gain is at least 1, 2, …, l.
-    """
+    """What the gallery contains for each of q queries; `at_least` has the shape (q, gains)."""
 
     relevant: np.ndarray
     candidates: np.ndarray

@@ -86,25 +86,7 @@ def evaluate_collections(
 def compare_with_first(
     evaluations: Mapping[str, Evaluation], *, seed: int = 0
 ) -> dict[str, Comparison]:
-    """Compare each evaluation with the first.
-
-    Parameters
-    ----------
-    evaluations : mapping of str to Evaluation
-        Of the same images, labels, queries and gallery.
-    seed : int
-        Of the significance test.
-
-    Returns
-    -------
-    dict of str to Comparison
-        By the name of the second.
-
-    Raises
-    ------
-    ConfigError
-        They differ in images, labels, queries or gallery.
-    """
+    """Compare each evaluation with the first, by the name of the second."""
     first, *others = evaluations
     return {name: compare(evaluations[first], evaluations[name], seed=seed) for name in others}
 
@@ -176,19 +158,7 @@ def write_evaluations(
 
 
 def summary_table(report: dict) -> str:
-    """Format the summaries of a report for printing.
-
-    Parameters
-    ----------
-    report : dict
-        From :func:`write_evaluations`.
-
-    Returns
-    -------
-    str
-        A line for each metric of each collection, with its 95 % interval and its
-        expectation in random order.
-    """
+    """Format the summaries of a report from :func:`write_evaluations` for printing."""
     lines = []
     for name, one in report["evaluations"].items():
         about, counts = one["about"], one["counts"]

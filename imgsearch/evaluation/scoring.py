@@ -107,7 +107,7 @@ class Task:
         return {ALL: (1 << len(bit)) - 1} | groups | bit
 
     def mask(self, view: str) -> int:
-        """Classes that count in one view, as bits.
+        """Classes that count in a view, as bits.
 
         Parameters
         ----------
@@ -271,11 +271,9 @@ class View:
     counts : Counts
         Relevant items and candidates of each query.
     values, baseline : dict of str to ndarray of float64, shape (v,)
-        Each metric for each query (``AP``, ``RR``, ``P@5``), and its expectation in random
-        order.
+        Each metric for each query (``AP``, ``RR``, ``P@5``), and its expectation.
     curve, curve_baseline : ndarray of float64, shape (101,)
-        Mean interpolated precision at :data:`LEVELS`, and that of simulated random
-        rankings, because the expectation has no closed form.
+        Mean interpolated precision at :data:`LEVELS`, and that of simulated random rankings.
     """
 
     name: str
@@ -335,20 +333,10 @@ class Neighbour(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A query with its nearest neighbours, for looking at.
+    """A query with its nearest neighbours, best first and without junk, for looking at.
 
-    Attributes
-    ----------
-    name, path : str
-        The query; `path` is empty if there are no files.
-    value : float
-        The metric by which cases were chosen.
-    relevant : int
-        Number of relevant items in the gallery.
-    classes : tuple of str
-        Classes of the query, without difficult objects.
-    neighbours : tuple of Neighbour
-        Best first, without junk.
+    `value` is the metric by which it was chosen, `relevant` the number of relevant items in
+    the gallery. Classes are without difficult objects. Paths are empty if there are no files.
     """
 
     name: str

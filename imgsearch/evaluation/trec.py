@@ -22,30 +22,10 @@ from imgsearch.io import absolute, atomic
 
 
 def write_qrels(path: str | Path, task: Task, *, view: str = ALL) -> Path:
-    """Write the ground truth of a task.
+    """Write the ground truth of a task: a line for each relevant pair, with its gain.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    task : Task
-        Its labels, queries and gallery.
-    view : str
-        Whose classes count: ``all``, a group or a class.
-
-    Returns
-    -------
-    pathlib.Path
-        The absolute path. The file has one line for each relevant pair, with the number of
-        shared classes. It contains neither the query itself nor junk, which trec_eval
-        cannot distinguish from what is not relevant; :func:`write_run` leaves junk out.
-
-    Raises
-    ------
-    ConfigError
-        The view is unknown, or a name contains a blank.
-    OSError
-        The file cannot be written; an old one stays.
+    `view` decides which classes count. The file contains neither the query itself nor junk,
+    which trec_eval cannot distinguish from what is not relevant.
     """
     mask, names = task.mask(view), _checked_names(task)
     queries, gallery = task.labels[task.queries].among(mask), task.labels[task.gallery]
@@ -70,37 +50,10 @@ def write_run(
     tag: str = "imgsearch",
     view: str = ALL,
 ) -> Path:
-    """Write the rankings of a task.
+    """Write rankings of a task, the exact ones if no `blocks` are given, without junk.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    task : Task
-        Its queries and gallery.
-    blocks : iterable of Block, optional
-        The exact rankings if left out.
-    depth : int
-        Largest number of documents of each query. The average precision of the file is that
-        of the rankings only if this is the whole gallery (the file then has queries ×
-        gallery lines of about 50 bytes).
-    tag : str
-        Name of the run, without blanks.
-    view : str
-        Decides what is junk and left out: ``all``, a group or a class.
-
-    Returns
-    -------
-    pathlib.Path
-        The absolute path. Scores are strictly decreasing float32: cosine similarity,
-        lowered by the smallest possible step where it would tie with the one before it.
-
-    Raises
-    ------
-    ConfigError
-        As :func:`write_qrels`; or the tag contains a blank, or the depth is below 1.
-    OSError
-        The file cannot be written; an old one stays.
+    The average precision of the file is that of the rankings only if `depth` is the whole
+    gallery; the file then has queries × gallery lines of about 50 bytes.
     """
     mask, names = task.mask(view), _checked_names(task)
     if not re.fullmatch(r"\S{1,100}", tag) or depth < 1:
