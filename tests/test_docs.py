@@ -143,6 +143,11 @@ def class_complaints(where: str, cls: type, names: dict):
     for name, member in vars(cls).items():
         if name.startswith("_") and name != "__call__":
             continue
+        if any(
+            name in vars(base) and base.__module__.startswith("imgsearch")
+            for base in cls.__mro__[1:]
+        ):
+            continue  # documented where it is declared
         if isinstance(member, classmethod | staticmethod):
             member = member.__func__
         if isinstance(member, property):

@@ -111,7 +111,7 @@ class Voc(Dataset):
         return frozenset(file[:-4] for file in files if file.endswith(".xml"))
 
     def labels(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes of images, bool of shape (n, 20): present, and shown by difficult objects only."""
+        """Classes of images, bool (n, 20): present, and shown by difficult objects only."""
         folder = self.root / "Annotations"
         present = np.zeros((len(names), len(CLASSES)), bool)
         shown = np.zeros_like(present)
