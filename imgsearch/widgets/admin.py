@@ -48,7 +48,6 @@ class AdminPanel(panel.Panel):
         self._wanted, self._page = collection, 0
         self._rows: list[ImageRow] = []
         self._polling: threading.Event | None = None
-        self._thumbnails = image_grid.Thumbnails(160)
         self._build()
         if self.settings is not None:
             self.submit(self._look, "Reading the collections …")
@@ -60,9 +59,7 @@ class AdminPanel(panel.Panel):
         self.collection = ipw.Dropdown(description="Collection")
         self.refresh = self.button("Refresh", self._refresh, "Read everything again")
 
-        self.find = ipw.Text(
-            placeholder="part of a path", description="Find", continuous_update=False
-        )
+        self.find = panel.text_field("Find", "part of a path")
         self.previous = self.button("Previous", lambda: self._turn_page(-1))
         self.next = self.button("Next", lambda: self._turn_page(1))
         self.page = ipw.HTML()
@@ -72,32 +69,22 @@ class AdminPanel(panel.Panel):
         self.grid = image_grid.Grid(small=True, choosing=True, label="Images of the collection")
         self.grid.on("pick", lambda key: self.attempt(self._select, key))
 
-        self.files = ipw.Checkbox(False, description="Also check image files", indent=False)
+        self.files = panel.checkbox("Also check image files")
         self.verify = self.button("Verify", self._verify, "Changes nothing", "primary")
-        self.remove_orphans = ipw.Checkbox(
-            False, description="Remove vectors whose image is missing", indent=False
-        )
-        self.image_dirs = ipw.Text(
-            placeholder="/folder; /another folder", description="Image folders"
-        )
-        self.image_dirs.layout.width = "420px"
+        self.remove_orphans = panel.checkbox("Remove vectors whose image is missing")
+        self.image_dirs = panel.text_field("Image folders", "/folder; /another", width="420px")
         self.repair = self.button("Repair …", self._plan, "Shows what it would do, and asks")
         self.really_repair = self.button("Repair now", self._repair, "", "danger")
         self.cancel = self.button("Cancel", lambda: self._ask_to_repair(False))
         self.account = ipw.HTML()
 
-        self.file = ipw.Text(placeholder="/folder/name.parquet", description="File")
-        self.new_name = ipw.Text(placeholder="name in the file", description="Import as")
-        self.file.layout.width = "480px"
+        self.file = panel.text_field("File", "/folder/name.parquet", width="480px")
+        self.new_name = panel.text_field("Import as", "name in the file")
         self.export = self.button("Export", self._export, "Write the collection to this file")
         self.import_ = self.button("Import", self._import, "Create a collection from this file")
 
-        self.typed = ipw.Text(
-            placeholder="collection",
-            description="Type the name to confirm",
-            style={"description_width": "initial"},
-        )
-        self.typed.layout.width = "420px"
+        self.typed = panel.text_field("Type the name to confirm", width="420px")
+        self.typed.style.description_width = "initial"
         self.drop = self.button("Delete collection", self._drop, "Cannot be undone", "danger")
         self.warning = ipw.HTML()
 
@@ -215,7 +202,7 @@ class AdminPanel(panel.Panel):
         rows = self.metadata.browse(name, offset=start, limit=PAGE + 1, like=like)
         self._rows = rows[:PAGE]
         self.grid.selected = []
-        self.grid.items = image_grid.tiles(self._rows, self._thumbnails, "Select")
+        self.grid.items = image_grid.small_tiles(self._rows, "Select")
         self.page.value = (
             f"{start + 1:,} to {start + len(self._rows):,}" if self._rows else "No matches"
         )

@@ -66,11 +66,8 @@ class EvaluationPanel(panel.Panel):
             self.submit(lambda: self._list(wanted))
 
     def _build(self, voc_root: str) -> None:
-        wide = ipw.Layout(width="auto")
-        self.voc_root = ipw.Text(
-            voc_root, description="VOC folder", placeholder="…/VOCdevkit/VOC2012", layout=wide
-        )
-        self.year = ipw.Text(description="Year", placeholder="if there are several")
+        self.voc_root = panel.text_field("VOC folder", "…/VOCdevkit/VOC2012", voc_root, "auto")
+        self.year = panel.text_field("Year", "if there are several")
         self.protocol = ipw.Combobox(
             value="train -> val",
             options=["train -> val", "trainval -> test", "leave-one-out trainval"],
@@ -78,23 +75,17 @@ class EvaluationPanel(panel.Panel):
         )
         self.collections = ipw.SelectMultiple(description="Collections", rows=4)
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
-        self.ks = ipw.Text(", ".join(map(str, KS)), description="Cut-offs k")
+        self.ks = panel.text_field("Cut-offs k", value=", ".join(map(str, KS)))
         self.seed = ipw.IntText(0, description="Random seed")
-        self.distractors = ipw.Checkbox(
-            False, description="Also search images outside the image sets", indent=False
-        )
-        self.allow_missing = ipw.Checkbox(
-            False, description="Leave out images that are not ingested", indent=False
-        )
+        self.distractors = panel.checkbox("Also search images outside the image sets")
+        self.allow_missing = panel.checkbox("Leave out images that are not ingested")
         self.start = self.button("Evaluate", self._start, "Rank and score", "primary")
-        self.output = ipw.Text("output", description="Folder")
+        self.output = panel.text_field("Folder", value="output")
         self.save = self.button("Save", self._save, "Tables, figures and a report")
         self.view = ipw.Dropdown(options=[ALL], description="Queries")
         self.metric = ipw.Dropdown(options=["mAP"], description="Metric")
         self.shown = ipw.Dropdown(description="Collection")
-        self.measure = self.button(
-            "Measure indexes", self._measure, "Recall and latency of indexes, in temporary copies"
-        )
+        self.measure = self.button("Measure indexes", self._measure, "In temporary copies")
         self.indexes = ipw.HTML()
         self.summary, self.compared, self.curves, self.classes, self.confusion, self.cases = (
             ipw.HTML() for _ in range(6)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import anywidget
@@ -23,31 +23,23 @@ SHOWN_BY_BROWSERS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF"}
 LARGEST_JPEG = 65_500
 """Longest side that JPEG allows, pixels."""
 
-THUMBNAILS = 2_000
-"""Thumbnails that a panel keeps, some 20 kB each."""
+THUMBNAIL, SMALL_THUMBNAIL = 280, 160
+"""Longest side of a thumbnail, pixels."""
 
 
-class Thumbnails:
-    """JPEG thumbnails of stored images; the latest are kept."""
+def thumbnail(path: str, image_id: int, side: int = THUMBNAIL) -> tuple[bytes | None, str]:
+    """Return the thumbnail of a stored image, or None and the reason why there is none."""
+    try:
+        if not Path(path).exists():
+            return None, "no such file"
+        return _stored_jpeg(path, image_id, side), ""
+    except ImageError as error:
+        return None, error.reason
 
-    def __init__(self, side: int = 280):
-        self.side = side
-        self._known: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
-    def get(self, path: str, image_id: int) -> tuple[bytes | None, str]:
-        """Return the thumbnail, or None and the reason why there is none."""
-        key = (path, image_id)
-        if key in self._known and Path(path).exists():
-            self._known.move_to_end(key)
-            return self._known[key], ""
-        try:
-            thumbnail = jpeg(Path(path), self.side)
-        except ImageError as error:
-            return None, error.reason
-        self._known[key] = thumbnail
-        while len(self._known) > THUMBNAILS:
-            self._known.popitem(last=False)
-        return thumbnail, ""
+@lru_cache(maxsize=2_000)  # some 20 kB each
+def _stored_jpeg(path: str, image_id: int, side: int) -> bytes:
+    return jpeg(Path(path), side)
 
 
 def jpeg(source: images.Source, side: int) -> bytes:
@@ -99,11 +91,9 @@ def tile(
     key: object,
     path: str,
     thumbnail: tuple[bytes | None, str],
-    *,
-    image_id: int = 0,
+    image_id: int,
     action: str,
     head: Sequence[str] = (),
-    show_folder: bool = True,
 ) -> dict:
     """Describe an item of a :class:`Grid`; `action` is read aloud, `head` stands above the name."""
     name = printable(Path(path).name)
@@ -111,7 +101,7 @@ def tile(
         "key": str(key),
         "id": str(image_id),
         "name": name,
-        "title": printable(path) if show_folder else name,
+        "title": printable(path),
         "alt": name,
         "action": f"{action}: {name}" + (f" ({thumbnail[1]})" if thumbnail[0] is None else ""),
         "head": list(head),
@@ -120,17 +110,11 @@ def tile(
     }
 
 
-def tiles(rows: Iterable[ImageRow], thumbnails: Thumbnails, action: str) -> list[dict]:
+def small_tiles(rows: Iterable[ImageRow], action: str) -> list[dict]:
     """Describe stored images for a :class:`Grid`; their keys are their places in `rows`."""
     return [
-        tile(
-            i,
-            row.path,
-            thumbnails.get(row.path, row.image_id),
-            image_id=row.image_id,
-            action=action,
-        )
-        for i, row in enumerate(rows)
+        tile(i, path, thumbnail(path, image_id, SMALL_THUMBNAIL), image_id, action)
+        for i, (path, image_id) in enumerate((row.path, row.image_id) for row in rows)
     ]
 
 

@@ -51,7 +51,6 @@ class IngestPanel(panel.Panel):
         super().__init__(settings)
         self.report: IngestReport | None = None
         self._rows: list[ImageRow] = []
-        self._thumbnails = image_grid.Thumbnails(160)
         if self.settings is not None:
             collection = collection or self.settings.default_table
         self._build(image_dir, collection or "", encoder or "")
@@ -69,8 +68,8 @@ class IngestPanel(panel.Panel):
             options=["mini", *RESNETS],
             placeholder="the collection's or default",
         )
-        self.recursive = ipw.Checkbox(True, description="Include subfolders", indent=False)
-        self.prune = ipw.Checkbox(False, description="Remove missing files", indent=False)
+        self.recursive = panel.checkbox("Include subfolders", True)
+        self.prune = panel.checkbox("Remove missing files")
         self.batch_size = ipw.BoundedIntText(32, min=1, max=1024, description="Batch size")
         self.batch_size.style.description_width = "auto"
         self.batch_size.layout.width = "150px"
@@ -79,9 +78,7 @@ class IngestPanel(panel.Panel):
         self.bar = ipw.FloatProgress(0, min=0, max=1, layout=ipw.Layout(width="auto"))
         self.bar.add_class("imgsearch-bar")
         self.progress, self.failures, self.sheet_title = ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self.save_failures = self.button(
-            "Save failures as CSV", self._save_failures, "All of them, with reasons"
-        )
+        self.save_failures = self.button("Save failures as CSV", self._save_failures)
         self.sheet = image_grid.Grid(small=True, label="Added images")
         self.sheet.on("pick", lambda key: self.attempt(self._show_original, key))
         self.fill(
@@ -179,7 +176,7 @@ class IngestPanel(panel.Panel):
 
     def _show_added(self, name: str, since: datetime) -> None:
         self._rows = self.gallery(name).metadata.browse(name, limit=ADDED, since=since)
-        self.sheet.items = image_grid.tiles(self._rows, self._thumbnails, "Open the original of")
+        self.sheet.items = image_grid.small_tiles(self._rows, "Open the original of")
         if self._rows:
             first = f" (the first {ADDED})" if len(self._rows) == ADDED else ""
             self.sheet_title.value = panel.heading(f"Added{first}")

@@ -314,13 +314,8 @@ class FolderChooser(ipw.VBox):
     """A path, and a list of its subfolders to walk through."""
 
     def __init__(self, panel: Panel, start: str | Path = "."):
-        self.path = ipw.Text(
-            str(absolute(start)),
-            description="Folder",
-            continuous_update=False,
-            layout=ipw.Layout(width="auto"),
-        )
-        self.up = panel.button("Parent folder", self._up, "Go to the folder that holds this one")
+        self.path = text_field("Folder", value=str(absolute(start)), width="auto")
+        self.up = panel.button("Parent folder", self._up)
         self.subfolders = ipw.Select(
             rows=6, description="Subfolders", layout=ipw.Layout(width="auto", height="120px")
         )
@@ -360,6 +355,18 @@ class FolderChooser(ipw.VBox):
         options = [(printable(name), name) for name in sorted(folders)]
         self._panel.set_options(self.subfolders, options, None)
         self.note.value = facts(text)
+
+
+def text_field(label: str, placeholder: str = "", value: str = "", width: str = "") -> ipw.Text:
+    """Create a text field, whose value arrives on Enter or when the focus leaves it."""
+    field = ipw.Text(value, description=label, placeholder=placeholder, continuous_update=False)
+    field.layout.width = width or None
+    return field
+
+
+def checkbox(label: str, value: bool = False) -> ipw.Checkbox:
+    """Create a checkbox."""
+    return ipw.Checkbox(value, description=label, indent=False)
 
 
 def row(*children: ipw.Widget) -> ipw.HBox:

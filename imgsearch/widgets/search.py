@@ -48,6 +48,11 @@ UPLOADS = 12
 UPLOADED_BYTES = 2 * images.MAX_BYTES
 """Bytes that they may take together."""
 
+HINT = (
+    "Draw a box to search with a part of the picture, or type its edges in pixels. "
+    "Press Esc to move the focus out of the picture."
+)
+
 ACCEPTED = (
     f"{', '.join(images.FORMATS)} files of up to {images.MAX_BYTES >> 20} MiB "
     f"and {images.MAX_PIXELS / 1e6:.0f} megapixels can be searched with."
@@ -125,18 +130,14 @@ class SearchPanel(panel.Panel):
         self._turn, self._keys, self._page = 0, itertools.count(), 0
         self._shown: dict[str, int | ImageRow] = {}
         self._uploads: dict[str, tuple[str, bytes]] = {}
-        self._thumbnails = image_grid.Thumbnails()
-        self._build(collection, top_k)
+        self._build(top_k)
         if self.settings is not None:
             self.submit(lambda: self._open(collection), "Opening the collection …")
         if explicit:  # a server of the app: load everything before a visitor waits for it
             self.submit(lambda: self._gallery().search(np.zeros((64, 64, 3), np.uint8), 1))
 
-    def _build(self, collection: str | None, top_k: int) -> None:
-        wide = ipw.Layout(width="auto")
-        self.collection = ipw.Dropdown(
-            options=[collection] if collection else [], description="Collection"
-        )
+    def _build(self, top_k: int) -> None:
+        self.collection = ipw.Dropdown(description="Collection")
         self.top_k = ipw.BoundedIntText(top_k, min=1, max=self.limit, description="Results")
         self.top_k.layout.width = "170px"
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
@@ -144,30 +145,18 @@ class SearchPanel(panel.Panel):
         self.uploads = image_grid.Grid(small=True, opening=False, label="Uploaded images")
         self._strip = panel.column("imgsearch-strip", self.uploads)
         self.uploads.on("pick", lambda key: self.attempt(self._pick_upload, key))
-        self.path = ipw.Text(placeholder="/folder/photo.jpg", description="Path", layout=wide)
-        self.search_path = self.button(
-            "Search", self._search_path, "Search with the file at this path", "primary"
-        )
+        self.path = panel.text_field("Path", "/folder/photo.jpg", width="auto")
+        self.search_path = self.button("Search", self._search_path, "", "primary")
         self.cropper = _Cropper(classes=["part"], colors=[plots.QUERY_COLOUR], hide_buttons=True)
         # Hidden by a box around it: this widget ignores changes of its classes.
         self._crop = panel.column("imgsearch-query", self.cropper)
         self.about_query = ipw.HTML()
-        self.hint = ipw.HTML(
-            panel.facts(
-                "Draw a box to search with a part of the picture, or type its edges in pixels. "
-                "Press Esc to move the focus out of the picture."
-            )
-        )
-        self.box = ipw.Text(
-            placeholder="left, upper, right, lower",
-            description="Part",
-            continuous_update=False,
-            layout=wide,
-        )
+        self.hint = ipw.HTML(panel.facts(HINT))
+        self.box = panel.text_field("Part", "left, upper, right, lower", width="auto")
         self.whole = self.button("Whole picture", self._whole, "Search with the whole picture")
         self.back = self.button("Back", self._back, "Back to the previous search")
         self.browse = self.button("Stored images", self._browse, "Show the collection's images")
-        self.find = ipw.Text(placeholder="part of a path", continuous_update=False)
+        self.find = panel.text_field("Find", "part of a path")
         self.previous = self.button("Previous", lambda: self._turn_page(-1))
         self.next = self.button("Next", lambda: self._turn_page(1))
         self.save_grid = self.button("Save as PNG", self._save_grid, "The query and its results")
@@ -244,7 +233,7 @@ class SearchPanel(panel.Panel):
 
     def _show_uploads(self) -> None:
         self.uploads.items = [
-            image_grid.tile(key, name, (image_grid.jpeg(data, 140), ""), action="Search with")
+            image_grid.tile(key, name, (image_grid.jpeg(data, 140), ""), 0, "Search with")
             for key, (name, data) in self._uploads.items()
         ]
         panel.set_visible(self._strip, len(self._uploads) > 1)
@@ -408,16 +397,11 @@ class SearchPanel(panel.Panel):
     def _tile(
         self, key: str, path: str, image_id: int, action: str, head: Sequence[str] = ()
     ) -> dict:
-        thumbnail, reason = self._thumbnails.get(path, image_id)
-        if self.confined and os.sep in reason:
-            reason = "cannot be read"
-        return image_grid.tile(
-            *(key, path, (thumbnail, reason)),
-            image_id=image_id,
-            action=action,
-            head=head,
-            show_folder=not self.confined,
-        )
+        thumbnail, reason = image_grid.thumbnail(path, image_id)
+        if self.confined:
+            path = Path(path).name
+            reason = "cannot be read" if os.sep in reason else reason
+        return image_grid.tile(key, path, (thumbnail, reason), image_id, action, head)
 
     def _search(self, make: Callable[[], Query]) -> None:
         self._turn += 1
