@@ -47,7 +47,7 @@ def scratch(admin, tmp_path):
 
 def test_collections_are_listed_with_counts_of_both_stores(admin):
     overview = admin("panel.refresh.click()", "panel.overview.value")
-    for part in ("mine", ">12</td>", "mini (256)", "HNSW", "KiB", "just now, done"):
+    for part in ("mine", ">12</td>", "mini (256)", "FLAT", "KiB", "just now, done"):
         assert part in overview
     assert "verify it" not in overview
 

@@ -64,7 +64,7 @@ def test_an_upload_finds_itself_and_says_how(uploaded):
     action = uploaded("", "panel.grid.items[1]['action']")
     assert action.startswith("Rank 2, score 0.")
     facts = uploaded("", "panel.facts.value")
-    for part in ("mini", "HNSW", "encode", "vector search", "metadata", "cpu"):
+    for part in ("mini", "FLAT", "encode", "vector search", "metadata", "cpu"):
         assert part in facts
 
 
