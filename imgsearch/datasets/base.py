@@ -35,13 +35,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image_sets(self) -> list[str]:
-        """Names of the image sets.
-
-        Returns
-        -------
-        list of str
-            Sorted.
-        """
+        """Names of the image sets, sorted."""
 
     @abstractmethod
     def image_set(self, name: str) -> tuple[str, ...]:
@@ -64,32 +58,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def image_files(self) -> dict[str, Path]:
-        """Every image file of the dataset, whether or not a set contains it.
-
-        Returns
-        -------
-        dict of str to pathlib.Path
-            Absolute path by name.
-
-        Raises
-        ------
-        DatasetError
-            The folder cannot be listed.
-        """
+        """Absolute path of every image file by its name, whether or not a set contains it."""
 
     @abstractmethod
     def annotated(self) -> frozenset[str]:
-        """Names of the images that have labels.
-
-        Returns
-        -------
-        frozenset of str
-
-        Raises
-        ------
-        DatasetError
-            The annotations cannot be listed.
-        """
+        """Names of the images that have labels."""
 
     @abstractmethod
     def labels(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,6 @@ from importlib import import_module
 
 _MODULES = {
     "Comparison": "comparison",
-    "Difference": "comparison",
     "Evaluation": "scoring",
     "IndexPoint": "index_sweep",
     "METRICS": "metrics",

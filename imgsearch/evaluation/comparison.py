@@ -15,21 +15,11 @@ from imgsearch.evaluation.scoring import ALL, Evaluation
 class Difference(NamedTuple):
     """Second evaluation minus first, on the queries of one view.
 
-    Attributes
-    ----------
-    view, metric : str
-        What was compared.
-    first, second : float
-        Means over the view's queries.
-    difference, low, high : float
-        Second minus first, with its 95 % bootstrap interval over queries.
-    p : float
-        Of the two-sided paired randomisation test; for classes adjusted by Holm's method
-        for the number of classes.
-    effect_size : float
-        Cohen's d of pairs: mean difference over standard deviation of differences.
-    wins, losses, ties : int
-        Number of queries on which the second is better, worse, equal (to 1e-9).
+    `first` and `second` are means; `difference` is second minus first, with its 95 %
+    bootstrap interval over queries from `low` to `high`. `p` is that of the two-sided paired
+    randomisation test, for classes adjusted by Holm's method for the number of classes.
+    `effect_size` is Cohen's d of pairs. `wins`, `losses` and `ties` count the queries on
+    which the second is better, worse and equal (to 1e-9).
     """
 
     view: str

@@ -32,16 +32,10 @@ ELEVEN = tuple(i / 10 for i in range(11))
 class Ranks(NamedTuple):
     """Ranks of the t relevant items that the rankings of q queries found.
 
-    Attributes
-    ----------
-    rank : ndarray of int32, shape (t,)
-        From 1, query after query, ascending within each query. Junk has no rank.
-    hit : ndarray of int32, shape (t,)
-        Number of relevant items at this rank and above it.
-    gain : ndarray of uint8 or int64, shape (t,)
-        Graded relevance, at least 1.
-    offsets : ndarray of int64, shape (q + 1,)
-        Query ``i`` has the entries ``offsets[i]`` to ``offsets[i + 1]``.
+    `rank`, int32 (t,), counts from 1, query after query, ascending within each; junk has no
+    rank. `hit`, int32 (t,), is the number of relevant items at this rank and above it. `gain`,
+    (t,), is the graded relevance, at least 1. Query ``i`` has the entries ``offsets[i]`` to
+    ``offsets[i + 1]``.
     """
 
     rank: np.ndarray

@@ -29,14 +29,9 @@ _NOTHING = np.uint64(2**64 - 1)
 class Block:
     """Rankings of consecutive queries.
 
-    Attributes
-    ----------
-    start : int
-        Number of the first query.
-    order : ndarray of int32, shape (b, depth)
-        Positions in the gallery, best first; -1 stands for nothing, at the end.
-    keys : ndarray of uint64, shape (b, depth)
-        Sort keys, of which :meth:`scores` are made.
+    `start` is the number of the first query. `order`, int32 (b, depth), are positions in the
+    gallery, best first; -1 stands for nothing, at the end. `keys`, uint64 (b, depth), are the
+    sort keys from which :meth:`scores` are computed.
     """
 
     start: int

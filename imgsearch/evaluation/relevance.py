@@ -19,14 +19,10 @@ MAX_CLASSES = 63
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes of items as bits of unsigned integers.
+    """Classes of items as bits of unsigned integers, uint32 or uint64 (n,).
 
-    Attributes
-    ----------
-    present : ndarray of uint32 or uint64, shape (n,)
-        Bit ``c``: an object of class ``c`` that is not difficult.
-    shown : ndarray of uint32 or uint64, shape (n,)
-        Bit ``c``: an object of class ``c``, difficult or not. The highest bit is not used.
+    Bit ``c`` of `present` is set for an object of class ``c`` that is not difficult, of
+    `shown` for any object of the class. The highest bit is not used.
     """
 
     present: np.ndarray

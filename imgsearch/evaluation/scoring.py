@@ -260,20 +260,11 @@ def task(
 class View:
     """Scores of the queries that show one of the classes of a view.
 
-    Attributes
-    ----------
-    name : str
-        ``all``, a group or a class.
-    rows : ndarray of int64, shape (v,)
-        Numbers, among the task's queries, of those with at least one relevant item.
-    without_relevant : int
-        Number of further queries, which have none.
-    counts : Counts
-        Relevant items and candidates of each query.
-    values, baseline : dict of str to ndarray of float64, shape (v,)
-        Each metric for each query (``AP``, ``RR``, ``P@5``), and its expectation.
-    curve, curve_baseline : ndarray of float64, shape (101,)
-        Mean interpolated precision at :data:`LEVELS`, and that of simulated random rankings.
+    `rows` are the numbers, among the task's queries, of the v queries with at least one
+    relevant item; `without_relevant` counts the others. `values` has each metric for each
+    query (``AP``, ``RR``, ``P@5``), float64 (v,), and `baseline` its expectation in random
+    order. The curves are mean interpolated precision at :data:`LEVELS`, and that of
+    simulated random rankings, because the expectation has no closed form.
     """
 
     name: str
@@ -403,12 +394,7 @@ class Evaluation:
         }
 
     def summary(self) -> list[Score]:
-        """Micro and macro scores of every metric, over all classes and over each group.
-
-        Returns
-        -------
-        list of Score
-        """
+        """Micro and macro scores of every metric, over all classes and over each group."""
         every, found = self.classes, []
         for view in (ALL, *self.task.groups):
             if view in self._samples:
