@@ -481,9 +481,10 @@ class _Complete:
     """A file that ends early is an error, whatever Pillow's global switches say."""
 
     def load_read(self, count: int) -> bytes:
-        ended = self.fp.tell() == len(self.fp.getbuffer())
+        here, end = self.fp.tell(), self.fp.seek(0, os.SEEK_END)
+        self.fp.seek(here)
         try:
-            part = b"" if ended else getattr(super(), "load_read", self.fp.read)(count)
+            part = b"" if here == end else getattr(super(), "load_read", self.fp.read)(count)
         except (IndexError, struct.error):  # PNG: it ends between two chunks
             part = b""
         if not part:
@@ -494,8 +495,8 @@ class _Complete:
 def _copied(kind: str, picture: Image.Image, data: bytes) -> float:
     """Bytes for each pixel that a decoder keeps beside Pillow's own picture."""
     if kind == "JPEG":
-        # All coefficients are kept if colours come in several scans. `fp` stands at the scan.
-        layers = data[picture.fp.tell() + 2]
+        # All coefficients are kept if the first scan (`fp` stands behind its header) has not all.
+        layers = data[data.rfind(b"\xff\xda", 0, picture.fp.tell()) + 4]
         if not picture.info.get("progressive") and layers == picture.layers:
             return 0
         sizes = [(across, down) for _, across, down, _ in picture.layer]
@@ -503,7 +504,7 @@ def _copied(kind: str, picture: Image.Image, data: bytes) -> float:
         return 2 * sum(across * down for across, down in sizes) / most
     if kind == "TIFF" and picture.tile[0].codec_name == "libtiff":
         return max(4, sum(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) / 8)
-    return {"WEBP": 8, "AVIF": 9, "HEIC": 8}.get(kind, 0)
+    return {"WEBP": 12, "AVIF": 10, "HEIC": 8}.get(kind, 0)
 
 
 def _transparent(png: Image.Image) -> Any:

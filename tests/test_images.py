@@ -400,7 +400,7 @@ def test_draft_hardly_changes_a_vector():
     encoder = load_encoder("mini", backend="eager")
     sample = Path(__file__).parent.parent / "data" / "VOCsample" / "JPEGImages"
     photo = images.decode(next(images.find(sample)).path)
-    large = photo.resize((photo.width * 6 // 8 * 8, photo.height * 6 // 8 * 8))
+    large = photo.resize((photo.width * 8, photo.height * 8))
     data = saved(large, "JPEG", quality=90)
     pair = images.decode(data), images.decode(data, draft=encoder.preprocessing.resize)
     assert pair[0].size != pair[1].size
@@ -514,6 +514,12 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(progressive):
     start = time.thread_time()
     assert re.match(r"a JPEG of 30\d\d scans", reason(data[:at] + scan * 3000 + data[at:]))
     assert time.thread_time() - start < 1
+
+
+def test_a_photograph_with_a_film_behind_it_is_read():
+    """What phones call a motion photo: the film can hold the bytes of a scan's marker."""
+    data = saved(picture(4000, 3000), "JPEG")
+    assert images.load(data + b"\xff\xda" * 1000).width == 4000
 
 
 def test_a_run_length_encoded_bmp_is_refused():
