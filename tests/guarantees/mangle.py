@@ -49,6 +49,8 @@ def bases() -> list[bytes]:
         _saved(colour, "WEBP"),
         _saved(colour, "BMP"),
         _saved(colour, "TIFF"),
+        _saved(colour, "TIFF", compression="tiff_lzw"),
+        _saved(colour, "AVIF"),
     ]
 
 

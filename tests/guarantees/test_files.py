@@ -127,8 +127,11 @@ def test_any_name_is_found_again(stores, encoder, collection, tmp_path):
         assert gallery.delete(paths) == len(NAMES)
 
 
-def test_links_in_circles_pipes_and_sockets_are_passed_over(tmp_path, encoder):
-    """That nothing hangs is the proof that no pipe is opened; pytest-timeout watches."""
+def test_links_in_circles_pipes_and_sockets_are_reported(tmp_path, encoder):
+    """Attack "mangled files": pipes, sockets and devices were passed over in silence.
+
+    That nothing hangs is the proof that no pipe is opened; pytest-timeout watches.
+    """
     folder = tmp_path / "photos"
     good = paint(folder / "in" / "good.png", seed=0)
     (folder / "circle").symlink_to(folder)
@@ -151,7 +154,10 @@ def test_links_in_circles_pipes_and_sockets_are_passed_over(tmp_path, encoder):
     with opened("kept", settings) as gallery:
         agree(gallery, {str(good)})
     said = {Path(path).name for path, _ in report.failures}
-    assert said == {"self.png", "nowhere.png", "out.png"}
+    assert said == {
+        *("self.png", "nowhere.png", "out.png"),
+        *("pipe.png", "to pipe.png", "device.png", "socket.png"),
+    }
 
 
 def test_a_folder_without_permission_is_reported_and_the_rest_goes_in(tmp_path):
@@ -232,5 +238,6 @@ def test_files_that_change_while_they_are_ingested(tmp_path, encoder, when, monk
         left = paths - expected
     # A file that is there and cannot be read any more keeps its row, and is reported each time.
     ruined = {str(folder / "is cut.png"), str(folder / "is emptied.png")}
-    assert {path for path, _ in again.failures} == ruined
+    no_files = {str(folder / f"becomes a {it}.png") for it in ("pipe", "link to a device")}
+    assert {path for path, _ in again.failures} == ruined | no_files
     assert left == (ruined if when == "after it was read" else set())
