@@ -7,6 +7,7 @@ module, so that Towhee never asks its hub for an operator.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -23,6 +24,9 @@ from imgsearch import images
 from imgsearch.encoders.base import Encoder
 from imgsearch.errors import ImageError
 from imgsearch.images import Box, ImageInfo, Source
+
+
+_LARGE = 32 * 2**20  # bytes for a picture
 
 
 class Embedded(NamedTuple):
@@ -118,8 +122,12 @@ class Pipeline:
         try:
             image = images.load(source)
             draft = self.encoder.preprocessing.resize
-            with self._memory.reserve(image.memory(box=box, draft=draft)):
-                return self.encoder.preprocess(image.decode(box=box, draft=draft)), image.info
+            memory = image.memory(box=box, draft=draft)
+            with self._memory.reserve(memory):
+                pixels = self.encoder.preprocess(image.decode(box=box, draft=draft))
+                if memory > _LARGE:
+                    _return_free_memory()
+            return pixels, image.info
         except ImageError as error:
             # A new one: the traceback would keep the picture in memory.
             return ImageError(error.path, error.reason)
@@ -171,6 +179,13 @@ class _Budget:
             with self._changed:
                 self._free += amount
                 self._changed.notify()
+
+
+def _return_free_memory() -> None:
+    """Hand memory back that glibc keeps for the thread which freed it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _towhee_pipe() -> Any:

@@ -80,6 +80,48 @@ def bomb(rng: random.Random) -> bytes:
     )  # fmt: skip
 
 
+def huge(kind: str) -> bytes:
+    """A good picture of 64 Mi pixels, or as many as are decoded, to be turned upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind in PNGS:
+        depth, colour, size = PNGS[kind]
+        packer = zlib.compressobj(1)
+        row = bytes(1 + 8192 * size)
+        pixels = b"".join(packer.compress(row) for _ in range(8192)) + packer.flush()
+        header = struct.pack(">IIBBBBB", 8192, 8192, depth, colour, 0, 0, 0)
+        data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header)
+        if kind == "P":
+            data += _chunk(b"PLTE", bytes(768)) + _chunk(b"tRNS", bytes(256))
+        if kind == "I;16":
+            data += _chunk(b"tRNS", b"\0\0")
+        data += _chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        return data + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+    if kind in JPEGS:
+        mode, side, options = JPEGS[kind]
+        data = bytearray(_saved(Image.new(mode, (64, 64)), "JPEG", exif=exif, **options))
+        at = max(data.find(b"\xff\xc0\0"), data.find(b"\xff\xc2\0"))
+        data[at + 5 : at + 9] = struct.pack(">HH", side, side)
+        return bytes(data)
+    mode, side, options = OTHERS[kind]
+    return _saved(Image.new(mode, (side, side)), kind.split()[0], **options)
+
+
+PNGS = {"RGBA": (8, 6, 4), "P": (8, 3, 1), "I;16": (16, 0, 2), "LA": (8, 4, 2), "RGB": (8, 2, 3)}
+JPEGS = {
+    "baseline": ("RGB", 8192, {}),
+    "progressive": ("RGB", 8192, {"progressive": True}),
+    "progressive 4:4:4": ("RGB", 7680, {"progressive": True, "subsampling": 0}),
+    "progressive CMYK": ("CMYK", 7000, {"progressive": True}),
+}
+OTHERS = {
+    "TIFF": ("RGBA", 8192, {"compression": "tiff_lzw", "strip_size": 2**31}),
+    "WEBP": ("RGBA", 6000, {"method": 0}),
+    "AVIF": ("RGBA", 6400, {"speed": 10, "subsampling": "4:4:4"}),
+}
+HUGE = (*PNGS, *JPEGS, *OTHERS)
+
+
 def mangled(number: int) -> bytes:
     """The broken picture of this number. A few of them are still good."""
     rng = random.Random(number)

@@ -17,7 +17,7 @@ from imgsearch import images
 from imgsearch.config import load_settings
 from imgsearch.ingest import ingest
 from tests.guarantees.common import ROOT, agree, opened
-from tests.guarantees.mangle import EXTENSIONS, mangled
+from tests.guarantees.mangle import EXTENSIONS, HUGE, mangled
 from tests.helpers import paint
 
 soak = pytest.mark.soak
@@ -57,6 +57,49 @@ def test_mangled_pictures_are_refused_with_a_reason_in_bounded_time_and_memory(n
     assert 0 < facts["good"] < count / 2
     assert facts["seconds"] < 5
     assert facts["grown"] < 700  # MB; the largest picture that is let in takes some 500
+
+
+EMBED = """
+import resource, threading
+from imgsearch.encoders import load_encoder
+from imgsearch.images import MAX_MEMORY
+from imgsearch.pipeline import Embedded, Pipeline
+from tests.guarantees.mangle import huge, mangled, BASES
+pipeline = Pipeline(load_encoder("mini", backend="eager"), workers=4)
+files = [huge(kind) for kind in order["kinds"]]
+pipeline(BASES)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts from here
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
+before = peak()
+results = []
+threads = [threading.Thread(target=lambda: results.extend(pipeline(files))) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+errors = [str(each) for each in results if not isinstance(each, Embedded)]
+tell(errors=errors, count=len(results), before=before, grown=peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param(["RGBA", "progressive 4:4:4"], id="quick"),
+        pytest.param(HUGE, id="soak", marks=[soak]),
+    ],
+)
+def test_huge_pictures_take_bounded_memory_however_many_there_are(nursery, kinds):
+    """Attack row 4: a picture took up to 1.4 GB to decode, and each thread decoded one."""
+    child = nursery.child(EMBED, {}, kinds=kinds)
+    assert child.wait(600)["end"] == "done", child.said
+    (facts,) = [line for line in child.said if "grown" in line]
+    print(f"{len(kinds)} kinds of huge pictures: {facts}")
+    assert facts["errors"] == []
+    assert facts["count"] == 2 * len(kinds)
+    assert facts["grown"] < 640  # MiB
+    assert facts["before"] + facts["grown"] < 1_200
 
 
 @pytest.mark.parametrize(
