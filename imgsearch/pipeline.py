@@ -25,7 +25,6 @@ from imgsearch.encoders.base import Encoder
 from imgsearch.errors import ImageError
 from imgsearch.images import Box, ImageInfo, Source
 
-
 _LARGE = 32 * 2**20  # bytes for a picture
 
 
