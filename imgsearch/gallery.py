@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
@@ -128,25 +127,22 @@ class Gallery:
         Name, encoder, identity and fingerprint, dimension, index, time of creation.
     metadata : MetadataStore
         Paths and properties of the files.
+    vectors : VectorStore
+        The vectors; it connects when it is first used.
     settings : Settings
         The settings that it was opened with.
     """
 
-    def __init__(
-        self,
-        row: CollectionRow,
-        metadata: MetadataStore,
-        vectors: _LazyVectorStore,
-        settings: config.Settings,
-        encoder: Encoder | None = None,
-        options: Mapping[str, str] | None = None,
-        workers: int | None = None,
-    ):
-        self.row, self.metadata, self.settings = row, metadata, settings
-        self._lazy_vectors, self._encoder = vectors, encoder
-        self._options, self._workers = dict(options or {}), workers
+    row: CollectionRow
+
+    def __init__(self, settings: config.Settings, options: Mapping[str, str], workers: int | None):
+        self.settings, self._options, self._workers = settings, options, workers
+        self.vectors = VectorStore(settings)
+        self.metadata = MetadataStore.open(settings)
+        self._encoder: Encoder | None = None
         self._pipeline: Pipeline | None = None
         self._loading = threading.RLock()
+        self._connecting: threading.Thread | None = None
         self._vectors_created = False
 
     @classmethod
@@ -210,48 +206,51 @@ class Gallery:
             "precision": precision or "auto",
             "backend": backend or "auto",
         }
-        metadata, vectors = MetadataStore.open(settings), _LazyVectorStore(settings)
+        gallery = cls(settings, options, workers)
         try:
             try:
-                row = metadata.collection(name)
+                row = gallery.metadata.collection(name)
             except CollectionNotFound:
                 if not create:
                     raise
-                row = None
-                encoder = encoder or settings.imgsearch_encoder
-            if row is not None and weights is None and encoder == row.encoder:
+                row, encoder = None, encoder or settings.imgsearch_encoder
+            if row is not None and encoder == row.encoder and weights is None:
                 encoder = None  # loaded and compared when it is needed
             if isinstance(encoder, str):
-                vectors.open_in_thread()
-                encoder = load_encoder(encoder, weights=weights, settings=settings, **options)
-            if row is None:
-                row = cls._create(
-                    name, encoder, index or settings.imgsearch_index, metadata, settings
-                )
+                encoder = gallery._load_encoder(encoder, weights)
+            gallery.row = row or gallery._create(name, encoder, index or settings.imgsearch_index)
             if encoder is not None:
-                _check_encoder(row, encoder.name, encoder.fingerprint)
-            return cls(row, metadata, vectors, settings, encoder, options, workers)
+                _check_encoder(gallery.row, encoder.name, encoder.fingerprint)
+            gallery._encoder = encoder
+            return gallery
         except BaseException:
-            vectors.close()
-            metadata.close()
+            gallery.close()
             raise
 
-    @staticmethod
-    def _create(
-        name: str, encoder: Encoder, index: str, metadata: MetadataStore, settings: config.Settings
-    ) -> CollectionRow:
-        row = CollectionRow(
-            name=name,
-            encoder=encoder.name,
-            identity=encoder.identity,
-            fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
-            index=str(IndexSpec.parse(index, embedded=settings.embedded_vectors)),
-            created_at=datetime.now(UTC),
+    def _create(self, name: str, encoder: Encoder, index: str) -> CollectionRow:
+        self.metadata.create_collection(
+            CollectionRow(
+                name=name,
+                encoder=encoder.name,
+                identity=encoder.identity,
+                fingerprint=encoder.fingerprint,
+                dim=encoder.dim,
+                index=str(IndexSpec.parse(index, embedded=self.settings.embedded_vectors)),
+            )
         )
-        metadata.create_collection(row)
         # Another process may have created it in the meantime: what is stored counts.
-        return metadata.collection(name)
+        return self.metadata.collection(name)
+
+    def _load_encoder(self, name: str, weights: str | Path | None = None) -> Encoder:
+        # Who encodes uses the vectors next: connect to them while torch is imported.
+        self._connecting = threading.Thread(target=self._connect, name="imgsearch-connect")
+        self._connecting.daemon = True
+        self._connecting.start()
+        return load_encoder(name, weights=weights, settings=self.settings, **self._options)
+
+    def _connect(self) -> None:
+        with suppress(ImgSearchError):  # the next use of the store raises it again
+            self.vectors.collections()
 
     @property
     def name(self) -> str:
@@ -269,9 +268,7 @@ class Gallery:
         """
         with self._loading:
             if self._encoder is None:
-                # Who encodes uses the vectors next: open the store while torch is imported.
-                self._lazy_vectors.open_in_thread()
-                encoder = load_encoder(self.row.encoder, settings=self.settings, **self._options)
+                encoder = self._load_encoder(self.row.encoder)
                 _check_encoder(self.row, encoder.name, encoder.fingerprint)
                 self._encoder = encoder
             return self._encoder
@@ -284,16 +281,10 @@ class Gallery:
                 self._pipeline = Pipeline(self.encoder, workers=self._workers)
             return self._pipeline
 
-    @property
-    def vectors(self) -> VectorStore:
-        """The vector store, opened when it is first used."""
-        return self._lazy_vectors.get()
-
     def exclusive(self) -> AbstractContextManager[None]:
         """Exclude all other writers of the collection; re-entrant in a thread.
 
-        Prepare, upsert and commit happen under it as a unit: while it is held, every
-        ``pending`` row was left by a crash.
+        While it is held, every ``pending`` row was left by a crash.
 
         Returns
         -------
@@ -302,20 +293,8 @@ class Gallery:
         return self.metadata.exclusive(self.name)
 
     def ensure_vectors(self) -> None:
-        """Create the collection in the vector store, or its index, where either is missing.
-
-        Raises
-        ------
-        StoreDamaged
-            It exists and cannot be used.
-        StoreError
-            It exists with vectors of another length, or the store failed.
-        """
-        about = {
-            "encoder": self.row.encoder,
-            "identity": self.row.identity,
-            "fingerprint": self.row.fingerprint,
-        }
+        """Create the collection in the vector store, or its index, where either is missing."""
+        about = {key: getattr(self.row, key) for key in ("encoder", "identity", "fingerprint")}
         self.vectors.create(
             self.name, self.row.dim, IndexSpec.parse(self.row.index), description=json.dumps(about)
         )
@@ -377,11 +356,6 @@ class Gallery:
             All rows of the images; those that were deleted meanwhile are passed over.
         vectors : mapping of int to numpy.ndarray
             By image_id: float32, shape ``(dim,)``, L2-normalised.
-
-        Raises
-        ------
-        StoreError
-            A store failed.
         """
         with self.exclusive():
             stored = {row.path: row.image_id for row in self._lookup((), [r.path for r in rows])}
@@ -466,15 +440,12 @@ class Gallery:
     def recover(self) -> int:
         """Complete or undo what an interrupted process left unfinished.
 
+        If a store fails, calling it again completes the work.
+
         Returns
         -------
         int
             Number of unfinished rows that were found.
-
-        Raises
-        ------
-        StoreError
-            A store failed; calling it again completes the work.
         """
         with self.exclusive():
             rows = self.metadata.unfinished(self.name)
@@ -500,11 +471,6 @@ class Gallery:
         Returns
         -------
         set of int
-
-        Raises
-        ------
-        StoreError
-            The vectors cannot be read.
         """
         wanted = {row.image_id: row.vector_crc for row in rows}
         if not wanted or self.name not in self.vectors.collections():
@@ -711,11 +677,6 @@ class Gallery:
         ----------
         wait : bool
             Whether to wait for the index; until it is complete, searches are slower.
-
-        Raises
-        ------
-        StoreError
-            The vector store failed.
         """
         if self.name in self.vectors.collections():
             self.vectors.flush(self.name, wait=wait)
@@ -723,10 +684,7 @@ class Gallery:
     def drop(self) -> None:
         """Delete the collection from both stores; image files are not touched.
 
-        Raises
-        ------
-        StoreError
-            A store failed; calling it again completes the work.
+        If a store fails, calling it again completes the work.
         """
         with self.exclusive():
             self.metadata.mark_deleting(self.name)
@@ -736,7 +694,9 @@ class Gallery:
 
     def close(self) -> None:
         """Disconnect from both stores."""
-        self._lazy_vectors.close()
+        if self._connecting is not None:
+            self._connecting.join()
+        self.vectors.close()
         self.metadata.close()
 
     def __enter__(self) -> Gallery:
@@ -744,41 +704,6 @@ class Gallery:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _LazyVectorStore:
-    """The vector store, opened when it is first used, or in a thread before that."""
-
-    def __init__(self, settings: config.Settings):
-        self._settings = settings
-        self._store: VectorStore | None = None
-        self._closed = False
-        self._opening = threading.Lock()
-
-    def get(self) -> VectorStore:
-        """Open the store if need be."""
-        with self._opening:
-            if self._store is None:
-                self._store = VectorStore.open(self._settings)
-            return self._store
-
-    def open_in_thread(self) -> None:
-        """Start to open the store, without waiting for it."""
-
-        def work() -> None:
-            with self._opening:
-                if self._store is None and not self._closed:
-                    with suppress(ImgSearchError):  # `get` raises it again
-                        self._store = VectorStore.open(self._settings)
-
-        threading.Thread(target=work, name="imgsearch-open", daemon=True).start()
-
-    def close(self) -> None:
-        """Close the store; it opens again if it is used after that."""
-        self._closed = True
-        with self._opening:
-            if self._store is not None:
-                self._store.close()
 
 
 def _check_encoder(row: CollectionRow, name: str, fingerprint: str) -> None:

@@ -57,11 +57,22 @@ vectors become slow, and each flush makes a segment of its own."""
 
 
 @dataclass
-class Progress:
-    """Progress of an ingest.
+class IngestReport:
+    """Progress and result of an ingest.
 
     Attributes
     ----------
+    collection, folder : str
+        The collection, and the folder with the images.
+    state : str
+        ``running``; at the end ``done``, or ``stopped`` if the ingest was asked to stop.
+    encoder : dict
+        Name, dimension and fingerprint of the encoder; if it was used, also its device,
+        precision and backend.
+    index : str
+        Index of the collection.
+    shard : str or None
+        Part of the folder, such as ``"0/4"``.
     total : int
         Number of files, images or not.
     done : int
@@ -78,49 +89,6 @@ class Progress:
         Files that are not images, neither by name nor by content.
     seconds : float
         Time since the start.
-    """
-
-    total: int = 0
-    encoded: int = 0
-    linked: int = 0
-    unchanged: int = 0
-    failed: int = 0
-    ignored: int = 0
-    seconds: float = 0.0
-
-    @property
-    def done(self) -> int:
-        """Number of files that were processed."""
-        return self.encoded + self.linked + self.unchanged + self.failed + self.ignored
-
-    @property
-    def rate(self) -> float:
-        """Files per second, without those that are unchanged."""
-        return (self.done - self.unchanged) / self.seconds if self.seconds else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Remaining seconds at the rate so far; None before there is one."""
-        return (self.total - self.done) / self.rate if self.rate else None
-
-
-@dataclass
-class IngestReport(Progress):
-    """Result of an ingest.
-
-    Attributes
-    ----------
-    collection, folder : str
-        The collection, and the folder with the images.
-    state : str
-        ``running``; at the end ``done``, or ``stopped`` if the ingest was asked to stop.
-    encoder : dict
-        Name, dimension and fingerprint of the encoder; if it was used, also its device,
-        precision and backend.
-    index : str
-        Index of the collection.
-    shard : str or None
-        Part of the folder, such as ``"0/4"``.
     recovered_rows : int
         Rows that an earlier, interrupted process had left unfinished.
     missing : tuple of str
@@ -138,12 +106,19 @@ class IngestReport(Progress):
         Number of the ingest in the metadata store.
     """
 
-    collection: str = ""
-    folder: str = ""
+    collection: str
+    folder: str
+    index: str
+    shard: str | None = None
     state: str = "running"
     encoder: dict = field(default_factory=dict)
-    index: str = ""
-    shard: str | None = None
+    total: int = 0
+    encoded: int = 0
+    linked: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    ignored: int = 0
+    seconds: float = 0.0
     recovered_rows: int = 0
     missing: tuple[str, ...] = ()
     pruned: int = 0
@@ -152,6 +127,21 @@ class IngestReport(Progress):
     images: int = 0
     paths: int = 0
     run_id: int = 0
+
+    @property
+    def done(self) -> int:
+        """Number of files that were processed."""
+        return self.encoded + self.linked + self.unchanged + self.failed + self.ignored
+
+    @property
+    def rate(self) -> float:
+        """Files per second, without those that are unchanged."""
+        return (self.done - self.unchanged) / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Remaining seconds at the rate so far; None before there is one."""
+        return (self.total - self.done) / self.rate if self.rate else None
 
     def to_dict(self) -> dict:
         """Everything as plain values for JSON, with the rate.

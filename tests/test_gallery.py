@@ -183,24 +183,24 @@ def test_a_named_encoder_that_the_collection_has_is_not_loaded_to_open_it(galler
 
 
 @pytest.mark.parametrize("create", [True, False])
-def test_the_vector_store_opens_while_a_named_encoder_is_loaded(
+def test_the_vector_store_starts_while_a_named_encoder_is_loaded(
     tmp_path, encoder, monkeypatch, create
 ):
     """Ingest with a named encoder waited 2 s for the store after it had loaded the encoder."""
     settings = load_settings(imgsearch_home=tmp_path / "home")
     if not create:
         Gallery.open("c", encoder=encoder, create=True, settings=settings).close()
-    opening, opened = threading.Event(), VectorStore.open
+    connecting, collections = threading.Event(), VectorStore.collections
 
-    def open_store(settings):
-        opening.set()
-        return opened(settings)
+    def connect(store):
+        connecting.set()
+        return collections(store)
 
     def load(*_, **__):
-        assert opening.wait(60), "the store does not open meanwhile"
+        assert connecting.wait(60), "nobody connects to the vector store meanwhile"
         return encoder
 
-    monkeypatch.setattr(VectorStore, "open", open_store)
+    monkeypatch.setattr(VectorStore, "collections", connect)
     monkeypatch.setattr(gallery_module, "load_encoder", load)
     with Gallery.open("c", encoder=encoder.name, create=True, settings=settings) as gallery:
         assert gallery.encoder is encoder

@@ -105,7 +105,7 @@ class Database:
                 self._create_database()
                 found = None
         if found is None or found < schema.VERSION:
-            with self._schema_lock():
+            with self.lock("schema", 60, lambda: "another process that creates the tables"):
                 self.write(schema.upgrade)
         elif found > schema.VERSION:
             raise SchemaError(
@@ -248,15 +248,6 @@ class Database:
         finally:
             engine.dispose()
 
-    @contextlib.contextmanager
-    def _schema_lock(self) -> Iterator[None]:
-        # SQLite: the transaction holds the file. MySQL: changes of tables know no transaction.
-        if self.sqlite:
-            yield
-        else:
-            with self.lock("schema", 60, lambda: "another process that creates the tables"):
-                yield
-
     # ------------------------------------------------------------ errors
 
     @contextlib.contextmanager
@@ -276,34 +267,43 @@ class Database:
 
     def _mysql_error(self, error: sa.exc.DBAPIError) -> StoreError:
         code, text = _code(error), str(error.orig.args[-1] if error.orig.args else error.orig)
+        user, database = self._url.username, self._url.database
         if code in _DEADLOCK:
             return _Deadlock(self.where, "other transactions", "its rows are being written")
-        # The server shuts down, or an administrator ended the connection.
+        kind: type[StoreError] = StoreError
+        reason = f"{text} (MySQL error {code})"
+        # 1053, 1927: the server shuts down, or an administrator ended the connection
         if error.connection_invalidated or code in (1053, 1927):
-            return StoreUnavailable(
-                self.where, "does not answer, or ended the connection: check that it runs, and "
-                "is not overloaded"
-            )  # fmt: skip
-        if code in (2003, 2005):
-            return StoreUnavailable(
-                self.where, "cannot be reached: check that it runs, MYSQL_HOST and MYSQL_PORT or "
-                "DATABASE_URL, and the firewall"
-            )  # fmt: skip
-        if code == 1040:
-            return StoreUnavailable(self.where, "has no connection left: close some notebooks")
-        if code in (1045, 1698):
-            return StoreError(
-                self.where, f"refuses user {self._url.username!r} or the password: check "
-                "MYSQL_USER and MYSQL_PASSWORD, or DATABASE_URL"
-            )  # fmt: skip
-        if code in (1044, 1142, 1227, 1370):
-            return StoreError(
-                self.where, f"user {self._url.username!r} may not do this: {text}; have an "
-                f"administrator GRANT all privileges on {self._url.database}.*"
-            )  # fmt: skip
-        if code in (3, 28, 1021, 1114):
-            return StoreError(self.where, f"its disk is full: {text}")
-        return StoreError(self.where, f"{text} (MySQL error {code})")
+            kind, reason = (
+                StoreUnavailable,
+                (
+                    "does not answer, or ended the connection: check that it runs, and is not "
+                    "overloaded"
+                ),
+            )
+        elif code in (2003, 2005):
+            kind, reason = (
+                StoreUnavailable,
+                (
+                    "cannot be reached: check that it runs, MYSQL_HOST and MYSQL_PORT or "
+                    "DATABASE_URL, and the firewall"
+                ),
+            )
+        elif code == 1040:
+            kind, reason = StoreUnavailable, "has no connection left: close some notebooks"
+        elif code in (1045, 1698):
+            reason = (
+                f"refuses user {user!r} or the password: check MYSQL_USER and MYSQL_PASSWORD, "
+                "or DATABASE_URL"
+            )
+        elif code in (1044, 1142, 1227, 1370):
+            reason = (
+                f"user {user!r} may not do this: {text}; have an administrator GRANT all "
+                f"privileges on {database}.*"
+            )
+        elif code in (3, 28, 1021, 1114):
+            reason = f"its disk is full: {text}"
+        return kind(self.where, reason)
 
     def _sqlite_error(self, error: BaseException) -> StoreError:
         code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
