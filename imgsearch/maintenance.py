@@ -1,63 +1,66 @@
-"""Does a collection still hold what it promised, and if not: make it whole.
+"""Inspect, verify and repair collections.
 
-:func:`verify` compares the two stores with each other, and on request with the
-image files. :func:`repair` rebuilds either store from the other and the files.
+:func:`verify` compares the two stores with each other and, on request, with the image
+files. :func:`repair` restores either store from the other one and from the files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import itertools
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from imgsearch import config, images
-from imgsearch.errors import (
-    CollectionNotFound,
-    ImageError,
-    StoreDamaged,
-    StoreError,
-    printable,
-)
+from imgsearch.errors import ImageError, StoreDamaged, StoreError, printable
 from imgsearch.gallery import Gallery, checksum, new_row
-from imgsearch.images import ImageFile
+from imgsearch.images import ImageFile, ImageInfo
+from imgsearch.io import absolute
 from imgsearch.stores import embedded
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore, RunRow
+from imgsearch.stores.milvus_lite_patches import read_log
 from imgsearch.stores.vectors import VectorStore
 
 BATCH = 1_000
 """Vectors read at a time: 8 MB of 2048-d ones."""
 
 ENCODE_BATCH = 32
-"""Images encoded at a time."""
+"""Images read or encoded between two calls of `progress`."""
+
+
+# ---------------------------------------------------------------- overview
 
 
 @dataclass(frozen=True)
 class Overview:
-    """One collection at a glance, as both stores see it.
+    """Summary of one collection, as returned by :func:`overview`.
 
     Attributes
     ----------
     name, encoder, fingerprint, index : str
-        What it is called, what made its vectors, and how they are indexed.
+        The collection, the encoder of its vectors, and their index.
     dim : int
-        Length of its vectors.
+        Dimension of the vectors.
     images, paths, unfinished : int
-        What the metadata store counts: contents, files, and rows half done.
+        Images, files and half-done rows in the metadata store.
     vectors : int or None
-        What the vector store counts; None where it cannot say.
+        Vectors in the vector store; None if they cannot be counted. A server may
+        include deleted vectors until it has compacted the collection.
     problem : str
-        Why it cannot, or what does not agree; empty where all is well.
+        What is wrong and what to do about it; empty if nothing is.
+    leftover : bool
+        Whether it is a temporary collection of an interrupted index sweep.
     size : int or None
-        Bytes of its vectors on disk; None where a server holds them.
+        Bytes of the vectors on disk; None if a server holds them.
     created_at : datetime or None
-        UTC; None where the metadata do not know it.
+        UTC; None if the metadata store does not have the collection.
     last_run : RunRow or None
         The latest ingest.
     """
@@ -72,18 +75,13 @@ class Overview:
     unfinished: int = 0
     vectors: int | None = None
     problem: str = ""
+    leftover: bool = False
     size: int | None = None
     created_at: datetime | None = None
     last_run: RunRow | None = None
 
     def to_dict(self) -> dict:
-        """Everything as plain values for JSON.
-
-        Returns
-        -------
-        dict
-            Times are in ISO 8601, UTC.
-        """
+        """Convert to plain values for JSON; times are in ISO 8601, UTC."""
         run = self.last_run
         return asdict(self) | {
             "created_at": self.created_at and self.created_at.isoformat(),
@@ -92,116 +90,100 @@ class Overview:
 
 
 def run_to_dict(run: RunRow) -> dict:
-    """Describe an ingest in plain values for JSON.
-
-    Parameters
-    ----------
-    run : RunRow
-        The ingest.
-
-    Returns
-    -------
-    dict
-        Times are in ISO 8601, UTC.
-    """
-    times = ("started_at", "updated_at", "finished_at")
-    return run._asdict() | {
-        "folder": printable(run.folder),
-        **{name: value and value.isoformat() for name in times for value in [getattr(run, name)]},
+    """Convert an ingest run to plain values for JSON; times are in ISO 8601, UTC."""
+    times = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in run._asdict().items()
     }
+    return times | {"folder": printable(run.folder)}
 
 
 def rate(run: RunRow) -> float:
-    """How quick an ingest of any process is.
-
-    Parameters
-    ----------
-    run : RunRow
-        The ingest.
-
-    Returns
-    -------
-    float
-        Files a second from its beginning to its last sign of life.
-    """
+    """Files per second of an ingest run, from its start to its last update."""
     seconds = (run.updated_at - run.started_at).total_seconds()
     return run.done / seconds if seconds > 0 else 0.0
 
 
 def overview(settings: config.Settings | None = None) -> list[Overview]:
-    """Look at every collection in both stores. Nothing is changed.
+    """Summarize every collection of imgsearch in both stores.
+
+    Nothing is changed, and no collection is loaded into the memory of a server.
+    Collections of other programs are not listed.
 
     Parameters
     ----------
     settings : Settings, optional
-        Read from the environment if left out.
+        By default read from the environment.
 
     Returns
     -------
     list of Overview
-        By name. Collections that only the vector store knows are among them,
-        with no encoder: :func:`repair` brings them back.
+        Sorted by name. Includes collections that only the vector store has, which
+        :func:`repair` restores, and temporary ones of interrupted index sweeps.
 
     Raises
     ------
     StoreError
-        The metadata store cannot be read. Of the vector store this is told, not raised.
+        The metadata store cannot be read. A failure of the vector store is reported as
+        the `problem` of each collection.
     """
     settings = settings or config.load_settings()
     with MetadataStore.open(settings) as metadata:
-        rows = metadata.collections()
-        counted, trouble = _vector_counts(settings)
-        found = [_overview_of(row, metadata, counted, trouble, settings) for row in rows]
-        for name in counted.keys() - {row.name for row in rows}:
-            vectors = counted[name] if isinstance(counted[name], int) else None
-            problem = "the metadata do not know it: repair brings it back"
-            found.append(
-                Overview(name, vectors=vectors, problem=problem, size=_size(name, settings))
-            )
+        rows = {row.name: row for row in metadata.collections()}
+        try:
+            with VectorStore.open(settings) as store:
+                names = store.collections()
+                counts = {name: _count(name, store, name in rows, settings) for name in names}
+                problem = ""
+        except StoreError as error:
+            counts, problem = {}, str(error)
+        found = [_summary(row, metadata, counts, problem, settings) for row in rows.values()]
+        found += [
+            Overview(name, size=_size(name, settings), **values)
+            for name, values in counts.items()
+            if name not in rows and values is not None
+        ]
     return sorted(found, key=lambda one: one.name)
 
 
-def _vector_counts(settings: config.Settings) -> tuple[dict[str, int | str], str]:
-    """Vectors by collection, or why they cannot be counted; and why none can."""
+def _count(name: str, store: VectorStore, known: bool, settings: config.Settings) -> dict | None:
+    """Count the vectors of a collection; None if it belongs to another program."""
+    problem, leftover = "", False
     try:
-        with VectorStore.open(settings) as store:
-            counted: dict[str, int | str] = {}
-            for name in store.collections():
-                try:
-                    counted[name] = store.count(name)
-                except StoreError as error:
-                    counted[name] = str(error)
-            return counted, ""
+        about = store.about(name)
+        if about is None and not (known or settings.embedded_vectors):
+            return None
+        if "sweep" in (about or {}):
+            leftover, problem = True, f"temporary collection of an {about['sweep']}: drop it"
+        elif not known:
+            problem = "missing in the metadata store: `repair` restores it"
+        return {"vectors": store.stored_rows(name), "problem": problem, "leftover": leftover}
     except StoreError as error:
-        return {}, str(error)
+        return {"vectors": None, "problem": str(error)} if known else None
 
 
-def _overview_of(
+def _summary(
     row: CollectionRow,
     metadata: MetadataStore,
-    counted: dict[str, int | str],
-    trouble: str,
+    counts: dict[str, dict | None],
+    problem: str,
     settings: config.Settings,
 ) -> Overview:
-    counts = metadata.count(row.name)
-    vectors = None if trouble else counted.get(row.name, 0)
-    unfinished = counts.pending + counts.deleting
-    problem = trouble
-    if isinstance(vectors, str):
-        problem, vectors = vectors, None
-    elif not trouble and vectors != counts.images and not unfinished:
-        problem = f"{counts.images} images and {vectors} vectors: verify it"
-    elif unfinished:
-        problem = f"{unfinished} images half done: an ingest runs, or was cut off; ingest again"
-    runs = metadata.runs(row.name, limit=1)
+    stored, runs = metadata.count(row.name), metadata.runs(row.name, limit=1)
+    unfinished = stored.pending + stored.deleting
+    counted = counts.get(row.name) or {"vectors": None if problem else 0, "problem": problem}
+    vectors, problem = counted["vectors"], counted["problem"]
+    if unfinished and not problem:
+        problem = f"{_n(unfinished, 'image')} half done: an ingest is running, or was interrupted"
+    elif vectors is not None and not problem:
+        # Servers count deleted vectors until they compact a collection that is not loaded.
+        differ = vectors != stored.images if settings.embedded_vectors else vectors < stored.images
+        if differ:
+            problem = f"{_n(stored.images, 'image')}, but {_n(vectors, 'vector')}: run `verify`"
     return Overview(
-        name=row.name,
-        encoder=row.encoder,
-        fingerprint=row.fingerprint,
-        index=row.index,
-        dim=row.dim,
-        images=counts.images,
-        paths=counts.paths,
+        **{name: getattr(row, name) for name in ("name", "encoder", "fingerprint", "index", "dim")},
+        images=stored.images,
+        paths=stored.paths,
         unfinished=unfinished,
         vectors=vectors,
         problem=problem,
@@ -215,38 +197,61 @@ def _size(name: str, settings: config.Settings) -> int | None:
     if not settings.embedded_vectors:
         return None
     total = 0
-    for folder, _, files in os.walk(
-        settings.imgsearch_home / embedded.STORE / "collections" / name
-    ):
-        for file in files:
-            with contextlib.suppress(OSError):  # compaction removes files at any moment
-                total += (Path(folder) / file).stat().st_size
+    for file in (settings.imgsearch_home / embedded.STORE / "collections" / name).rglob("*"):
+        with contextlib.suppress(OSError):  # compaction removes files at any moment
+            total += file.stat().st_size if file.is_file() else 0
     return total
+
+
+def _n(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _counted(*parts: tuple[int, str, str]) -> list[str]:
+    return [f"{_n(count, noun)} {what}" for count, noun, what in parts if count]
+
+
+def drop(collection: str, *, settings: config.Settings | None = None) -> None:
+    """Delete a collection, also one that only the vector store has. Image files stay."""
+    settings = settings or config.load_settings()
+    with MetadataStore.open(settings) as metadata:
+        known = collection in [row.name for row in metadata.collections()]
+    if known:
+        with Gallery.open(collection, settings=settings) as gallery:
+            gallery.drop()
+        return
+    with VectorStore.open(settings) as store:
+        if collection in store.collections() and not _count(collection, store, False, settings):
+            raise StoreError(store.where, f"collection {collection!r} is not one of imgsearch")
+        store.drop(collection)
+
+
+# ---------------------------------------------------------------- verify
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found. All empty means that the stores agree.
+    """Result of :func:`verify`.
 
     Attributes
     ----------
     collection : str
         The collection.
     images, paths : int
-        Ready contents and ready paths.
+        Images and paths that are ready to be found.
     missing_vectors : tuple of int
-        Ids with a ready row and no vector: searches cannot find them.
+        Ids of images without a vector, which searches cannot find.
     wrong_vectors : tuple of int
-        Ids whose stored vector is not the one that was written.
+        Ids of images whose stored vector differs from the one that was written.
     orphan_vectors : tuple of int
-        Ids with a vector and no row: searches never show them.
+        Ids of vectors without an image, which searches never return.
     unfinished : int
         Rows that an interrupted ingest or deletion left half done.
     lost_files, changed_files : tuple of str
-        Ready paths where no file is any more, or one of another content; only
-        looked for on request.
+        Paths where there is no file, or a file of other content; empty unless files
+        were verified.
     damage : str or None
-        Why the vectors cannot be read at all.
+        Why the vectors cannot be read.
     """
 
     collection: str
@@ -261,26 +266,23 @@ class Verification:
     damage: str | None = None
 
     @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged, missing, half done or changed."""
+        return not self._findings()
+
     def _findings(self) -> list[str]:
-        counts = (
-            (len(self.missing_vectors), "images without a vector"),
-            (len(self.wrong_vectors), "images with a damaged vector"),
-            (len(self.orphan_vectors), "vectors without an image"),
-            (self.unfinished, "images half done"),
-            (len(self.lost_files), "files gone"),
-            (len(self.changed_files), "files changed"),
+        damage = [f"the vectors cannot be read: {self.damage}"] if self.damage else []
+        return damage + _counted(
+            (len(self.missing_vectors), "image", "without a vector"),
+            (len(self.wrong_vectors), "image", "with a damaged vector"),
+            (len(self.orphan_vectors), "vector", "without an image"),
+            (self.unfinished, "image", "half done"),
+            (len(self.lost_files), "file", "missing"),
+            (len(self.changed_files), "file", "changed"),
         )
-        found = [f"{n} {what}" for n, what in counts if n]
-        return ([f"vectors cannot be read: {self.damage}"] if self.damage else []) + found
 
     def to_dict(self) -> dict:
-        """Everything as plain values for JSON.
-
-        Returns
-        -------
-        dict
-            Ids are strings, since JavaScript loses 63-bit integers.
-        """
+        """Convert to plain values for JSON; ids are strings, as JavaScript rounds integers."""
         ids = ("missing_vectors", "wrong_vectors", "orphan_vectors")
         return asdict(self) | {
             "sound": self.sound,
@@ -292,80 +294,9 @@ class Verification:
             },
         }
 
-    @property
-    def sound(self) -> bool:
-        """Whether both stores agree, with nothing half done, lost or changed."""
-        return not self._findings
-
     def __str__(self) -> str:
-        if self.sound:
-            return f"{self.collection}: sound, {self.images} images under {self.paths} paths"
-        return f"{self.collection}: " + ", ".join(self._findings)
-
-
-@dataclass
-class Repair:
-    """What :func:`repair` did.
-
-    Attributes
-    ----------
-    collection : str
-        The collection.
-    set_aside : str or None
-        Where an unreadable vector store was moved to.
-    indexed : bool
-        Whether there was no index, and one was built.
-    recovered : bool
-        Whether the metadata had forgotten the collection.
-    settled : int
-        Half-done rows that were finished or withdrawn.
-    encoded : int
-        Vectors made again from the image files.
-    linked : int
-        Rows made again for vectors that had none.
-    removed : int
-        Vectors without a row that were deleted, on request.
-    unmatched : int
-        Vectors without a row for which no file was found; they stay, unseen.
-    lost : list of tuple of str
-        ``(path, reason)`` of each row that had to go, since its vector was lost
-        and its file cannot be read or has changed.
-    """
-
-    collection: str
-    set_aside: str | None = None
-    indexed: bool = False
-    recovered: bool = False
-    settled: int = 0
-    encoded: int = 0
-    linked: int = 0
-    removed: int = 0
-    unmatched: int = 0
-    lost: list[tuple[str, str]] = field(default_factory=list)
-
-    def to_dict(self) -> dict:
-        """Everything as plain values for JSON.
-
-        Returns
-        -------
-        dict
-        """
-        lost = [{"path": printable(path), "reason": reason} for path, reason in self.lost]
-        return asdict(self) | {"lost": lost}
-
-    def __str__(self) -> str:
-        done = [
-            f"the unreadable vectors were moved to {self.set_aside}" if self.set_aside else "",
-            "its index was built anew" if self.indexed else "",
-            "its metadata was made anew" if self.recovered else "",
-            f"{self.settled} half-done images settled" if self.settled else "",
-            f"{self.encoded} vectors made again from the files" if self.encoded else "",
-            f"{self.linked} paths found again for vectors without one" if self.linked else "",
-            f"{self.removed} vectors without an image removed" if self.removed else "",
-            f"{self.unmatched} vectors still without an image" if self.unmatched else "",
-            f"{len(self.lost)} images lost, whose files are gone or changed" if self.lost else "",
-        ]
-        return f"{self.collection}: " + ("; ".join(filter(None, done)) or "nothing to repair")
+        counts = f"{_n(self.images, 'image')} under {_n(self.paths, 'path')}"
+        return f"{self.collection}: " + (", ".join(self._findings()) or f"sound, {counts}")
 
 
 def verify(
@@ -374,21 +305,21 @@ def verify(
     files: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Compare the two stores with each other, and the files with both.
+    """Compare the two stores with each other and, on request, with the image files.
 
-    Every vector is read and held against the checksum that was kept when it was
-    written, because the embedded store takes some damage for data.
+    Every vector is compared with the checksum of the vector that was written. Nothing is
+    changed.
 
     Parameters
     ----------
     gallery : Gallery
-        The collection. Nothing is changed.
+        The collection.
     files : bool
-        Also look at every image file: whether it is there, and whether one that
-        was touched since still has the content that was ingested.
+        Whether to look for every image file, and to hash those whose size or modification
+        time has changed.
     progress : callable, optional
-        Is called now and then with the number of files or vectors looked at, and of
-        all of them. What it raises ends the work, which changes nothing.
+        Called regularly with the number of files or vectors verified so far and in total.
+        An exception that it raises stops the verification.
 
     Returns
     -------
@@ -396,75 +327,157 @@ def verify(
 
     Raises
     ------
-    StoreUnavailable
-        A store cannot be reached. Damage is not raised but returned.
+    StoreError
+        A store cannot be reached or failed. Corrupted vectors are not raised but reported.
     """
     metadata, name = gallery.metadata, gallery.name
+    progress = progress or (lambda _, __: None)
     counts = metadata.count(name)
-    tell = progress or (lambda _, __: None)
-    lost, changed = _file_findings(gallery, tell) if files else ((), ())
-    found = {
-        "collection": name,
-        "images": counts.images,
-        "paths": counts.paths,
-        "unfinished": counts.pending + counts.deleting,
-        "lost_files": lost,
-        "changed_files": changed,
-    }
+    lost, changed = _verify_files(gallery, progress) if files else ((), ())
+    report = Verification(
+        collection=name,
+        images=counts.images,
+        paths=counts.paths,
+        unfinished=counts.pending + counts.deleting,
+        lost_files=lost,
+        changed_files=changed,
+    )
     crcs = metadata.checksums(name)
+    wrong: list[int] = []
     try:
-        there = _vector_ids(gallery)
-        missing = np.setdiff1d(np.fromiter(crcs, np.int64, len(crcs)), there)
-        wrong = [i for i, crc in _stored_checksums(gallery, there, tell) if crcs.get(i, crc) != crc]
+        stored = _vector_ids(gallery)
+        for start in range(0, len(stored), BATCH):
+            progress(start, len(stored))
+            ids, vectors = gallery.vectors.get(name, stored[start : start + BATCH])
+            sums = zip(ids.tolist(), map(checksum, vectors), strict=True)
+            wrong += [i for i, crc in sums if crcs.get(i, crc) != crc]
     except StoreDamaged as error:
-        return Verification(**found, damage=error.reason)
-    orphans = np.setdiff1d(there, metadata.ids(name, state=None))
-    return Verification(
-        **found,
-        missing_vectors=tuple(missing.tolist()),
+        return replace(report, damage=error.reason)
+    return replace(
+        report,
+        missing_vectors=tuple(np.setdiff1d(np.fromiter(crcs, np.int64), stored).tolist()),
         wrong_vectors=tuple(sorted(wrong)),
-        orphan_vectors=tuple(orphans.tolist()),
+        orphan_vectors=tuple(np.setdiff1d(stored, metadata.ids(name, state=None)).tolist()),
     )
 
 
 def _vector_ids(gallery: Gallery) -> np.ndarray:
     if gallery.name not in gallery.vectors.collections():
         return np.empty(0, np.int64)
-    gallery.vectors.describe(gallery.name)  # its index may be lost while every vector is there
+    # The index can be missing although every vector is there.
+    dim = gallery.vectors.describe(gallery.name).dim
+    if dim != gallery.row.dim:
+        reason = f"the vectors have dimension {dim} instead of {gallery.row.dim}"
+        raise StoreDamaged(gallery.vectors.where, reason)
     return gallery.vectors.ids(gallery.name)
 
 
-def _stored_checksums(
-    gallery: Gallery, ids: np.ndarray, tell: Callable[[int, int], None]
-) -> Iterator[tuple[int, int]]:
-    for start in range(0, len(ids), BATCH):
-        tell(start, len(ids))
-        found, vectors = gallery.vectors.get(gallery.name, ids[start : start + BATCH])
-        yield from ((int(i), checksum(v)) for i, v in zip(found, vectors, strict=True))
-
-
-def _file_findings(
-    gallery: Gallery, tell: Callable[[int, int], None]
+def _verify_files(
+    gallery: Gallery, progress: Callable[[int, int], None]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     lost, changed = [], []
     known = gallery.metadata.known(gallery.name)
-    for n, (path, (size, mtime_ns, image_id, state)) in enumerate(known.items()):
-        if n % BATCH == 0:
-            tell(n, len(known))
-        if state != "ready":
+    for n, (path, state) in enumerate(sorted(known.items())):
+        if n % ENCODE_BATCH == 0:
+            progress(n, len(known))
+        if state.state != "ready":
             continue
         try:
-            at = Path(path).stat()
-            touched = (at.st_size, at.st_mtime_ns) != (size, mtime_ns)
-            if touched and _content_id(path) != image_id:
+            now = Path(path).stat()
+            touched = (now.st_size, now.st_mtime_ns) != (state.size, state.mtime_ns)
+            if touched and _content_id(path) != state.image_id:
                 changed.append(path)
         except (OSError, ImageError):
             lost.append(path)
-    return tuple(sorted(lost)), tuple(sorted(changed))
+    return tuple(lost), tuple(changed)
 
 
 def _content_id(path: str | Path) -> int:
     return images.image_id(hashlib.sha256(images.read(path)).hexdigest())
+
+
+# ---------------------------------------------------------------- repair
+
+
+@dataclass
+class Repair:
+    """What :func:`repair` did or, with ``dry_run=True``, would do.
+
+    Attributes
+    ----------
+    collection : str
+        The collection.
+    dry_run : bool
+        Whether nothing was changed.
+    damage : str or None
+        Why the vectors could not be read at first.
+    set_aside : str or None
+        Folder to which the files of the unreadable vectors were moved.
+    index_rebuilt : bool
+        Whether a missing index was built again.
+    metadata_rebuilt : bool
+        Whether the entry of the collection in the metadata store was created again.
+    recovered : int
+        Half-done rows that were completed or rolled back.
+    restored : int
+        Vectors that were read back from files that were set aside.
+    encoded : int
+        Vectors that were computed again from image files.
+    rows_added : int
+        Rows that were added for files whose content has a vector.
+    orphans_removed : int
+        Vectors without an image that were deleted on request.
+    orphans_left : int
+        Vectors without an image that stay. Searches never return them.
+    lost : list of tuple of str
+        ``(path, reason)`` of each path whose vector is missing or damaged and could not be
+        computed again. The rows stay: a later repair completes them once a file with their
+        content exists.
+    """
+
+    collection: str
+    dry_run: bool = False
+    damage: str | None = None
+    set_aside: str | None = None
+    index_rebuilt: bool = False
+    metadata_rebuilt: bool = False
+    recovered: int = 0
+    restored: int = 0
+    encoded: int = 0
+    rows_added: int = 0
+    orphans_removed: int = 0
+    orphans_left: int = 0
+    lost: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """Convert to plain values for JSON."""
+        lost = [{"path": printable(path), "reason": reason} for path, reason in self.lost]
+        return asdict(self) | {"lost": lost, "summary": str(self)}
+
+    def __str__(self) -> str:
+        will = "will be " if self.dry_run else ""
+        steps = []
+        if self.damage and self.dry_run:
+            steps = [
+                f"the vectors cannot be read ({self.damage}): the server will be restarted and the "
+                "index rebuilt; if that does not help, the files will be moved aside"
+            ]
+        if self.set_aside:
+            steps.append(f"the unreadable vectors were moved to {self.set_aside}")
+        if self.index_rebuilt:
+            steps.append("the index was rebuilt")
+        if self.metadata_rebuilt:
+            steps.append(f"the entry in the metadata store {will or 'was '}rebuilt")
+        steps += _counted(
+            (self.recovered, "half-done row", f"{will}completed or rolled back"),
+            (self.restored, "vector", f"{will}restored from files that were set aside"),
+            (self.encoded, "vector", f"{will}computed again from image files"),
+            (self.rows_added, "path", f"{will}added for vectors without an image"),
+            (self.orphans_removed, "vector", f"without an image {will}removed"),
+            (self.orphans_left, "vector", "left without an image"),
+            (len(self.lost), "path", "left without a vector until a file with its content exists"),
+        )
+        return f"{self.collection}: {'; '.join(steps) or 'nothing to repair'}"
 
 
 def repair(
@@ -472,32 +485,36 @@ def repair(
     *,
     image_dirs: Iterable[str | Path] = (),
     remove_orphans: bool = False,
+    dry_run: bool = False,
     progress: Callable[[Repair], None] | None = None,
     settings: config.Settings | None = None,
     **how: str,
 ) -> Repair:
-    """Make a collection whole from what is left of its stores and from its files.
+    """Restore a collection from what is left of its stores and from the image files.
 
-    An embedded vector store that cannot be read is moved aside, never deleted.
-    Vectors that are missing or damaged are made again from the image files. Rows
-    that are missing are made again for the files in `image_dirs`, and in the
-    folders that were ever ingested, whose content has a vector.
+    Corrupted vectors of the embedded store are moved aside, never deleted, and only after a
+    fresh server could not read them either; every vector that can be read from their files
+    is kept. Missing vectors are computed again from the image files. Vectors without an image
+    get rows for the files with their content in `image_dirs` and in every folder that was
+    ever ingested. No row is removed because its file is missing.
 
     Parameters
     ----------
     collection : str, optional
-        ``DEFAULT_TABLE`` if left out.
+        By default ``DEFAULT_TABLE``.
     image_dirs : iterable of path
-        Where to look for the files of vectors that have no row.
+        More folders in which to look for image files.
     remove_orphans : bool
-        Delete vectors for which no file was found.
+        Whether to delete vectors for which no file was found.
+    dry_run : bool
+        Whether to report what would be done without changing anything.
     progress : callable, optional
-        Is called with the unfinished account after each batch.
+        Called regularly with the report so far. An exception that it raises stops the
+        repair; repeating it continues the work.
     settings : Settings, optional
-        Read from the environment if left out.
+        By default read from the environment.
     **how : str
-        Passed on to :meth:`imgsearch.gallery.Gallery.open`: device, precision,
-        backend.
+        Passed on to :meth:`imgsearch.gallery.Gallery.open`: device, precision, backend.
 
     Returns
     -------
@@ -506,155 +523,249 @@ def repair(
     Raises
     ------
     CollectionNotFound
-        Neither store knows the collection.
+        Neither store has the collection.
     EncoderMismatch
-        Vectors must be made again, and the encoder that made them is not at hand.
+        Vectors must be computed, and the encoder of the collection is not available.
+    StoreDamaged
+        The vectors of a server are corrupted, which only the server's own tools can repair.
     StoreError
-        A store cannot be reached, or a server's store is damaged.
+        A store cannot be reached or failed. Nothing is set aside then.
     """
     settings = settings or config.load_settings()
-    account = Repair(config.collection_name(collection or settings.default_table))
-    tell = progress or (lambda _: None)
-    account.recovered = _recover_row(account.collection, settings)
-    with Gallery.open(account.collection, settings=settings, **how) as gallery:
-        before = verify(gallery)
-        if before.damage and _index_again(gallery):
-            before = verify(gallery)
-            account.indexed = not before.damage
-        if before.damage:
-            account.set_aside = str(gallery.vectors.set_aside(gallery.name))
-        account.settled = gallery.recover()
-        before = verify(gallery)
-        tell(account)
-        _encode_again(gallery, before.missing_vectors + before.wrong_vectors, account, tell)
-        orphans = set(before.orphan_vectors)
-        if orphans:
-            folders = [Path(d).expanduser().absolute() for d in image_dirs]
-            folders += [Path(run.folder) for run in gallery.metadata.runs(gallery.name)]
-            orphans = _link_again(gallery, orphans, list(dict.fromkeys(folders)), account, tell)
-        if orphans and remove_orphans:
-            with gallery.exclusive():
-                gallery.vectors.delete(gallery.name, np.array(sorted(orphans), np.int64))
-            account.removed, orphans = len(orphans), set()
-        account.unmatched = len(orphans)
-        gallery.flush()
-    return account
+    name = config.collection_name(collection or settings.default_table)
+    report = Repair(name, dry_run=dry_run)
+    folders = [absolute(folder) for folder in image_dirs]
+
+    def tick(*_: object) -> None:
+        if progress is not None:
+            progress(report)
+
+    orphans = _rebuild_metadata(report, settings)
+    if orphans is not None and dry_run:
+        found = {info.image_id for _, info in _scan(folders, {}, orphans, tick)}
+        report.rows_added, report.orphans_left = len(found), len(orphans - found)
+        return report
+    with Gallery.open(name, settings=settings, **how) as gallery:
+        folders += [Path(folder) for folder in gallery.metadata.folders(name)]
+        found = verify(gallery, progress=tick)
+        report.damage = found.damage
+        if found.damage and not dry_run:
+            found = _make_readable(gallery, report, tick)
+        broken = {*found.missing_vectors, *found.wrong_vectors}
+        if found.damage:
+            broken = {*gallery.metadata.ids(name).tolist()}
+        broken = _restore(gallery, broken, report, tick)
+        report.recovered = found.unfinished if dry_run else gallery.recover()
+        lost = _encode(gallery, broken, report, tick)
+        orphans = {*found.orphan_vectors}
+        _find_files(gallery, folders, lost, orphans, report, tick)
+        if remove_orphans:
+            report.orphans_removed = _remove(gallery, orphans, dry_run)
+            orphans = set()
+        report.orphans_left = len(orphans)
+        for known in gallery.metadata.by_id(name, lost).values():
+            report.lost += [(row.path, lost[row.image_id]) for row in known]
+        if not dry_run:
+            gallery.flush()
+    return report
 
 
-def _recover_row(name: str, settings: config.Settings) -> bool:
-    """Make the collection's own row again from what its vectors say of themselves."""
+def _rebuild_metadata(report: Repair, settings: config.Settings) -> set[int] | None:
+    """Create the entry of a collection again from its vectors; their ids if that is needed."""
+    name = report.collection
     with MetadataStore.open(settings) as metadata:
-        try:
-            metadata.collection(name)
-        except CollectionNotFound:
-            with VectorStore.open(settings) as store:
-                if name not in store.collections():
-                    raise
-                info = store.describe(name)
-            try:
-                about = json.loads(info.description)
-                encoder, identity = about["encoder"], about["identity"]
-            except (ValueError, KeyError, TypeError):
+        if name in [row.name for row in metadata.collections()]:
+            return None
+        with VectorStore.open(settings) as store:
+            if name not in store.collections():
+                metadata.collection(name)  # raises CollectionNotFound with the known names
+            about, info = store.about(name), store.describe(name)
+            if about is None or "fingerprint" not in about:
                 raise StoreDamaged(
-                    settings.milvus_address or "embedded store",
-                    f"collection {name!r} does not say which encoder made it; ingest its "
-                    "folder into a new collection",
-                ) from None
-            metadata.create_collection(
-                CollectionRow(
-                    name=name,
-                    encoder=encoder,
-                    identity=identity,
-                    fingerprint=about["fingerprint"],
-                    dim=info.dim,
-                    index=str(info.index),
-                    created_at=datetime.now(UTC),
+                    store.where,
+                    f"collection {name!r} does not state which encoder made it: ingest its folder "
+                    "into a new collection",
                 )
+            ids = {*store.ids(name).tolist()}
+        report.metadata_rebuilt = True
+        if not report.dry_run:
+            about = {key: about[key] for key in ("encoder", "identity", "fingerprint")}
+            now = datetime.now(UTC)
+            row = CollectionRow(
+                name=name, dim=info.dim, index=str(info.index), created_at=now, **about
             )
-            return True
-    return False
+            metadata.create_collection(row)
+        return ids
 
 
-def _index_again(gallery: Gallery) -> bool:
-    """Build an index that is missing. Whether the collection has one that can be used."""
-    try:
-        with gallery.exclusive():
+def _make_readable(gallery: Gallery, report: Repair, tick: Callable[..., None]) -> Verification:
+    """Set the vectors aside, after everything that loses nothing was tried."""
+    if gallery.settings.embedded_vectors:
+        gallery.vectors.restart()
+    found = verify(gallery, progress=tick)
+    if found.damage and not _has_other_dimension(gallery):
+        with contextlib.suppress(StoreDamaged), gallery.exclusive():
             gallery.ensure_vectors()
-        gallery.vectors.describe(gallery.name)
-    except StoreError:  # what is there is of no use
-        return False
-    return True
+        found = verify(gallery, progress=tick)
+        report.index_rebuilt = not found.damage
+    if found.damage:
+        report.set_aside = str(gallery.vectors.set_aside(gallery.name))
+        found = verify(gallery, progress=tick)
+    if found.damage:
+        raise StoreDamaged(gallery.vectors.where, found.damage)
+    return found
 
 
-def _encode_again(
-    gallery: Gallery, ids: Sequence[int], account: Repair, tell: Callable[[Repair], None]
-) -> None:
-    if ids:
-        gallery.pipeline.optimize_for(len(ids))
-    for start in range(0, len(ids), ENCODE_BATCH):
-        rows = gallery.metadata.by_id(gallery.name, ids[start : start + ENCODE_BATCH])
-        files = {i: _surviving(known) for i, known in rows.items()}
-        there = [i for i, data in files.items() if isinstance(data, bytes)]
-        made = dict(zip(there, gallery.pipeline([files[i] for i in there]), strict=True))
-        vectors = {i: e.vector for i, e in made.items() if not isinstance(e, ImageError)}
-        if vectors:
-            gallery.replace([row for i in vectors for row in rows[i]], vectors)
-        account.encoded += len(vectors)
-        for i in rows.keys() - vectors.keys():
-            reason = made[i].reason if i in made else files[i]
-            account.lost += [(row.path, reason) for row in rows[i]]
-            gallery.delete([row.path for row in rows[i]])
-        tell(account)
-
-
-def _surviving(rows: Sequence[ImageRow]) -> bytes | str:
-    """Content of the first path that still has it, else why none has."""
-    reason = ""
-    for row in rows:
-        try:
-            data = images.read(row.path)
-        except ImageError as error:
-            reason = reason or error.reason
-            continue
-        if hashlib.sha256(data).hexdigest() == row.sha256:
-            return data
-        reason = reason or "file has changed"
-    return reason
-
-
-def _link_again(
-    gallery: Gallery,
-    orphans: set[int],
-    folders: Sequence[Path],
-    account: Repair,
-    tell: Callable[[Repair], None],
-) -> set[int]:
-    known = gallery.metadata.known(gallery.name)
-    left = set(orphans)
-    for folder in folders:
-        rows = []
-        for file in _files(folder):
-            if str(file.path) in known:
-                continue
-            try:
-                facts = images.probe(images.read(file.path))
-            except ImageError:
-                continue
-            if facts.image_id in orphans:
-                rows.append(new_row(file, facts))
-        for start in range(0, len(rows), BATCH):
-            part = rows[start : start + BATCH]
-            ids = np.array(sorted({row.image_id for row in part}), np.int64)
-            found, vectors = gallery.vectors.get(gallery.name, ids)
-            gallery.add(part, dict(zip(found.tolist(), vectors, strict=True)))
-            account.linked += len(part)
-            left -= set(found.tolist())
-            tell(account)
-    return left
-
-
-def _files(folder: Path) -> list[ImageFile]:
+def _has_other_dimension(gallery: Gallery) -> bool:
     try:
-        return list(images.find(folder, on_error=lambda _: None))
-    except ImageError:  # a folder that was ingested once may be gone by now
-        return []
+        return gallery.vectors.describe(gallery.name).dim != gallery.row.dim
+    except StoreDamaged:
+        return False
+
+
+def _restore(
+    gallery: Gallery, ids: set[int], report: Repair, tick: Callable[..., None]
+) -> list[int]:
+    """Write vectors back from files of the embedded store; gives the ids that are left."""
+    home, name = gallery.settings.imgsearch_home, gallery.name
+    if not ids or not gallery.settings.embedded_vectors:
+        return sorted(ids)
+    folders = [*home.glob(f"damaged/{name}-*"), *home.glob(f"damaged/*/collections/{name}")]
+    if report.dry_run and report.damage:
+        folders.append(home / embedded.STORE / "collections" / name)
+    wanted = {i: crc for i, crc in gallery.metadata.checksums(name).items() if i in ids}
+    for found, vectors in itertools.chain.from_iterable(map(_read_files, folders)):
+        tick()
+        pairs = zip(found.tolist(), vectors, strict=True)
+        intact = {i: v for i, v in pairs if i in wanted and checksum(v) == wanted[i]}
+        if intact and not report.dry_run:
+            known = gallery.metadata.by_id(name, intact)
+            gallery.replace([row for rows in known.values() for row in rows], intact)
+        report.restored += len(intact)
+        for image_id in intact:
+            del wanted[image_id]
+    return sorted(wanted)
+
+
+def _read_files(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read ids and vectors from the files of a Milvus Lite collection, as far as possible."""
+    for path in sorted([*folder.rglob("*.parquet"), *folder.rglob("wal_data_*.arrow")]):
+        try:
+            if path.suffix == ".arrow":
+                batches = iter(read_log(str(path)))
+            else:
+                batches = pq.ParquetFile(path).iter_batches(BATCH, columns=["id", "vector"])
+            for batch in batches:
+                ids, vectors = batch["id"].to_numpy(), batch["vector"].flatten().to_numpy()
+                yield ids, vectors.reshape(len(ids), -1)
+        except (OSError, ValueError, KeyError, pa.ArrowNotImplementedError) as error:
+            if getattr(error, "errno", None):  # of the system, not of the content
+                raise
+
+
+def _encode(
+    gallery: Gallery, ids: Sequence[int], report: Repair, tick: Callable[..., None]
+) -> dict[int, str]:
+    """Compute vectors again from the files; gives the reason for each id that has no file."""
+    lost: dict[int, str] = {}
+    for start in range(0, len(ids), ENCODE_BATCH):
+        tick()
+        rows = gallery.metadata.by_id(gallery.name, ids[start : start + ENCODE_BATCH])
+        files: dict[int, Path] = {}
+        for image_id, known in rows.items():
+            reasons = [_unusable(row) for row in known]
+            if None in reasons:
+                files[image_id] = Path(known[reasons.index(None)].path)
+            else:
+                lost[image_id] = reasons[0]
+        if files and not (report.encoded or report.dry_run):
+            gallery.pipeline.optimize_for(len(ids) - start)
+        lost |= _write_again(gallery, files, rows, report)
+    return lost
+
+
+def _unusable(row: ImageRow) -> str | None:
+    """Why a file cannot replace a lost vector; None if it has the content of the row."""
+    try:
+        return None if _content_id(row.path) == row.image_id else "file has changed"
+    except ImageError as error:
+        return error.reason
+
+
+def _write_again(
+    gallery: Gallery, files: dict[int, Path], rows: dict[int, list[ImageRow]], report: Repair
+) -> dict[int, str]:
+    """Encode files and write their vectors; gives the reason for each that failed."""
+    failed: dict[int, str] = {}
+    if files and not report.dry_run:
+        vectors = {}
+        for image_id, made in zip(files, gallery.pipeline([*files.values()]), strict=True):
+            if isinstance(made, ImageError):
+                failed[image_id] = made.reason
+            elif made.info.image_id != image_id:
+                failed[image_id] = "file has changed"
+            else:
+                vectors[image_id] = made.vector
+        gallery.replace([row for i in vectors for row in rows[i]], vectors)
+    report.encoded += len(files) - len(failed)
+    return failed
+
+
+def _find_files(
+    gallery: Gallery,
+    folders: Sequence[Path],
+    lost: dict[int, str],
+    orphans: set[int],
+    report: Repair,
+    tick: Callable[..., None],
+) -> None:
+    """Add rows for files with the content of `lost` or `orphans`, and take those out of both."""
+    if not lost and not orphans:
+        return
+    name, known = gallery.name, gallery.metadata.known(gallery.name)
+    matches = _scan(folders, known, lost.keys() | orphans, tick)
+    while part := list(itertools.islice(matches, ENCODE_BATCH)):
+        files = {info.image_id: file.path for file, info in part if info.image_id in lost}
+        failed = _write_again(gallery, files, gallery.metadata.by_id(name, files), report)
+        for image_id in files.keys() - failed.keys():
+            del lost[image_id]
+        rows = [new_row(file, info) for file, info in part if info.image_id not in failed]
+        if not report.dry_run:
+            ids, vectors = gallery.vectors.get(name, [row.image_id for row in rows])
+            gallery.add(rows, dict(zip(ids.tolist(), vectors, strict=True)))
+        report.rows_added += len(rows)
+        orphans -= {row.image_id for row in rows}
+
+
+def _scan(
+    folders: Iterable[Path],
+    known: Container[str],
+    wanted: Container[int],
+    tick: Callable[..., None],
+) -> Iterator[tuple[ImageFile, ImageInfo]]:
+    """Find files at unknown paths whose content is wanted."""
+    seen: set[str] = set()
+    for folder in folders:
+        files: Iterable[ImageFile] = ()
+        with contextlib.suppress(ImageError):  # a folder that was ingested may be gone
+            files = images.find(folder, on_error=lambda _: None)
+        for n, file in enumerate(files):
+            if n % ENCODE_BATCH == 0:
+                tick()
+            path = str(file.path)
+            if path in known or path in seen:
+                continue
+            seen.add(path)
+            with contextlib.suppress(ImageError):
+                if images.is_candidate(path) and _content_id(path) in wanted:
+                    yield file, images.load(path).info
+
+
+def _remove(gallery: Gallery, orphans: set[int], dry_run: bool) -> int:
+    if not orphans or dry_run:
+        return len(orphans)
+    with gallery.exclusive():
+        rows = gallery.metadata.ids(gallery.name, state=None)  # an ingest may have added some
+        unneeded = np.setdiff1d(np.array(sorted(orphans), np.int64), rows)
+        gallery.vectors.delete(gallery.name, unneeded)
+    return len(unneeded)

@@ -8,10 +8,9 @@ from functools import partial
 import ipywidgets as ipw
 
 from imgsearch import config, export, maintenance
-from imgsearch.errors import CollectionNotFound, ConfigError, printable
+from imgsearch.errors import ConfigError, printable
 from imgsearch.maintenance import Overview, Repair, Verification
 from imgsearch.stores.metadata import ImageRow, MetadataStore, RunRow
-from imgsearch.stores.vectors import VectorStore
 from imgsearch.widgets import image_grid, panel
 from imgsearch.widgets.formatting import counted, format_age, format_bytes, format_seconds, table
 
@@ -43,6 +42,7 @@ class AdminPanel(panel.Panel):
     def __init__(self, collection: str | None = None, *, settings: config.Settings | None = None):
         super().__init__(settings)
         self.verification: Verification | None = None
+        self.planned: Repair | None = None
         self.planned: Repair | None = None
         self.repaired: Repair | None = None
         self._wanted, self._page = collection, 0
@@ -258,13 +258,13 @@ class AdminPanel(panel.Panel):
         self._submit(work, f"Verifying {name} …")
 
     def _plan(self) -> None:
-        name = self._chosen()
+        name, options = self._chosen(), self._repair_options()
 
         def work() -> None:
-            self.verification = maintenance.verify(self.gallery(name))
-            self.account.value = _findings(self.verification)
+            self.planned = self._run_repair(name, options, dry_run=True)
+            self.account.value = _repair_account(self.planned)
             self._ask_to_repair(True)
-            self.status.show("Repair would do what is listed below. Nothing was changed yet.")
+            self.status.show("This is what a repair would do. Nothing was changed yet.")
 
         self._submit(work, f"Looking at what there is to repair in {name} …")
 
@@ -288,6 +288,7 @@ class AdminPanel(panel.Panel):
         return maintenance.repair(
             name,
             **options,
+            dry_run=dry_run,
             settings=self.settings,
             progress=lambda account: self.report_progress(f"Repairing {account} …"),
         )
@@ -333,11 +334,7 @@ class AdminPanel(panel.Panel):
             raise ConfigError("Delete collection", f"type {name} to confirm; nothing was deleted")
 
         def work() -> None:
-            try:
-                self.gallery(name).drop()
-            except CollectionNotFound:  # vectors that the metadata store does not know
-                with VectorStore.open(self.settings) as vectors:
-                    vectors.drop(name)
+            maintenance.drop(name, settings=self.settings)
             self._look()
             self.status.show(f"Deleted the collection {name}. The image files stay.", "good")
 

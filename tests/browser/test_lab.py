@@ -183,7 +183,7 @@ def damaged(stores, tmp_path):
 def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged):
     page = notebook("admin")
     page.locator(".imgsearch-tile img").first.wait_for()
-    page.locator(".imgsearch-table", has_text="8 images and 6 vectors: verify it").wait_for()
+    page.locator(".imgsearch-table", has_text="8 images, but 6 vectors: run `verify`").wait_for()
     page.get_by_role("combobox", name="Collection").select_option(damaged)
 
     page.get_by_role("tab", name="Verify and repair").click()
@@ -192,7 +192,7 @@ def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged):
     page.get_by_text("2 images have no vector").wait_for()
     page.get_by_role("button", name="Repair …").click()
     page.get_by_role("button", name="Repair now").click()
-    page.get_by_text("2 vectors made again from the files").first.wait_for()
+    page.get_by_text("2 vectors computed again from image files").first.wait_for()
     page.get_by_role("button", name="Verify", exact=True).click()
     page.get_by_text("damaged: sound, 8 images under 8 paths").wait_for()
 

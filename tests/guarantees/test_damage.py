@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,11 +21,14 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
+from imgsearch.stores.metadata import CollectionRow, MetadataStore
+from imgsearch.stores.vectors import VectorStore
 from tests.guarantees.common import agree, all_found, opened, server_pid
 from tests.helpers import paint, rows_and_vectors
 
 soak = pytest.mark.soak
 N, LATE = 40, 8  # pictures, and how many of them are in the log only
+NO_SOCKET = shutil.ignore_patterns("socket")  # which no file system copies
 
 
 def end_server(home: Path) -> None:
@@ -63,7 +68,7 @@ class Kept:
         with self.opened() as gallery:
             self.answers = answers(gallery)
         end_server(self.home)
-        shutil.copytree(self.home, self._template)
+        shutil.copytree(self.home, self._template, ignore=NO_SOCKET)
 
     def opened(self):
         return opened("kept", self.settings)
@@ -196,9 +201,10 @@ def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
     with opened("kept", settings) as gallery:
         account = verify(gallery)
         assert (len(account.orphan_vectors), len(account.missing_vectors)) == (3, 1)
-    done = repair("kept", settings=settings)
-    assert (done.linked, [path for path, _ in done.lost]) == (3, [str(gone)])
+    report = repair("kept", settings=settings)
+    assert (report.rows_added, [path for path, _ in report.lost]) == (3, [str(gone)])
     with opened("kept", settings) as gallery:
+        gallery.delete(gone)
         agree(gallery, {str(path) for path in folder.iterdir()})
 
 
@@ -236,9 +242,56 @@ def test_a_broken_metadata_file_is_named_with_the_way_out(kept):
     ):
         verify(gallery)
     file.rename(file.with_suffix(".broken"))
-    assert "made anew" in str(repair("kept", image_dirs=[kept.photos], settings=kept.settings))
+    report = repair("kept", image_dirs=[kept.photos], settings=kept.settings)
+    assert report.metadata_rebuilt
     with kept.opened() as gallery:
         agree(gallery, {str(path) for path in kept.photos.iterdir()})
+
+
+# ---------------------------------------------------------------- short of memory
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "spares",
+    [
+        pytest.param([5, 30], id="quick"),
+        pytest.param([0, 2, 8, 15, 20, 25, 40, 60, 80, 120], id="soak", marks=[soak]),
+    ],
+)
+def test_a_repair_with_a_server_short_of_memory_loses_nothing(tmp_path, spares):
+    """Attack row 1: a healthy collection was set aside, and the rows of 25,000 images deleted."""
+    settings = load_settings(imgsearch_home=tmp_path / "home", imgsearch_timeout=5.0)
+    home, counts = settings.imgsearch_home, {"large": 25_000, "other": 10}
+    for name, n in counts.items():
+        with MetadataStore.open(settings) as metadata:
+            metadata.create_collection(CollectionRow(name, "none", {}, "0" * 16, 256, "FLAT"))
+        with Gallery.open(name, settings=settings) as gallery:
+            rows, vectors = rows_and_vectors(256, n)
+            for start in range(0, n, 5_000):
+                gallery.add(rows[start : start + 5_000], vectors)
+            gallery.flush()
+    for spare in spares:
+        end_server(home)
+        with VectorStore.open(settings):
+            pid = server_pid(home)
+            status = Path(f"/proc/{pid}/status").read_text()
+            limit = int(re.search(r"VmSize:\s+(\d+)", status)[1]) * 1024 + spare * 2**20
+            resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+            try:
+                outcome = repair("large", settings=settings)
+            except (StoreError, MemoryError) as error:
+                outcome = error
+        print(f"{spare} MiB to spare: {outcome}")
+        assert not isinstance(outcome, StoreDamaged)
+        assert (getattr(outcome, "set_aside", None), getattr(outcome, "lost", [])) == (None, [])
+        end_server(home)
+        assert not (home / "damaged").exists()
+        for name, n in counts.items():
+            with opened(name, settings) as gallery:
+                found = verify(gallery)
+                assert (found.sound, found.images) == (True, n), str(found)
+    end_server(home)
 
 
 # ---------------------------------------------------------------- a full disk

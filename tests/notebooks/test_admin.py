@@ -49,7 +49,7 @@ def test_collections_are_listed_with_counts_of_both_stores(admin):
     overview = admin("panel.refresh.click()", "panel.overview.value")
     for part in ("mine", ">12</td>", "mini (256)", "FLAT", "KiB", "just now, done"):
         assert part in overview
-    assert "verify it" not in overview
+    assert "run `verify`" not in overview
 
 
 def test_ingests_of_all_processes_are_shown_as_they_go(admin):
@@ -116,8 +116,8 @@ def test_damage_is_found_explained_and_repaired(admin, scratch):
     assert admin("panel.cancel.click()", hidden) is True
     assert admin("panel.verify.click()", "panel.verification.sound") is False
     admin("panel.repair.click(); panel.wait(100); panel.really_repair.click()")
-    assert "3 vectors made again" in admin("", "panel.status.text")
-    assert "1 vectors without an image removed" in admin("", "panel.account.value")
+    assert "3 vectors computed again" in admin("", "panel.status.text")
+    assert "1 vector without an image removed" in admin("", "panel.account.value")
     assert admin("panel.verify.click()", "panel.verification.sound") is True
     (scratch / "0.png").unlink()
     paint(scratch / "1.png", 99)
