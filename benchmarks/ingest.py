@@ -52,7 +52,7 @@ def run(options: Options, result: Result) -> None:
             with gallery.Gallery.open(
                 target, create=True, encoder=encoder, settings=home
             ) as opened:  # starting the store's server is not what is measured
-                server = opened.vectors._lease.pid
+                server = opened.vectors.connection.lease.pid
                 watch_server(server)
                 before = processor_seconds(server)
                 opened.ensure_vectors()

@@ -132,7 +132,7 @@ def vector_part(
 
     name, size = f"v{len(vectors)}", len(vectors)
     with VectorStore.open(where) as store:
-        pid = store._lease.pid if store._lease else None
+        pid = store.connection.lease.pid if store.connection.lease else None
         if pid:
             watch_server(pid)
         empty = memory(pid) if pid else 0

@@ -73,7 +73,7 @@ def test_a_changed_vector_is_computed_again(filled, photos, stores):
 def test_a_missing_index_is_built_again(filled, photos, stores):
     if stores.embedded_vectors:
         pytest.skip("the embedded store searches exactly by default and needs no index")
-    client = filled.vectors._client
+    client = filled.vectors.connection.client()
     client.release_collection(filled.name)
     client.drop_index(filled.name, "vector")
     assert "no index" in verify(filled).damage

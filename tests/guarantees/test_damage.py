@@ -24,6 +24,7 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
+from imgsearch.stores.connection import Connection
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
 from imgsearch.stores.vectors import IndexSpec, VectorStore
 from tests.guarantees.common import agree, all_found, opened, server_pid
@@ -375,7 +376,7 @@ def tried(store: VectorStore, points: np.ndarray, refused: list[StoreError]) -> 
 def test_a_server_that_starts_short_of_memory_loses_nothing(large, tmp_path, limits, monkeypatch):
     """Attack row 1: `ulimit -v 250` at start cost the whole store."""
     home, store, points = large
-    monkeypatch.setitem(VectorStore._call.__kwdefaults__, "limit", 15.0)
+    monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
     for limit in limits:
         refused, written = [], 0
         with servers_limited_to(limit, tmp_path):
@@ -396,7 +397,7 @@ def test_a_server_that_starts_short_of_memory_loses_nothing(large, tmp_path, lim
 def test_a_server_that_runs_short_of_memory_loses_nothing(large, spares, monkeypatch):
     """Attack row 1: "malloc of size ... failed" became damage, and `repair` deleted the rows."""
     home, store, points = large
-    monkeypatch.setitem(VectorStore._call.__kwdefaults__, "limit", 15.0)
+    monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
     for spare in spares:
         store.collections()
         pid = server_pid(home)

@@ -42,7 +42,7 @@ def test_one_writes_two_search_and_the_server_ends_after_the_last(home):
     writer = """
 say("ready"); sys.stdin.readline()
 with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-    say(store._lease.pid)
+    say(store.connection.lease.pid)
     store.create("c", 8, IndexSpec.parse("auto", embedded=True))
     for start in range(0, 1500, 50):
         rng = np.random.default_rng(start)
@@ -54,7 +54,7 @@ say("written")
     reader = """
 say("ready"); sys.stdin.readline()
 with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-    say(store._lease.pid)
+    say(store.connection.lease.pid)
     while "c" not in store.collections(): time.sleep(0.02)
     store.create("c", 8, IndexSpec.parse("auto", embedded=True))
     n = searches = 0
@@ -95,14 +95,14 @@ def test_a_killed_server_is_replaced_and_nothing_acknowledged_is_lost(home):
         def kill():
             while not stop.wait(0.4):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(store._lease.pid, signal.SIGKILL)
+                    os.kill(store.connection.lease.pid, signal.SIGKILL)
 
         killer = threading.Thread(target=kill)
         killer.start()
         try:
             start, until = 0, time.monotonic() + 60
             while len(pids) < 3 and time.monotonic() < until:
-                pids.add(store._lease.pid)
+                pids.add(store.connection.lease.pid)
                 part = np.arange(start, start + 20)
                 try:
                     store.upsert("c", part, points[part % 1200])
@@ -130,7 +130,7 @@ with VectorStore.open(load_settings(imgsearch_home=home)) as store:
         store.create("c", DIM, FLAT)
         for script in [Script(home, code, first) for first in (0, 10_000)]:
             script.end()
-        os.kill(store._lease.pid, signal.SIGKILL)
+        os.kill(store.connection.lease.pid, signal.SIGKILL)
         assert store.ids("c").tolist() == [*range(4000), *range(10_000, 14_000)]
 
 
@@ -149,7 +149,7 @@ def test_writers_that_heed_no_lock_are_kept_apart_by_the_server(home, monkeypatc
             thread.start()
         for thread in threads:
             thread.join()
-        os.kill(store._lease.pid, signal.SIGKILL)
+        os.kill(store.connection.lease.pid, signal.SIGKILL)
         assert store.count("c") == 8000
 
 
