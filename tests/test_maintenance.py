@@ -453,7 +453,7 @@ def test_the_overview_names_collections_that_a_sweep_left(filled, stores):
 @pytest.mark.parametrize("stores", ["servers"], indirect=True)
 def test_the_overview_of_a_shared_server_loads_and_lists_nothing_of_others(filled, stores):
     """Attack row 2, review 8.2: the overview loaded every collection of a shared server."""
-    client = filled.vectors._client
+    client = filled.vectors.connection.client()
     foreign = f"{filled.name}_foreign"
     schema = client.create_schema(auto_id=False)
     schema.add_field("id", DataType.INT64, is_primary=True)
