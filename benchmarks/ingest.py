@@ -29,7 +29,7 @@ PEERS = ROOT / ".peers"
 def run(options: Options, result: Result) -> None:
     from imgsearch import gallery
     from imgsearch.config import load_settings
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
     from imgsearch.ingest import ingest
 
     home = load_settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
@@ -206,7 +206,7 @@ def second(home, options: Options, result: Result) -> None:
     """The same files again: nothing is read, nothing encoded."""
     from imgsearch import images
     from imgsearch.config import load_settings
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
     from imgsearch.gallery import Gallery
     from imgsearch.ingest import ingest
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imgsearch import config
-from imgsearch.encoders.base import Encoder, load_encoder
+from imgsearch.encoders import Encoder, load_encoder
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,

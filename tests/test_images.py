@@ -399,10 +399,10 @@ def test_draft_hardly_changes_a_vector():
     encoder = load_encoder("mini", backend="eager")
     sample = Path(__file__).parent.parent / "data" / "VOCsample" / "JPEGImages"
     photo = images.decode(next(images.find(sample)).path)
-    short = 8 * encoder.preprocessing.resize
+    short = 8 * encoder.preprocessing.draft
     large = photo.resize((short * 3 // 2, short))
     data = saved(large, "JPEG", quality=90)
-    pair = images.decode(data), images.decode(data, draft=encoder.preprocessing.resize)
+    pair = images.decode(data), images.decode(data, draft=encoder.preprocessing.draft)
     assert pair[0].size != pair[1].size
     one, other = encoder.encode_batch(np.stack([encoder.preprocess(each) for each in pair]))
     assert one @ other >= 0.999

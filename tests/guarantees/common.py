@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _NURSERY = """
 import json, os, signal, sys, threading, time
 import torch, towhee, pymilvus
-import imgsearch.encoders.base, imgsearch.ingest, imgsearch.maintenance, imgsearch.stores.embedded
+import imgsearch.encoders, imgsearch.ingest, imgsearch.maintenance, imgsearch.stores.embedded
 torch.set_num_threads(1)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)
@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 INGEST = """
 from imgsearch.ingest import ingest
-from imgsearch.encoders.base import load_encoder
+from imgsearch.encoders import load_encoder
 encoder = load_encoder("resnet18", weights="random:0", backend="eager")
 tell(begins=True)
 report = ingest(
