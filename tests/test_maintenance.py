@@ -78,7 +78,7 @@ def test_a_missing_index_is_built_again(filled, photos, stores):
     client.drop_index(filled.name, "vector")
     assert "no index" in verify(filled).damage
     planned = repair(filled.name, settings=stores, dry_run=True)
-    assert "index rebuilt" in str(planned)
+    assert "the index rebuilt" in str(planned)
     assert "no index" in verify(filled).damage
     report = repair(filled.name, settings=stores)
     assert (report.index_rebuilt, report.set_aside, report.encoded) == (True, None, 0)
