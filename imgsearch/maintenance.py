@@ -460,8 +460,8 @@ class Repair:
         steps = []
         if self.damage and self.dry_run:
             steps = [
-                f"the vectors cannot be read ({self.damage}): the embedded server will be restarted, "
-                "the index rebuilt and, if that does not help, the embedded files moved aside"
+                f"the vectors cannot be read ({self.damage}): an embedded server will be "
+                "restarted, the index rebuilt and, if that does not help, its files moved aside"
             ]
         if self.set_aside:
             steps.append(f"the unreadable vectors were moved to {self.set_aside}")
