@@ -25,7 +25,7 @@ from benchmarks.common import (
     recall,
     watch_server,
 )
-from tests.conftest import Milvus
+from tests.servers import Milvus
 
 TITLE = "Search"
 RESNET = "resnet50@random:0"
@@ -93,7 +93,7 @@ def of_its_own(milvus) -> tuple[float, float]:
 def features(photos: list[Path], count: int, options: Options) -> np.ndarray:
     """mini's vectors of so many parts of the photographs, turned into `DIM` dimensions."""
     from imgsearch.config import load_settings
-    from imgsearch.encoders import load_encoder
+    from imgsearch.encoders.base import load_encoder
     from imgsearch.images import decode
 
     encoder = load_encoder("mini", settings=load_settings(imgsearch_home=options.work / "home"))
@@ -132,7 +132,7 @@ def vector_part(
 
     name, size = f"v{len(vectors)}", len(vectors)
     with VectorStore.open(where) as store:
-        pid = store.connection.lease.pid if store.connection.lease else None
+        pid = store._lease.pid if store._lease else None
         if pid:
             watch_server(pid)
         empty = memory(pid) if pid else 0
@@ -190,7 +190,7 @@ def vector_part(
 def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result: Result) -> None:
     """From the bytes of a photograph to hits with their paths."""
     from imgsearch.config import load_settings
-    from imgsearch.encoders import load_encoder
+    from imgsearch.encoders.base import load_encoder
     from imgsearch.gallery import Gallery
     from imgsearch.stores.metadata import ImageRow
 
@@ -259,7 +259,7 @@ def milvus_server(folder: Path, venv: Path) -> Iterator[Milvus]:
     """A real Milvus server on loopback, with the rhythms that it has by itself."""
     Path("/tmp/milvus").mkdir(exist_ok=True)
     folder.mkdir()
-    server = Milvus(folder, venv, hasty=False)
+    server = Milvus(folder, venv, short_intervals=False)
     watch_server(server.process.pid)
     try:
         yield server

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import socket
-import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
-from urllib.request import urlopen
 
 import pytest
+
+from tests import servers
+from tests.forkserver import ForkServer
+from tests.servers import MariaDB, Milvus
 
 if TYPE_CHECKING:
     from imgsearch.config import Settings
@@ -52,237 +51,127 @@ def shared() -> Path:
     return folder
 
 
+# ---------------------------------------------------------------- a run of several processes
+
+
+def pytest_configure(config):
+    """Make a folder that all processes of this run share; sockets in it need a short name."""
+    if not hasattr(config, "workerinput"):
+        os.environ[servers.RUN] = tempfile.mkdtemp(prefix="imgsearch-")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        servers.end_shared(Path(os.environ.pop(servers.RUN)))
+
+
+# Files that take longest, and so are begun first.
+_LONGEST = [
+    "tests/browser/test_lab.py",
+    "tests/notebooks/test_evaluation.py",
+    "tests/encoders/test_base.py",
+    "tests/guarantees/test_servers.py",
+    "tests/guarantees/test_damage.py",
+    "tests/browser/test_app.py",
+    "tests/guarantees/test_strangers.py",
+    "tests/stores/test_embedded.py",
+    "tests/guarantees/test_kill.py",
+    "tests/notebooks/test_admin.py",
+    "tests/datasets/test_voc.py",
+    "tests/encoders/test_mini.py",
+    "tests/test_real_photographs.py",
+    "tests/guarantees/test_endurance.py",
+    "tests/notebooks/test_search.py",
+]
+
+
+def _unit(nodeid: str) -> str:
+    """What one worker runs in one go: a file, but each test on servers by itself.
+
+    Tests on servers mostly wait, and what they share is shared by all workers.
+    """
+    return nodeid if "[servers" in nodeid else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Begin with the longest files, and spread the tests on servers between the others."""
+    if not hasattr(config, "workerinput"):
+        return
+    rank = {file: number for number, file in enumerate(_LONGEST)}
+    units: dict[str, list] = {}
+    for item in sorted(items, key=lambda i: rank.get(i.nodeid.partition("::")[0], len(rank))):
+        units.setdefault(_unit(item.nodeid), []).append(item)
+    kinds = [[u for u in units if ("::" in u) is alone] for alone in (False, True)]
+    place = {u: i / len(kind) for kind in kinds for i, u in enumerate(kind)}
+    items[:] = [item for unit in sorted(units, key=place.get) for item in units[unit]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
 # ---------------------------------------------------------------- real servers
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that is free now; bound to by the caller at once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture(scope="session")
+def mariadb() -> MariaDB:
+    """A MariaDB server of this test run, with a user that may do everything; it stays up."""
+    _require_mariadb()
 
+    def start(folder: Path):
+        server = MariaDB.create(folder)
+        return server.process, {"folder": str(folder), "port": server.port}
 
-def _tool(*names: str) -> str | None:
-    for name in names:
-        if found := shutil.which(
-            name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-        ):
-            return found
-    return None
-
-
-def _end(process: subprocess.Popen, patience: float = 20) -> None:
-    process.terminate()
-    try:
-        process.wait(patience)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-class MariaDB:
-    """A private MariaDB on loopback. ``restart`` ends and begins it on the same port."""
-
-    user, password = "tester", "s3cret-Pa55"
-
-    def __init__(self, folder: Path, program: str):
-        self.folder, self.program, self.port = folder, program, free_port()
-        self.start()
-
-    def start(self) -> None:
-        import pymysql
-
-        self.process = subprocess.Popen(
-            [
-                self.program,
-                "--no-defaults",
-                "--bind-address=127.0.0.1",
-                f"--port={self.port}",
-                f"--socket={self.folder / 's'}",
-                f"--datadir={self.folder / 'data'}",
-                f"--pid-file={self.folder / 'pid'}",
-                "--innodb-buffer-pool-size=32M",
-                "--innodb-log-file-size=16M",
-                "--skip-log-bin",
-                *(["--user=root"] if os.getuid() == 0 else []),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "log").open("ab"),
-        )
-        until = time.monotonic() + 60
-        while True:
-            try:
-                self.link = pymysql.connect(unix_socket=str(self.folder / "s"), user="root")
-                return
-            except pymysql.Error:
-                if self.process.poll() is not None or time.monotonic() > until:
-                    pytest.fail((self.folder / "log").read_text()[-2000:], pytrace=False)
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        _end(self.process)
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-    def sql(self, *statements: str) -> list[tuple]:
-        with self.link.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
-            self.link.commit()
-            return list(cursor.fetchall())
-
-    def settings(self, database: str) -> dict[str, object]:
-        return {
-            "mysql_host": "127.0.0.1",
-            "mysql_port": self.port,
-            "mysql_user": self.user,
-            "mysql_password": self.password,
-            "mysql_db": database,
-        }
+    facts = servers.shared("mariadb", start)
+    server = MariaDB(Path(facts["folder"]), facts["port"])
+    assert server.connect()
+    return server
 
 
 @pytest.fixture(scope="session")
-def mariadb(tmp_path_factory) -> Iterator[MariaDB]:
-    """A MariaDB server of this test session, with a user that may do everything."""
-    server, install = _tool("mariadbd", "mysqld"), _tool("mariadb-install-db", "mysql_install_db")
-    if not server or not install:
+def own_mariadb() -> Iterator[MariaDB]:
+    """A MariaDB server that a test may stop, freeze and kill."""
+    _require_mariadb()
+    folder = Path(tempfile.mkdtemp(dir=os.environ[servers.RUN]))
+    server = MariaDB.create(folder)
+    yield server
+    server.kill()
+
+
+def _require_mariadb() -> None:
+    if not servers.find_program("mariadbd", "mysqld"):
         missing("mariadbd", "apt-get install mariadb-server, or conda install mariadb")
-    # Sockets have short names, and test folders have long ones.
-    folder = Path(tempfile.mkdtemp(prefix="imgsearch-"))
-    try:
-        subprocess.run(
-            [
-                install,
-                "--no-defaults",
-                f"--datadir={folder / 'data'}",
-                "--auth-root-authentication-method=normal",
-                "--skip-test-db",
-                *(["--user=root"] if os.getuid() == 0 else []),
-            ],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        database = MariaDB(folder, server)
-        try:
-            database.sql(
-                f"CREATE USER {database.user}@'127.0.0.1' IDENTIFIED BY '{database.password}'",
-                f"GRANT ALL ON *.* TO {database.user}@'127.0.0.1'",
-            )
-            yield database
-        finally:
-            database.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-# Runs in the interpreter of the venv that has `milvus`; unpacks its program once for all.
-_MILVUS = """
-import fcntl, json, os, sys
-import milvus
-base, shared, ports = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-os.makedirs(shared, exist_ok=True)
-with open(os.path.join(shared, "lock"), "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    milvus._initialize_data_files(shared)
-config = milvus.MilvusServerConfig(data_dir=base, **ports)
-for part in ("rootCoord", "proxy", "queryCoord", "queryNode", "indexNode", "dataCoord", "dataNode"):
-    config.set(part + ".ip", "127.0.0.1")
-config.set("log.level", "error")
-config.resolve()
-print(os.path.join(shared, "bin", "milvus"))
-"""
-_MILVUS_PORTS = [
-    *("proxy", "proxy_internal", "etcd", "root_coord", "query_coord", "query_node"),
-    *("index_coord", "index_node", "data_coord", "data_node"),
-]
-# Milliseconds, and seconds, of inner rhythms that make a load take three seconds.
-_HASTY = {
-    **{
-        f"QUERYCOORD_{rhythm}INTERVAL": "50"
-        for rhythm in ("CHECK", "CHECKCHANNEL", "CHECKSEGMENT", "CHECKINDEX", "DISTPULL")
-    },
-    "QUERYCOORD_CHECKEXECUTEDFLAGINTERVAL": "50",
-    "PROXY_TIMETICKINTERVAL": "50",
-    "DATACOORD_SEGMENTFLUSHINTERVAL": "1",
-}
-
-
-class Milvus:
-    """A private Milvus 2.3 server. ``stop`` and ``start`` keep its port and its data.
-
-    A hasty one loads and flushes quickly; its own work then takes from that of searches.
-    """
-
-    def __init__(self, folder: Path, venv: Path, *, hasty: bool = True):
-        self.folder = folder
-        self.rhythms = _HASTY if hasty else {}
-        ports = {f"{name}_port": free_port() for name in _MILVUS_PORTS}
-        self.port, self.health = ports["proxy_port"], free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        made = subprocess.run(
-            [venv / "bin" / "python", "-c", _MILVUS, folder, venv / "program", json.dumps(ports)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        self.program = made.stdout.strip()
-        client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-        etcd = {
-            "name": "default",
-            "data-dir": str(folder / "etcd"),
-            "listen-client-urls": client,
-            "advertise-client-urls": client,
-            "listen-peer-urls": peer,
-            "initial-advertise-peer-urls": peer,
-            "initial-cluster": f"default={peer}",
-        }
-        (folder / "etcd.yaml").write_text(json.dumps(etcd))  # JSON is YAML
-        self.start()
-
-    def start(self) -> None:
-        libraries = str(Path(self.program).parent)
-        self.process = subprocess.Popen(
-            [self.program, "run", "standalone"],
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=(self.folder / "out").open("ab"),
-            stderr=subprocess.STDOUT,
-            env={
-                "PATH": os.environ.get("PATH", ""),
-                "HOME": str(self.folder),
-                "TMPDIR": str(self.folder),
-                "LD_LIBRARY_PATH": libraries,
-                "DEPLOY_MODE": "STANDALONE",
-                "METRICS_PORT": str(self.health),
-                **self.rhythms,
-                "ETCD_CONFIG_PATH": str(self.folder / "etcd.yaml"),
-                "MILVUS_RUN_DIR": str(self.folder / "run"),
-            },
-        )
-        until = time.monotonic() + 120
-        while True:
-            try:
-                with urlopen(f"http://127.0.0.1:{self.health}/healthz", timeout=5) as answer:
-                    if b"OK" in answer.read():
-                        return
-            except OSError:
-                pass
-            if self.process.poll() is not None or time.monotonic() > until:
-                pytest.fail((self.folder / "out").read_text()[-2000:], pytrace=False)
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        _end(self.process)
 
 
 @pytest.fixture(scope="session")
-def milvus_server(tmp_path_factory) -> Iterator[Milvus]:
-    """A real Milvus server of this test session."""
+def milvus_server() -> SimpleNamespace:
+    """The ``uri`` of a real Milvus server of this test run; it stays up."""
+    venv = _milvus_venv()
+
+    def start(folder: Path):
+        server = Milvus(folder, venv)
+        return server.process, {"uri": server.uri}
+
+    return SimpleNamespace(uri=servers.shared("milvus", start)["uri"])
+
+
+@pytest.fixture(scope="session")
+def own_milvus(tmp_path_factory) -> Iterator[Milvus]:
+    """A real Milvus server that a test may freeze and kill."""
+    server = Milvus(tmp_path_factory.mktemp("milvus"), _milvus_venv())
+    yield server
+    server.kill()
+
+
+def _milvus_venv() -> Path:
     venv = Path(os.environ.get("IMGSEARCH_TEST_MILVUS_VENV") or ROOT / ".venv-milvus")
     if not (venv / "bin" / "python").exists():
         missing("a Milvus server", "make .venv-milvus/stamp")
@@ -291,12 +180,13 @@ def milvus_server(tmp_path_factory) -> Iterator[Milvus]:
         tempfile.TemporaryFile(dir="/tmp/milvus").close()
     except OSError as error:
         missing("a folder that Milvus can write", f"/tmp/milvus: {error.strerror}")
-    server = Milvus(tmp_path_factory.mktemp("milvus"), venv)
-    try:
-        yield server
-    finally:
-        server.process.kill()  # it takes half a minute to leave, and nobody wants its data
-        server.process.wait()
+    return venv
+
+
+@pytest.fixture(scope="session")
+def forkserver(tmp_path_factory) -> ForkServer:
+    """Start processes that have imported torch and the stores."""
+    return ForkServer(tmp_path_factory.mktemp("forks"))
 
 
 @pytest.fixture(scope="session")
@@ -347,6 +237,61 @@ def collection() -> str:
 @pytest.fixture(scope="session")
 def encoder():
     """An encoder that needs no file: quick, and unlike any other."""
-    from imgsearch.encoders import load_encoder
+    from imgsearch.encoders.base import load_encoder
 
     return load_encoder("resnet18", weights="random:0", backend="eager")
+
+
+CARD = {
+    "name": "tiny",
+    "dim": 6,
+    "resize": 20,
+    "crop": 16,
+    "interpolation": "bilinear",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+"""JSON file of the exported programs that `exported` makes."""
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Exported programs of a tiny network, and the network itself.
+
+    The folder holds ``tiny.pt2`` (any batch), ``fixed.pt2`` (three pictures at a time) and
+    their JSON files. The network has a batch norm, attention, and a reshape that depends on
+    the batch's size.
+    """
+    import json
+
+    import torch
+    from torch import nn
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+            self.norm = nn.BatchNorm2d(4)
+            self.norm.running_mean.uniform_(-1, 1)
+            self.norm.running_var.uniform_(0.5, 2)
+            self.head = nn.Linear(4, 6)
+            self.register_buffer("shift", torch.randn(6), persistent=False)
+            self.scale = torch.tensor([2.0])
+
+        def forward(self, x):
+            x = self.norm(self.conv(x)).relu_()
+            x = x.reshape(x.shape[0], 4, -1).transpose(1, 2)
+            x = nn.functional.scaled_dot_product_attention(x, x, x)
+            return self.head(x).amax(1) * self.scale + self.shift
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Tiny().eval()
+    folder = tmp_path_factory.mktemp("exported")
+    shapes = {"x": {0: torch.export.Dim("n", min=1, max=100)}}
+    for name, dynamic in (("tiny", shapes), ("fixed", None)):
+        example = (torch.zeros(3, 3, 16, 16),)
+        program = torch.export.export(network, example, dynamic_shapes=dynamic)
+        torch.export.save(program, folder / f"{name}.pt2")
+        (folder / f"{name}.json").write_text(json.dumps(CARD))
+    return folder, network

@@ -30,8 +30,6 @@ function render({ model, el }) {
   zone.append(make("span", "", "Drop images here, or"), button, input, bar, note);
   el.append(zone);
 
-  show(model.get("hint"));
-
   const waiting = [];
   let sending = null;
   let timer = 0;
@@ -81,7 +79,7 @@ function render({ model, el }) {
         end();
       }
     } else if (content.type === "done") {
-      show(model.get("hint"));
+      show(`${sending.file.name} uploaded`);
       end();
     } else if (content.type === "refused") {
       show(`${sending.file.name}: ${content.reason}`, true);

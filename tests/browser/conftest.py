@@ -14,11 +14,11 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import nbformat
 import pytest
 
 from imgsearch.config import Settings, load_settings
-from tests.conftest import ROOT, free_port, missing
+from tests.conftest import ROOT, missing
+from tests.servers import free_port
 
 PATIENCE = 120_000
 """Milliseconds to wait for anything; other things run on the machine too."""
@@ -147,7 +147,7 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def new_page(chromium):
     """Make pages, whose errors in JavaScript fail the test."""
     made, errors = [], []
@@ -165,26 +165,20 @@ def new_page(chromium):
     assert [error for error in errors if "imgsearch" in error] == []
 
 
-def run_all(page) -> None:
-    """Run all cells of the notebook that JupyterLab shows."""
-    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def notebook(lab, new_page):
-    """Open a notebook in JupyterLab and run all of it, and perhaps one more cell."""
+    """Open a notebook in JupyterLab and run all of it."""
 
-    def run(name: str, cell: str = ""):
+    def run(name: str):
         page = new_page()
         # A workspace and a copy of its own: nothing is left open from the test before.
         own = f"{name}-{uuid.uuid4().hex[:8]}"
-        content = nbformat.read(lab.folder / "notebooks" / f"{name}.ipynb", 4)
-        content.cells += [nbformat.v4.new_code_cell(cell)] if cell else []
-        nbformat.write(content, lab.folder / "notebooks" / f"{own}.ipynb")
+        source = lab.folder / "notebooks" / f"{name}.ipynb"
+        shutil.copy(source, source.with_name(f"{own}.ipynb"))
         page.goto(f"{lab.url}lab/workspaces/{own}/tree/notebooks/{own}.ipynb?reset&token={TOKEN}")
-        run_all(page)
+        page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.locator(".imgsearch").first.wait_for()
         return page
 

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from imgsearch.gallery import Gallery
-from imgsearch.stores.metadata import MetadataStore
-from tests.browser.conftest import PHOTOS, run_all
+from tests.browser.conftest import PHOTOS
 from tests.helpers import paint
 
 
@@ -39,17 +38,9 @@ def _big(side: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def search(notebook):
-    """The search notebook, for several tests: each begins with a query of its own."""
+def test_search(notebook):
     page = notebook("search")
     page.locator(".imgsearch-tile img").first.wait_for()
-    return page
-
-
-def test_search(search):
-    page = search
-    assert page.get_by_role("textbox", name="Path").is_visible()
 
     # Upload, grid, click a result, a new grid, and back.
     _upload(page, PHOTOS[3])
@@ -116,8 +107,9 @@ def test_search(search):
         assert grid.width > 500
 
 
-def test_a_photograph_of_40_mb_is_searched_with(search, tmp_path):
-    page = search
+def test_a_photograph_of_40_mb_is_searched_with(notebook, tmp_path):
+    page = notebook("search")
+    page.locator(".imgsearch-tile img").first.wait_for()
     big = tmp_path / "big.png"
     big.write_bytes(_big(3700))
     assert big.stat().st_size > 40_000_000
@@ -126,8 +118,9 @@ def test_a_photograph_of_40_mb_is_searched_with(search, tmp_path):
     assert len(_heads(page)) == 10
 
 
-def test_files_are_dropped_on_the_panel(search):
-    page = search
+def test_files_are_dropped_on_the_panel(notebook):
+    page = notebook("search")
+    page.locator(".imgsearch-tile img").first.wait_for()
     data = list(PHOTOS[5].read_bytes())
     page.locator(".imgsearch-drop").evaluate(
         """(zone, [data, name]) => {
@@ -187,9 +180,8 @@ def damaged(stores, tmp_path):
         gallery.drop()
 
 
-def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged, stores):
-    count = "sum(isinstance(w, widgets.AdminPanel) for w in panel.widgets.values())"
-    page = notebook("admin", f"print('open panels:', {count})")
+def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged):
+    page = notebook("admin")
     page.locator(".imgsearch-tile img").first.wait_for()
     page.locator(".imgsearch-table", has_text="8 images, but 6 vectors: run `verify`").wait_for()
     page.get_by_role("combobox", name="Collection").select_option(damaged)
@@ -214,12 +206,3 @@ def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged, stores):
     page.get_by_text("Deleted the collection damaged").wait_for()
     options = page.get_by_role("combobox", name="Collection").locator("option")
     assert damaged not in options.all_inner_texts()
-
-    # Ingests of other processes appear while the panel is displayed; running the cells again
-    # replaces the panel.
-    for folder in ("/photos/first", "/photos/second"):
-        with MetadataStore.open(stores) as metadata:
-            metadata.finish_run(metadata.start_run("elsewhere", folder, 10), "done")
-        page.locator(".imgsearch-table", has_text=folder).wait_for()
-        page.get_by_text("open panels: 1").wait_for()
-        run_all(page)

@@ -1,148 +1,49 @@
-"""What the proofs share: children that can be killed, and whether a collection holds."""
+"""What the robustness tests share: ingests in other processes, and what must hold after each."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from imgsearch.config import Settings
 from imgsearch.gallery import Gallery
 from imgsearch.maintenance import verify
-from imgsearch.stores import embedded
+from imgsearch.stores.locks import FOLDER
 
-ROOT = Path(__file__).resolve().parents[2]
-
-# Imports torch and Towhee once; then every line of orders is obeyed by a fork, whose number is
-# answered, so that a round costs no second start. No thread runs yet when it forks.
-_NURSERY = """
-import json, os, signal, sys, threading, time
-import torch, towhee, pymilvus
-import imgsearch.encoders, imgsearch.ingest, imgsearch.maintenance, imgsearch.stores.embedded
-torch.set_num_threads(1)
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-print("ready", flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    pid = os.fork()
-    if pid:
-        print(pid, flush=True)
-        continue
-    sys.stdin.close()
-    said = open(order["said"], "w", buffering=1)
-    os.dup2(said.fileno(), 1); os.dup2(said.fileno(), 2)
-    os.environ.update(order["env"])
-    def tell(**facts): said.write(json.dumps(facts) + "\\n")
-    try:
-        exec(order["code"], {"tell": tell, "order": order})
-        tell(end="done")
-    except BaseException as error:
-        tell(end=type(error).__name__, text=str(error))
-    finally:
-        os._exit(0)
-"""
+soak = pytest.mark.soak
 
 INGEST = """
 from imgsearch.ingest import ingest
-from imgsearch.encoders import load_encoder
+from imgsearch.encoders.base import load_encoder
 encoder = load_encoder("resnet18", weights="random:0", backend="eager")
-tell(begins=True)
-report = ingest(
-    order["folder"], order.get("collection", "kept"), encoder=encoder, batch_size=4, workers=1,
-    prune=order.get("prune", False),
-    progress=lambda r: tell(run_id=r.run_id, stored=r.encoded + r.linked, unchanged=r.unchanged),
+report(begins=True)
+done = ingest(
+    arguments["folder"], arguments.get("collection", "kept"), encoder=encoder, batch_size=4,
+    workers=1, prune=arguments.get("prune", False),
+    progress=lambda r: report(
+        run_id=r.run_id, stored=r.encoded + r.linked, unchanged=r.unchanged
+    ),
 )
-tell(report=report.to_dict())
+report(ingested=done.to_dict())
 """
 
 
-class Child:
-    """A process of the nursery."""
+def rounds(name: str, quick: int, long: int) -> list:
+    """Parametrize a test: ``quick`` rounds in `make test`, ``long`` in `make soak`.
 
-    def __init__(self, pid: int, said: Path):
-        self.pid, self._said = pid, said
-
-    @property
-    def said(self) -> list[dict]:
-        lines = self._said.read_text().splitlines() if self._said.exists() else []
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-    def facts(self, name: str) -> list:
-        return [line[name] for line in self.said if name in line]
-
-    @property
-    def alive(self) -> bool:
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
-
-    def wait_for(self, name: str, seconds: float = 120) -> None:
-        until = time.monotonic() + seconds
-        while not self.facts(name):
-            if not self.alive or time.monotonic() > until:
-                raise AssertionError(f"it never said {name!r}: {self._said.read_text()[-2000:]}")
-            time.sleep(0.01)
-
-    def wait(self, seconds: float = 170) -> dict:
-        """Its last words; fails where it hangs."""
-        until = time.monotonic() + seconds
-        while self.alive:
-            if time.monotonic() > until:
-                self.kill()
-                raise AssertionError(f"it hangs: {self._said.read_text()[-2000:]}")
-            time.sleep(0.02)
-        return self.said[-1] if self.said else {}
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            return
-        while number == signal.SIGKILL and self.alive:
-            time.sleep(0.005)
-
-
-class Nursery:
-    """Makes children that run a piece of code, quickly."""
-
-    def __init__(self, folder: Path):
-        self._folder, self._count = folder, 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _NURSERY],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "IMGSEARCH_BACKEND": "eager"},
-        )
-        assert self._process.stdout.readline() == "ready\n"
-
-    def child(self, code: str, env: dict[str, str], **order: object) -> Child:
-        self._count += 1
-        said = self._folder / f"child-{self._count}"
-        order |= {"code": code, "env": env, "said": str(said)}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], 60)
-        assert ready, "the nursery hangs"
-        return Child(int(self._process.stdout.readline()), said)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+    ``IMGSEARCH_SOAK_<name>`` sets another number for `make soak`; 0 quick rounds leave `make
+    test` out.
+    """
+    counts = [pytest.param(quick, id="quick")] if quick else []
+    long = int(os.environ.get(f"IMGSEARCH_SOAK_{name}", long))
+    return [*counts, pytest.param(long, id="soak", marks=[soak])]
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Settings as a child's environment."""
+    """Return settings as environment variables for another process."""
     env = {"IMGSEARCH_HOME": str(settings.imgsearch_home), "IMGSEARCH_BACKEND": "eager"}
     for name, value in settings.model_dump(exclude_unset=True).items():
         if value is not None:
@@ -152,35 +53,32 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def server_pid(home: Path) -> int:
-    return json.loads((home / embedded.FOLDER / "server.json").read_text())["pid"]
+    """Return the process id of the embedded server of a home."""
+    return json.loads((home / FOLDER / "server.json").read_text())["pid"]
 
 
-def until_gone(home: Path, seconds: float = 90) -> None:
-    until = time.monotonic() + seconds
-    while (home / embedded.FOLDER / "server.json").exists():
-        assert time.monotonic() < until, "the server did not leave"
-        time.sleep(0.05)
+def searchable_paths(gallery: Gallery) -> set[str]:
+    """Return the paths of all ready images, after searching for each by its own vector."""
+    ids, vectors = gallery.embeddings()
+    found = set()
+    for start in range(0, len(ids), 500):
+        hits_of = gallery.vectors.search(gallery.name, vectors[start : start + 500], 3)
+        queries = zip(ids[start : start + 500], hits_of, strict=True)
+        found |= {i for i, (hits, scores) in queries if i in hits[scores > 0.9999]}
+    for image_id, vector in list(zip(ids, vectors, strict=True))[:: max(1, len(ids) // 20)]:
+        hits = gallery.search(vector, 3)
+        assert image_id in {hit.image_id for hit in hits if hit.score > 0.9999}
+    rows = gallery.metadata.browse(gallery.name, limit=1_000_000)
+    missed = [row.path for row in rows if row.image_id not in found]
+    assert not missed, f"ready, but a search does not find them: {missed}"
+    return {row.path for row in rows}
 
 
-@contextmanager
-def opened(name: str, settings: Settings) -> Iterator[Gallery]:
-    with Gallery.open(name, settings=settings) as gallery:
-        yield gallery
+def assert_consistent(gallery: Gallery, paths: set[str] | None = None) -> None:
+    """Check that both stores hold the same, once each, and that `verify` confirms it.
 
-
-def all_found(gallery: Gallery) -> set[str]:
-    """Paths of everything that is ready, each of which a search for its own vector found."""
-    found, vectors = set(), dict(zip(*gallery.embeddings(), strict=True))
-    for row in gallery.metadata.browse(gallery.name, limit=1_000_000):
-        hits = gallery.search(vectors[row.image_id], 3)
-        best = {h.image_id for h in hits if h.score > 0.9999}
-        assert row.image_id in best, f"{row.path} is ready, and a search does not find it"
-        found.add(row.path)
-    return found
-
-
-def agree(gallery: Gallery, paths: set[str] | None = None) -> None:
-    """The stores hold the same, once each, and `verify` says so."""
+    With ``paths``, the files are verified too, and exactly these must be stored.
+    """
     account = verify(gallery, files=paths is not None)
     assert account.sound, str(account)
     ids = gallery.metadata.ids(gallery.name)

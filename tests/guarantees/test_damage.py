@@ -1,8 +1,8 @@
-"""Damaged, lost, outdated and overfull stores: found, said, and made whole from what is left."""
+"""Damaged, lost and outdated stores, and full disks: noticed, named, and repaired."""
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import random
 import re
@@ -10,12 +10,11 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from imgsearch.config import load_settings
@@ -24,13 +23,18 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
-from imgsearch.stores.connection import Connection
+from imgsearch.stores.locks import FOLDER, FileLock
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
-from imgsearch.stores.vectors import IndexSpec, VectorStore
-from tests.guarantees.common import agree, all_found, opened, server_pid
+from imgsearch.stores.vectors import VectorStore
+from tests.guarantees.common import (
+    assert_consistent,
+    rounds,
+    searchable_paths,
+    server_pid,
+    soak,
+)
 from tests.helpers import paint, rows_and_vectors
 
-soak = pytest.mark.soak
 N, LATE = 40, 8  # pictures, and how many of them are in the log only
 NO_SOCKET = shutil.ignore_patterns("socket")  # which no file system copies
 
@@ -41,7 +45,7 @@ def end_server(home: Path) -> None:
         os.kill(server_pid(home), signal.SIGKILL)
     except (OSError, ValueError):
         return
-    lock = embedded.FileLock(home / embedded.FOLDER / "server.lock")
+    lock = FileLock(home / FOLDER / "server.lock")
     try:
         assert lock.wait(30)
     finally:
@@ -49,13 +53,13 @@ def end_server(home: Path) -> None:
 
 
 def answers(gallery: Gallery) -> dict[str, list[str]]:
-    """The first five hits of every image."""
+    """Return the first five hits of every image."""
     rows = gallery.metadata.browse(gallery.name, limit=10_000)
     return {row.path: [hit.path for hit in gallery.search(row, 5)] for row in rows}
 
 
-class Kept:
-    """A home that was filled once, to be damaged many times."""
+class FilledHome:
+    """A home that is filled once, then damaged and restored many times."""
 
     def __init__(self, folder: Path, encoder):
         self.photos, self._template = folder / "photos", folder / "template"
@@ -69,13 +73,13 @@ class Kept:
             for i in range(N - LATE, N):
                 paint(self.photos / f"{i}.png", seed=i, size=(32, 24))
             ingest(self.photos, "kept", encoder=encoder, settings=self.settings)
-        with self.opened() as gallery:
+        with self.open() as gallery:
             self.answers = answers(gallery)
         end_server(self.home)
         shutil.copytree(self.home, self._template, ignore=NO_SOCKET)
 
-    def opened(self):
-        return opened("kept", self.settings)
+    def open(self) -> Gallery:
+        return Gallery.open("kept", settings=self.settings)
 
     def restore(self) -> None:
         end_server(self.home)
@@ -86,29 +90,30 @@ class Kept:
     def store(self) -> Path:
         return self.home / embedded.STORE
 
-    def judge(self) -> bool:
-        """Whether `verify` is content; it may only be where every answer is right."""
+    def is_sound(self) -> bool:
+        """Return what `verify` finds; where it finds nothing, every answer must be right."""
         try:
-            with self.opened() as gallery:
+            with self.open() as gallery:
                 sound = verify(gallery).sound
                 if sound:
-                    assert answers(gallery) == self.answers, "content, and the answers are wrong"
+                    assert answers(gallery) == self.answers, "sound, but the answers are wrong"
                 return sound
         except StoreDamaged:
             return False
 
-    def mend(self) -> str:
+    def repair(self) -> str:
+        """Repair the collection and check that everything is back."""
         done = repair("kept", settings=self.settings)
         assert done.lost == []
-        with self.opened() as gallery:
-            agree(gallery, {str(path) for path in self.photos.iterdir()})
+        with self.open() as gallery:
+            assert_consistent(gallery, {str(path) for path in self.photos.iterdir()})
             assert answers(gallery) == self.answers
         return str(done)
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory, encoder) -> Iterator[Kept]:
-    made = Kept(tmp_path_factory.mktemp("damage"), encoder)
+def filled(tmp_path_factory, encoder) -> Iterator[FilledHome]:
+    made = FilledHome(tmp_path_factory.mktemp("damage"), encoder)
     yield made
     end_server(made.home)
 
@@ -135,7 +140,7 @@ def delete(path: Path, rng: random.Random) -> None:
     path.unlink()
 
 
-HURTS = {f.__name__: f for f in (flip, scramble, truncate, delete)}
+DAMAGES = {f.__name__: f for f in (flip, scramble, truncate, delete)}
 KINDS = {
     "log": "wal_data_*.arrow",
     "segment": "data_*.parquet",
@@ -144,45 +149,47 @@ KINDS = {
 }
 
 
-def hurt(kept: Kept, kind: str, how: str, seed: int) -> str:
+def damage(filled: FilledHome, kind: str, how: str, seed: int) -> str:
+    """Damage a file of some kind, and return what was done."""
     rng = random.Random(f"{kind} {how} {seed}")
-    files = sorted(kept.store.rglob(KINDS[kind]))
+    files = sorted(filled.store.rglob(KINDS[kind]))
     assert files, f"no {kind} to damage"
-    victim = rng.choice(files)
-    HURTS[how](victim, rng)
-    return f"{how} {victim.name}"
+    file = rng.choice(files)
+    DAMAGES[how](file, rng)
+    return f"{how} {file.name}"
 
 
 @pytest.mark.parametrize(
     ("kind", "how"), [("log", "flip"), ("segment", "scramble"), ("schema", "delete")]
 )
-def test_a_damaged_file_is_noticed_and_the_store_rebuilt(kept, kind, how):
-    kept.restore()
-    hurt(kept, kind, how, 0)
+def test_a_damaged_file_is_noticed_and_the_store_rebuilt(filled, kind, how):
+    filled.restore()
+    damage(filled, kind, how, 0)
     if kind == "log" and how == "flip":  # a few bits of a vector: nothing but the checksums knows
-        (log,) = kept.store.rglob(KINDS["log"])
+        (log,) = filled.store.rglob(KINDS["log"])
         data = bytearray(log.read_bytes())
         data[len(data) // 2] ^= 0x10
         log.write_bytes(data)
-    assert not kept.judge()
-    assert kept.mend() != "kept: nothing to repair"
+    assert not filled.is_sound()
+    assert filled.repair() != "kept: nothing to repair"
 
 
-@soak
-def test_any_damage_is_noticed_or_harmless_and_mended(kept):
-    """`verify` is never content with a store that answers wrongly."""
-    noticed, harmless = {}, {}
-    for seed in range(int(os.environ.get("IMGSEARCH_SOAK_DAMAGE", 5))):
-        for kind in KINDS:
-            for how in HURTS:
-                kept.restore()
-                what = hurt(kept, kind, how, seed)
-                sound = kept.judge()
-                table = harmless if sound else noticed
-                table[kind] = table.get(kind, 0) + 1
-                print(what, end=": ", flush=True)
-                print("harmless" if sound else kept.mend())
-    print(f"noticed and mended: {noticed}; harmless: {harmless}")
+@pytest.mark.parametrize("turns", rounds("DAMAGE", 0, 7))
+def test_any_damage_is_noticed_or_harmless_and_repaired(filled, turns, record_property):
+    """`verify` never calls a store sound that answers wrongly."""
+    noticed, harmless = Counter(), Counter()
+    for seed, kind, how in itertools.product(range(turns), KINDS, DAMAGES):
+        filled.restore()
+        what = damage(filled, kind, how, seed)
+        sound = filled.is_sound()
+        (harmless if sound else noticed)[kind] += 1
+        print(f"{what}: {'harmless' if sound else filled.repair()}", flush=True)
+    total = turns * len(KINDS) * len(DAMAGES)
+    record_property(
+        "figures",
+        f"{total} files damaged: {noticed.total()} noticed and repaired, "
+        f"{harmless.total()} harmless",
+    )
 
 
 def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
@@ -191,25 +198,25 @@ def test_an_older_metadata_file_is_brought_up_to_date(tmp_path, encoder):
     for i in range(6):
         paint(folder / f"{i}.png", seed=i)
     ingest(folder, "kept", encoder=encoder, settings=settings, limit=3)
-    with opened("kept", settings) as gallery:
+    with Gallery.open("kept", settings=settings) as gallery:
         gallery.metadata.close()
     old = file.read_bytes()
     ingest(folder, "kept", encoder=encoder, settings=settings)
     gone = folder / "0.png"
-    with opened("kept", settings) as gallery:
+    with Gallery.open("kept", settings=settings) as gallery:
         gallery.delete([gone])
     gone.unlink()
     for path in file.parent.glob("metadata.sqlite*"):
         path.unlink()
     file.write_bytes(old)
-    with opened("kept", settings) as gallery:
+    with Gallery.open("kept", settings=settings) as gallery:
         account = verify(gallery)
         assert (len(account.orphan_vectors), len(account.missing_vectors)) == (3, 1)
     report = repair("kept", settings=settings)
     assert (report.rows_added, [path for path, _ in report.lost]) == (3, [str(gone)])
-    with opened("kept", settings) as gallery:
+    with Gallery.open("kept", settings=settings) as gallery:
         gallery.delete(gone)
-        agree(gallery, {str(path) for path in folder.iterdir()})
+        assert_consistent(gallery, {str(path) for path in folder.iterdir()})
 
 
 def test_an_older_vector_store_is_brought_up_to_date(tmp_path, encoder):
@@ -224,17 +231,17 @@ def test_an_older_vector_store_is_brought_up_to_date(tmp_path, encoder):
     end_server(settings.imgsearch_home)
     shutil.rmtree(store)
     shutil.copytree(tmp_path / "old", store)
-    with opened("kept", settings) as gallery:
+    with Gallery.open("kept", settings=settings) as gallery:
         assert len(verify(gallery).missing_vectors) == 3
     assert repair("kept", settings=settings).encoded == 3
-    with opened("kept", settings) as gallery:
-        agree(gallery, {str(path) for path in folder.iterdir()})
+    with Gallery.open("kept", settings=settings) as gallery:
+        assert_consistent(gallery, {str(path) for path in folder.iterdir()})
 
 
-def test_a_broken_metadata_file_is_named_with_the_way_out(kept):
-    kept.restore()
-    file = kept.home / "metadata.sqlite"
-    for path in kept.home.glob("metadata.sqlite-*"):
+def test_a_broken_metadata_file_is_named_with_the_way_out(filled):
+    filled.restore()
+    file = filled.home / "metadata.sqlite"
+    for path in filled.home.glob("metadata.sqlite-*"):
         path.unlink()
     data = bytearray(file.read_bytes())
     for start in range(4096, len(data), 4096):
@@ -242,14 +249,14 @@ def test_a_broken_metadata_file_is_named_with_the_way_out(kept):
     file.write_bytes(data)
     with (
         pytest.raises(StoreDamaged, match=r"metadata\.sqlite.*move it away"),
-        kept.opened() as gallery,
+        filled.open() as gallery,
     ):
         verify(gallery)
     file.rename(file.with_suffix(".broken"))
-    report = repair("kept", image_dirs=[kept.photos], settings=kept.settings)
+    report = repair("kept", image_dirs=[filled.photos], settings=filled.settings)
     assert report.metadata_rebuilt
-    with kept.opened() as gallery:
-        agree(gallery, {str(path) for path in kept.photos.iterdir()})
+    with filled.open() as gallery:
+        assert_consistent(gallery, {str(path) for path in filled.photos.iterdir()})
 
 
 # ---------------------------------------------------------------- short of memory
@@ -292,123 +299,10 @@ def test_a_repair_with_a_server_short_of_memory_loses_nothing(tmp_path, spares):
         end_server(home)
         assert not (home / "damaged").exists()
         for name, n in counts.items():
-            with opened(name, settings) as gallery:
+            with Gallery.open(name, settings=settings) as gallery:
                 found = verify(gallery)
                 assert (found.sound, found.images) == (True, n), str(found)
     end_server(home)
-
-
-SIZE, STEP = 25_000, 2_500  # vectors of 256 numbers, and how many are written at a time
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """A home of 25,000 vectors, most of them written out, the rest in the log."""
-    home = tmp_path_factory.mktemp("memory") / "home"
-    points = np.random.default_rng(0).standard_normal((SIZE, 256), dtype=np.float32)
-    with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-        store.create("c", 256, IndexSpec.parse("FLAT"))
-        for start in range(0, SIZE, STEP):
-            store.upsert("c", np.arange(start, start + STEP), points[start : start + STEP])
-            if start == SIZE - 3 * STEP:
-                store.flush("c")
-        end_server(home)
-        yield home, store, points
-    end_server(home)
-
-
-def whole(store: VectorStore, points: np.ndarray, extra: int) -> None:
-    store.restart()
-    assert store.ids("c").tolist() == list(range(SIZE + extra))
-    chosen = np.random.default_rng(1).choice(SIZE, 500, replace=False)
-    ids, vectors = store.get("c", chosen)
-    assert np.array_equal(ids, chosen)
-    assert np.array_equal(vectors, points[chosen])
-    store.delete("c", np.arange(SIZE, SIZE + extra))
-    end_server(store._home)
-
-
-@contextlib.contextmanager
-def servers_limited_to(megabytes: int, folder: Path) -> Iterator[None]:
-    """Servers that are started meanwhile may have so much address space."""
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nulimit -v {megabytes * 1024}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", str(python))
-        yield
-
-
-def tried(store: VectorStore, points: np.ndarray, refused: list[StoreError]) -> int:
-    """Ask for everything, and write; how many batches were acknowledged."""
-    store._loaded.add("c")  # there is nothing to load, and a load may take an hour
-    calls = (
-        lambda: store.count("c"),
-        lambda: store.search("c", points[:200], 100),
-        lambda: store.ids("c"),
-        lambda: store.get("c", np.arange(5_000)),
-        lambda: store.flush("c"),
-        lambda: store.about("c"),
-        store.collections,
-    )
-    written = 0
-    for call in calls:
-        try:
-            call()
-        except StoreError as error:
-            refused.append(error)
-        try:
-            first = SIZE + 100 * written
-            store.upsert("c", np.arange(first, first + 100), points[:100])
-            written += 1
-        except StoreError as error:
-            refused.append(error)
-    return written
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        pytest.param([450], id="quick"),
-        pytest.param([150, 250, 350, 550, 900], id="soak", marks=[soak]),
-    ],
-)
-def test_a_server_that_starts_short_of_memory_loses_nothing(large, tmp_path, limits, monkeypatch):
-    """Attack row 1: `ulimit -v 250` at start cost the whole store."""
-    home, store, points = large
-    monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
-    for limit in limits:
-        refused, written = [], 0
-        with servers_limited_to(limit, tmp_path):
-            written = tried(store, points, refused)
-        print(f"{limit} MB at start: {written} writes, {len(refused)} refusals", refused[:1])
-        assert not [error for error in refused if isinstance(error, StoreDamaged)]
-        assert not (home / "damaged").exists()
-        whole(store, points, 100 * written)
-
-
-@pytest.mark.parametrize(
-    "spares",
-    [
-        pytest.param([60], id="quick"),
-        pytest.param([0, 20, 100, 200, 400], id="soak", marks=[soak]),
-    ],
-)
-def test_a_server_that_runs_short_of_memory_loses_nothing(large, spares, monkeypatch):
-    """Attack row 1: "malloc of size ... failed" became damage, and `repair` deleted the rows."""
-    home, store, points = large
-    monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
-    for spare in spares:
-        store.collections()
-        pid = server_pid(home)
-        size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(pid, resource.RLIMIT_AS, (size + spare * 2**20,) * 2)
-        refused: list[StoreError] = []
-        written = tried(store, points, refused)
-        print(f"{spare} MB to spare: {written} writes, {len(refused)} refusals", refused[:1])
-        assert not [error for error in refused if isinstance(error, StoreDamaged)]
-        assert not (home / "damaged").exists()
-        whole(store, points, 100 * written)
 
 
 # ---------------------------------------------------------------- a full disk
@@ -416,14 +310,14 @@ def test_a_server_that_runs_short_of_memory_loses_nothing(large, spares, monkeyp
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 48 MB of one's own."""
+    """A file system of 48 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", disk], capture_output=True, text=True
     )
     if made.returncode:
-        pytest.skip(f"a file system of a test's own needs root: {made.stderr.strip()}")
+        pytest.skip(f"mounting a file system needs root: {made.stderr.strip()}")
     try:
         yield disk
     finally:
@@ -441,25 +335,27 @@ FULL = r"disk is full|check free space"
 
 
 def fill(disk: Path, left: int) -> Path:
-    """Leave so many bytes free."""
-    stuffing = disk / "stuffing"
+    """Leave so many bytes free; return the file that takes up the rest."""
+    filler = disk / "filler"
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    with stuffing.open("wb") as file:
+    with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, free - left))
-    return stuffing
+    return filler
 
 
 @pytest.mark.parametrize(
-    "lefts",
+    "free",
     [
         pytest.param([700_000], id="quick"),
         pytest.param([*range(0, 4_000_000, 200_000)], id="soak", marks=[soak]),
     ],
 )
-def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_disk, encoder, lefts):
+def test_a_full_disk_is_named_and_nothing_that_was_acknowledged_is_lost(
+    small_disk, encoder, free, record_property
+):
     rows, vectors = rows_and_vectors(encoder.dim, 2000)
     steps = [rows[i : i + 50] for i in range(0, len(rows), 50)]
-    for turn, left in enumerate(lefts):
+    for turn, left in enumerate(free):
         home = small_disk / f"home{turn}"
         settings = load_settings(imgsearch_home=home)
         with Gallery.open("kept", encoder=encoder, create=True, settings=settings) as gallery:
@@ -468,7 +364,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_dis
                 gallery.add(steps[step], vectors)
                 stored += steps[step]
             gallery.flush()
-            stuffing = fill(small_disk, left)
+            filler = fill(small_disk, left)
 
             def go_on(stored=stored):
                 for step in range(3, len(steps)):
@@ -480,7 +376,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_dis
             with pytest.raises(StoreError, match=FULL) as full:
                 go_on()
             assert "home" in str(full.value)
-            stuffing.unlink()
+            filler.unlink()
             # The same process goes on, as a notebook would; then everything is killed.
             gallery.recover()
             for step in range(max(3, len(stored) // 50), len(stored) // 50 + 3):
@@ -489,12 +385,13 @@ def test_a_full_disk_is_said_and_nothing_that_was_acknowledged_is_lost(small_dis
             end_server(home)
             ids = {row.image_id for row in stored}
             assert set(gallery.metadata.ids("kept").tolist()) == ids
-            agree(gallery)
+            assert_consistent(gallery)
             for row in stored[::10]:
                 assert gallery.search(vectors[row.image_id], 1)[0].image_id == row.image_id
         print(f"{left} bytes left: {len(stored) // 50 - 6} steps before '{full.value.reason[:60]}'")
         end_server(home)
         shutil.rmtree(home)
+    record_property("figures", f"{len(free)} times, with up to {max(free) / 1e6:.1f} MB left")
 
 
 def test_an_ingest_onto_a_full_disk_goes_on_after_space_is_made(small_disk, encoder, tmp_path):
@@ -502,14 +399,14 @@ def test_an_ingest_onto_a_full_disk_goes_on_after_space_is_made(small_disk, enco
     for i in range(12):
         paint(tmp_path / "photos" / f"{i}.png", seed=i)
     ingest(tmp_path / "photos", "kept", encoder=encoder, settings=settings, limit=4)
-    with opened("kept", settings) as gallery:
-        assert len(all_found(gallery)) == 4
-        stuffing = fill(small_disk, 0)
+    with Gallery.open("kept", settings=settings) as gallery:
+        assert len(searchable_paths(gallery)) == 4
+        filler = fill(small_disk, 0)
         with pytest.raises(StoreError, match=FULL):
             ingest(tmp_path / "photos", "kept", encoder=encoder, settings=settings)
-        assert len(all_found(gallery)) == 4, "a notebook that is open goes on searching"
-    stuffing.unlink()
+        assert len(searchable_paths(gallery)) == 4, "a notebook that is open goes on searching"
+    filler.unlink()
     report = ingest(tmp_path / "photos", "kept", encoder=encoder, settings=settings)
     assert (report.state, report.paths) == ("done", 12)
-    with opened("kept", settings) as gallery:
-        agree(gallery, {str(path) for path in (tmp_path / "photos").iterdir()})
+    with Gallery.open("kept", settings=settings) as gallery:
+        assert_consistent(gallery, {str(path) for path in (tmp_path / "photos").iterdir()})

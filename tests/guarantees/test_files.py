@@ -15,12 +15,12 @@ import pytest
 
 from imgsearch import images
 from imgsearch.config import load_settings
+from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from tests.guarantees.common import ROOT, agree, opened
+from tests.conftest import ROOT
+from tests.guarantees.common import assert_consistent, rounds, soak
 from tests.guarantees.mangle import EXTENSIONS, HUGE, mangled
 from tests.helpers import paint
-
-soak = pytest.mark.soak
 
 DECODE = """
 import resource, time
@@ -30,7 +30,7 @@ from tests.guarantees.mangle import BASES, mangled
 images.decode(BASES[0])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 good, worst, reasons = 0, (0.0, -1), set()
-for number in range(order["count"]):
+for number in range(arguments["count"]):
     data = mangled(number)
     start = time.thread_time()
     try:
@@ -42,18 +42,22 @@ for number in range(order["count"]):
         reasons.add(error.reason)
     worst = max(worst, (time.thread_time() - start, number))
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-tell(good=good, seconds=worst[0], slowest=worst[1], grown=grown, reasons=len(reasons))
+report(good=good, seconds=worst[0], slowest=worst[1], grown=grown, reasons=len(reasons))
 """
 
 
-@pytest.mark.parametrize(
-    "count", [pytest.param(300, id="quick"), pytest.param(10_000, id="soak", marks=[soak])]
-)
-def test_mangled_pictures_are_refused_with_a_reason_in_bounded_time_and_memory(nursery, count):
-    child = nursery.child(DECODE, {}, count=count)
-    assert child.wait(3600)["end"] == "done", child.said
-    (facts,) = [line for line in child.said if "good" in line]
-    print(f"{count} mangled pictures: {facts}")
+@pytest.mark.parametrize("count", rounds("MANGLED", 300, 10_000))
+def test_mangled_pictures_are_refused_with_a_reason_in_bounded_time_and_memory(
+    forkserver, count, record_property
+):
+    child = forkserver.run(DECODE, {}, count=count)
+    assert child.wait(3600)["end"] == "done", child.reports
+    (facts,) = [line for line in child.reports if "good" in line]
+    record_property(
+        "figures",
+        f"{count:,} decoded: {facts['good']} still good, {facts['reasons']} different reasons, "
+        f"slowest {facts['seconds']:.2f} s, {facts['grown']} MB above the largest before",
+    )
     assert 0 < facts["good"] < count / 2
     assert facts["seconds"] < 5
     assert facts["grown"] < 700  # MB; the largest picture that is let in takes some 500
@@ -66,7 +70,7 @@ from imgsearch.images import MAX_MEMORY
 from imgsearch.pipeline import Embedded, Pipeline
 from tests.guarantees.mangle import huge, mangled, BASES
 pipeline = Pipeline(load_encoder("mini", backend="eager"), workers=4)
-files = [huge(kind) for kind in order["kinds"]]
+files = [huge(kind) for kind in arguments["kinds"]]
 pipeline(BASES)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak starts from here
@@ -79,7 +83,7 @@ threads = [threading.Thread(target=lambda: results.extend(pipeline(files))) for 
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 errors = [str(each) for each in results if not isinstance(each, Embedded)]
-tell(errors=errors, count=len(results), before=before, grown=peak() - before)
+report(errors=errors, count=len(results), before=before, grown=peak() - before)
 """
 
 
@@ -90,22 +94,24 @@ tell(errors=errors, count=len(results), before=before, grown=peak() - before)
         pytest.param(HUGE, id="soak", marks=[soak]),
     ],
 )
-def test_huge_pictures_take_bounded_memory_however_many_there_are(nursery, kinds):
+def test_huge_pictures_take_bounded_memory_however_many_there_are(
+    forkserver, kinds, record_property
+):
     """Attack row 4: a picture took up to 1.4 GB to decode, and each thread decoded one."""
-    child = nursery.child(EMBED, {}, kinds=kinds)
-    assert child.wait(600)["end"] == "done", child.said
-    (facts,) = [line for line in child.said if "grown" in line]
-    print(f"{len(kinds)} kinds of huge pictures: {facts}")
+    child = forkserver.run(EMBED, {}, kinds=kinds)
+    assert child.wait(600)["end"] == "done", child.reports
+    (facts,) = [line for line in child.reports if "grown" in line]
+    record_property(
+        "figures", f"{2 * len(kinds)} huge pictures, two threads: {facts['grown']} MiB more at most"
+    )
     assert facts["errors"] == []
     assert facts["count"] == 2 * len(kinds)
     assert facts["grown"] < 640  # MiB
     assert facts["before"] + facts["grown"] < 1_200
 
 
-@pytest.mark.parametrize(
-    "count", [pytest.param(60, id="quick"), pytest.param(10_000, id="soak", marks=[soak])]
-)
-def test_good_pictures_among_mangled_ones_all_go_in(tmp_path, encoder, count):
+@pytest.mark.parametrize("count", rounds("MANGLED", 60, 10_000))
+def test_good_pictures_among_mangled_ones_all_go_in(tmp_path, encoder, count, record_property):
     folder, good = tmp_path / "photos", set()
     folder.mkdir()
     for number in range(count):
@@ -121,12 +127,16 @@ def test_good_pictures_among_mangled_ones_all_go_in(tmp_path, encoder, count):
     assert all(reason and len(reason) < 200 for _, reason in report.failures)
     failed = {path for path, _ in report.failures}
     assert not failed & good
-    with opened("kept", settings) as gallery:
+    with Gallery.open("kept", settings=settings) as gallery:
         rows = gallery.metadata.browse("kept", limit=1_000_000)
         assert good <= {row.path for row in rows}
         assert not failed & {row.path for row in rows}
-        agree(gallery)
-    print(f"{count} mangled among {len(good)} good: {report}")
+        assert_consistent(gallery)
+    record_property(
+        "figures",
+        f"{count:,} mangled among {len(good)} good: {report.failed} refused, "
+        f"{report.encoded} encoded",
+    )
 
 
 NAMES = [
@@ -161,12 +171,12 @@ def test_any_name_is_found_again(stores, encoder, collection, tmp_path):
     json.dumps(report.to_dict(), allow_nan=False).encode()
     again = ingest(folder, collection, encoder=encoder, settings=stores)
     assert again.unchanged == len(NAMES)
-    with opened(collection, stores) as gallery:
+    with Gallery.open(collection, settings=stores) as gallery:
         for path in paths:
             hits = gallery.search(path, 1)
             assert hits[0].path == path
             json.dumps(hits.to_dict())
-        agree(gallery, set(paths))
+        assert_consistent(gallery, set(paths))
         assert gallery.delete(paths) == len(NAMES)
 
 
@@ -194,8 +204,8 @@ def test_links_in_circles_pipes_and_sockets_are_reported(tmp_path, encoder):
     finally:
         plug.close()
         os.chdir(ROOT)
-    with opened("kept", settings) as gallery:
-        agree(gallery, {str(good)})
+    with Gallery.open("kept", settings=settings) as gallery:
+        assert_consistent(gallery, {str(good)})
     said = {Path(path).name for path, _ in report.failures}
     assert said == {
         *("self.png", "nowhere.png", "out.png"),
@@ -271,9 +281,9 @@ def test_files_that_change_while_they_are_ingested(tmp_path, encoder, when, monk
     expected = {str(folder / "becomes another picture.png"), str(folder / "stays.png")}
     again = ingest(folder, "kept", encoder=encoder, settings=settings, prune=True)
     assert again.state == "done"
-    with opened("kept", settings) as gallery:
+    with Gallery.open("kept", settings=settings) as gallery:
         rows = gallery.metadata.browse("kept", limit=100)
-        agree(gallery)
+        assert_consistent(gallery)
         paths = {row.path for row in rows}
         assert expected <= paths
         for path in expected:

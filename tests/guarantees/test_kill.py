@@ -1,4 +1,4 @@
-"""Whenever a process dies: what was acknowledged is found, the next ingest mends the rest."""
+"""Processes are killed: nothing acknowledged is lost, and the next ingest completes the rest."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from imgsearch.config import load_settings
+from imgsearch.config import Settings, load_settings
 from imgsearch.errors import CollectionNotFound, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.maintenance import verify
-from tests.guarantees.common import INGEST, agree, all_found, environment, opened, server_pid
+from tests.forkserver import Child, ForkServer
+from tests.guarantees.common import (
+    INGEST,
+    assert_consistent,
+    environment,
+    rounds,
+    searchable_paths,
+    server_pid,
+)
 from tests.helpers import paint, rows_and_vectors
 
-soak = pytest.mark.soak
 NEW, CHANGED, GONE = 20, 3, 2  # files of one round
 
 
-def shuffle(folder: Path, turn: int, rng: random.Random) -> None:
-    """New, changed, touched, copied and vanished pictures: every way through an ingest."""
+def change_files(folder: Path, turn: int, rng: random.Random) -> None:
+    """Add, change, touch, copy and delete pictures, so that an ingest takes every branch."""
     old = sorted(folder.rglob("*.png"))
     for path in rng.sample(old, min(GONE, len(old))):
         path.unlink()
@@ -45,159 +52,164 @@ def paths_of(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*.png")}
 
 
-def attack(nursery, folder, settings, kills, victim, seed):
-    """Kill `victim` at random moments of ingests, check, ingest again, check; so many times.
+class KilledIngests:
+    """Ingests that are struck at random moments, each followed by checks and a whole ingest."""
 
-    `victim` gets the child and kills what it likes. An ingest that was over before it was
-    struck does not count. Returns how many ingests it took.
-    """
-    rng, env, longest, struck, turn = random.Random(seed), environment(settings), 2.0, 0, 0
-    while struck < kills:
-        assert turn < 4 * kills + 8, f"only {struck} of {turn} ingests were struck under way"
-        shuffle(folder, turn, rng)
-        child = nursery.child(INGEST, env, folder=str(folder), prune=True)
-        child.wait_for("begins")
-        time.sleep(rng.uniform(0, longest))
-        in_time = child.alive
-        victim(child)
-        struck += in_time
-        longest *= 1.05 if in_time else 0.8
-        last = child.wait()
-        stored = max(child.facts("stored"), default=0)
+    def __init__(self, forkserver: ForkServer, folder: Path, encoder):
+        self._forkserver, self._folder, self._encoder = forkserver, folder, encoder
+
+    def run(self, settings: Settings, kills: int, kill: Callable[[Child], None], seed: int) -> int:
+        """Strike ``kills`` ingests by ``kill``, and return how many ingests it took.
+
+        An ingest that had ended before it was struck does not count.
+        """
+        rng, longest, struck, turn = random.Random(seed), 2.0, 0, 0
+        while struck < kills:
+            assert turn < 4 * kills + 8, f"only {struck} of {turn} ingests were struck under way"
+            change_files(self._folder, turn, rng)
+            child = self._forkserver.run(
+                INGEST, environment(settings), folder=str(self._folder), prune=True
+            )
+            child.wait_for("begins")
+            time.sleep(rng.uniform(0, longest))  # the random moment
+            in_time = child.alive
+            kill(child)
+            struck += in_time
+            longest *= 1.05 if in_time else 0.8
+            last = child.wait()
+            self._check(settings, child, turn, killed="end" not in last)
+            report = ingest(
+                self._folder, "kept", encoder=self._encoder, prune=True, settings=settings
+            )
+            assert report.state == "done"
+            with Gallery.open("kept", settings=settings) as gallery:
+                assert_consistent(gallery, paths_of(self._folder))
+            turn += 1
+        return turn
+
+    def _check(self, settings: Settings, child: Child, turn: int, *, killed: bool) -> None:
+        """Check that everything that was acknowledged is found."""
+        stored = max(child.reported("stored"), default=0)
         try:
-            with opened("kept", settings) as gallery:
-                there = all_found(gallery)
-                for run_id in set(child.facts("run_id")):
+            with Gallery.open("kept", settings=settings) as gallery:
+                there = searchable_paths(gallery)
+                for run_id in set(child.reported("run_id")):
                     run = next(r for r in gallery.metadata.runs("kept") if r.run_id == run_id)
                     assert run.encoded <= len(there)
                     assert run.state != "running", "a dead process is shown as running"
-                    if "end" not in last:
+                    if killed:
                         assert run.state == "stale"
                 fresh = {path for path in there if f"/{turn:03d}/" in path}
-                assert stored <= len(fresh) + 2 * CHANGED + 1, "acknowledged, and not there"
+                assert stored <= len(fresh) + 2 * CHANGED + 1, "acknowledged, but not there"
         except CollectionNotFound:
             assert not stored
-        report = ingest(folder, "kept", encoder=attack.encoder, prune=True, settings=settings)
-        assert report.state == "done"
-        with opened("kept", settings) as gallery:
-            agree(gallery, paths_of(folder))
-        turn += 1
-    return turn
 
 
-def rounds(quick: int, name: str, long: int) -> list:
-    """How often: for `make test`, and for `make soak` unless IMGSEARCH_SOAK_<name> says so."""
-    long = int(os.environ.get(f"IMGSEARCH_SOAK_{name}", long))
-    return [pytest.param(quick, id="quick"), pytest.param(long, id="soak", marks=[soak])]
+@pytest.fixture
+def ingests(forkserver, tmp_path, encoder) -> KilledIngests:
+    return KilledIngests(forkserver, tmp_path / "photos", encoder)
 
 
-@pytest.fixture(autouse=True)
-def _encoder(encoder):
-    attack.encoder = encoder
-
-
-@pytest.mark.parametrize("kills", rounds(1, "KILLS", 50))
-def test_an_ingest_is_killed(nursery, tmp_path, kills):
+@pytest.mark.parametrize("kills", rounds("KILLS", 1, 50))
+def test_an_ingest_is_killed(ingests, tmp_path, kills, record_property):
     settings = load_settings(imgsearch_home=tmp_path / "home")
-    turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 1)
-    print(f"{kills} of {turns} ingests were killed under way, embedded stores")
+    turns = ingests.run(settings, kills, lambda child: child.kill(), seed=1)
+    record_property("figures", f"{kills} kills under way, in {turns} ingests")
 
 
-@pytest.mark.parametrize("kills", rounds(1, "SERVER_KILLS", 50))
-def test_the_embedded_server_is_killed_under_an_ingest(nursery, tmp_path, kills):
+@pytest.mark.parametrize("kills", rounds("SERVER_KILLS", 1, 50))
+def test_the_embedded_server_is_killed_under_an_ingest(ingests, tmp_path, kills, record_property):
     settings = load_settings(imgsearch_home=tmp_path / "home")
 
-    def victim(child):
+    def kill(child):
         with contextlib.suppress(OSError, ValueError):  # not up yet, or just being replaced
             os.kill(server_pid(settings.imgsearch_home), signal.SIGKILL)
 
-    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 2)
-    print(f"the embedded server was killed under {kills} of {turns} ingests")
+    turns = ingests.run(settings, kills, kill, seed=2)
+    record_property("figures", f"{kills} kills under way, in {turns} ingests")
 
 
-@pytest.mark.parametrize("kills", rounds(0, "KILLS_INTO_SERVERS", 50)[1:])
-def test_an_ingest_into_servers_is_killed(nursery, tmp_path, mariadb, milvus_server, kills):
+@pytest.mark.parametrize("kills", rounds("KILLS_INTO_SERVERS", 0, 25))
+def test_an_ingest_into_servers_is_killed(
+    ingests, tmp_path, mariadb, milvus_server, kills, record_property
+):
     settings = load_settings(
         imgsearch_home=tmp_path / "home",
         milvus_uri=milvus_server.uri,
         **mariadb.settings("killed_ingest"),
     )
-    turns = attack(nursery, tmp_path / "photos", settings, kills, lambda c: c.kill(), 3)
-    with opened("kept", settings) as gallery:
+    turns = ingests.run(settings, kills, lambda child: child.kill(), seed=3)
+    with Gallery.open("kept", settings=settings) as gallery:
         gallery.drop()
-    print(f"{kills} of {turns} ingests were killed under way, Milvus and MariaDB servers")
+    record_property("figures", f"{kills} kills under way, in {turns} ingests")
 
 
-def kill_hard(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
+@pytest.mark.parametrize("kills", rounds("MARIADB_KILLS", 0, 25))
+def test_mariadb_is_killed_under_an_ingest(ingests, tmp_path, own_mariadb, kills, record_property):
+    settings = load_settings(imgsearch_home=tmp_path / "home", **own_mariadb.settings("killed_sql"))
+
+    def kill(child):
+        own_mariadb.kill()
+        own_mariadb.start()
+
+    turns = ingests.run(settings, kills, kill, seed=4)
+    record_property("figures", f"{kills} kills under way, in {turns} ingests")
 
 
-@pytest.mark.parametrize("kills", rounds(0, "MARIADB_KILLS", 50)[1:])
-def test_mariadb_is_killed_under_an_ingest(nursery, tmp_path, mariadb, kills):
-    settings = load_settings(
-        imgsearch_home=tmp_path / "home", **mariadb.settings(f"killed_sql_{kills}")
-    )
-
-    def victim(child):
-        kill_hard(mariadb.process)
-        mariadb.start()
-
-    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 4)
-    print(f"MariaDB was killed under {kills} of {turns} ingests")
-
-
-@pytest.mark.parametrize("kills", rounds(0, "MILVUS_KILLS", 5)[1:])  # a restart takes a minute
-def test_milvus_is_killed_under_an_ingest(nursery, tmp_path, mariadb, milvus_server, kills):
+@pytest.mark.parametrize("kills", rounds("MILVUS_KILLS", 0, 5))  # a restart takes a minute
+def test_milvus_is_killed_under_an_ingest(
+    ingests, tmp_path, mariadb, own_milvus, kills, record_property
+):
     settings = load_settings(
         imgsearch_home=tmp_path / "home",
-        milvus_uri=milvus_server.uri,
+        milvus_uri=own_milvus.uri,
         **mariadb.settings("killed_milvus"),
     )
 
-    def victim(child):
-        kill_hard(milvus_server.process)
-        milvus_server.start()
+    def kill(child):
+        own_milvus.kill()
+        own_milvus.start()
 
-    turns = attack(nursery, tmp_path / "photos", settings, kills, victim, 5)
-    with opened("kept", settings) as gallery:
-        gallery.drop()
-    print(f"Milvus was killed under {kills} of {turns} ingests")
+    turns = ingests.run(settings, kills, kill, seed=5)
+    record_property("figures", f"{kills} kills under way, in {turns} ingests")
 
 
 REPAIR = """
 from imgsearch.maintenance import repair
-tell(begins=True)
-tell(report=repair("kept", image_dirs=[order["folder"]]).to_dict())
+report(begins=True)
+report(repaired=repair("kept", image_dirs=[arguments["folder"]]).to_dict())
 """
 
 
-@pytest.mark.parametrize("kills", rounds(1, "REPAIR_KILLS", 30))
-def test_a_repair_is_killed_and_the_next_one_finishes(nursery, tmp_path, encoder, kills):
+@pytest.mark.parametrize("kills", rounds("REPAIR_KILLS", 1, 30))
+def test_a_repair_is_killed_and_the_next_one_finishes(
+    forkserver, tmp_path, encoder, kills, record_property
+):
     """A repair must not forget an image because it died while it made its vector anew."""
     settings, folder = load_settings(imgsearch_home=tmp_path / "home"), tmp_path / "photos"
     for i in range(40):
         paint(folder / f"{i}.png", seed=i, size=(32, 24))
     ingest(folder, "kept", encoder=encoder, settings=settings)
-    rng = random.Random(6)
+    rng, env = random.Random(6), environment(settings)
     for _ in range(kills):
-        with opened("kept", settings) as gallery:
+        with Gallery.open("kept", settings=settings) as gallery:
             gallery.vectors.delete("kept", gallery.metadata.ids("kept")[:36])
-        child = nursery.child(REPAIR, environment(settings), folder=str(folder))
+        child = forkserver.run(REPAIR, env, folder=str(folder))
         child.wait_for("begins")
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 2))  # the random moment
         child.kill()
-        with opened("kept", settings) as gallery:
+        with Gallery.open("kept", settings=settings) as gallery:
             assert gallery.count().paths == 40, "an image was forgotten"
-        again = nursery.child(REPAIR, environment(settings), folder=str(folder))
+        again = forkserver.run(REPAIR, env, folder=str(folder))
         assert again.wait() == {"end": "done"}
-        assert again.facts("report")[0]["lost"] == []
-        with opened("kept", settings) as gallery:
-            agree(gallery, paths_of(folder))
-            assert len(all_found(gallery)) == 40
+        assert again.reported("repaired")[0]["lost"] == []
+        with Gallery.open("kept", settings=settings) as gallery:
+            assert_consistent(gallery, paths_of(folder))
+            assert len(searchable_paths(gallery)) == 40
+    record_property("figures", f"{kills} kills")
 
 
-@pytest.mark.parametrize("step", ["announced", "stored", "marked", "vectors gone"])
+@pytest.mark.parametrize("step", ["prepared", "stored", "marked", "vectors dropped"])
 def test_a_drop_or_an_addition_stops_between_any_two_steps(
     stores, encoder, collection, tmp_path, step, monkeypatch
 ):
@@ -213,9 +225,9 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(
     def die(*_, **__):
         raise Killed
 
-    with opened(collection, stores) as gallery:
-        if step in ("announced", "stored"):
-            target = ("vectors", "upsert") if step == "announced" else ("metadata", "commit")
+    with Gallery.open(collection, settings=stores) as gallery:
+        if step in ("prepared", "stored"):
+            target = ("vectors", "upsert") if step == "prepared" else ("metadata", "commit")
             monkeypatch.setattr(getattr(gallery, target[0]), target[1], die)
             rows = gallery.metadata.browse(collection)
             made = gallery.pipeline(sorted(folder.iterdir())[3:])
@@ -231,13 +243,13 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(
             with pytest.raises(Killed):
                 gallery.drop()
         monkeypatch.undo()
-    with opened(collection, stores) as gallery:
-        expected = 3 if step in ("announced", "stored") else 0
-        assert len(all_found(gallery)) == expected
+    with Gallery.open(collection, settings=stores) as gallery:
+        expected = 3 if step in ("prepared", "stored") else 0
+        assert len(searchable_paths(gallery)) == expected
         assert not verify(gallery).sound
     ingest(folder, collection, encoder=encoder, settings=stores)
-    with opened(collection, stores) as gallery:
-        agree(gallery, {str(path) for path in folder.iterdir()})
+    with Gallery.open(collection, settings=stores) as gallery:
+        assert_consistent(gallery, {str(path) for path in folder.iterdir()})
 
 
 def test_a_drop_that_stopped_half_way_hides_everything_from_searches(
@@ -261,7 +273,7 @@ def test_a_touched_file_stays_searchable_while_its_row_is_written(
 ):
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
-    with opened(collection, stores) as gallery:
+    with Gallery.open(collection, settings=stores) as gallery:
         row = gallery.get(path)
         vector = gallery.vectors.get(collection, [row.image_id])[1][0]
         seen = []
@@ -282,7 +294,7 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
     """The other one may die before the vector is there, and nobody would look again."""
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
-    with opened(collection, stores) as gallery:
+    with Gallery.open(collection, settings=stores) as gallery:
         row = gallery.get(path)
         gallery.delete([path])
 
@@ -297,7 +309,7 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
             patch.setattr(Gallery, "recover", recover)
             report = ingest(path.parent, collection, encoder=encoder, settings=stores)
         assert (report.encoded, report.unchanged) == (1, 0)
-        agree(gallery, {str(path)})
+        assert_consistent(gallery, {str(path)})
 
 
 def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(

@@ -20,7 +20,7 @@ from imgsearch.ingest import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores.metadata import MetadataStore
 from imgsearch.stores.vectors import IndexSpec, VectorStore
-from tests.guarantees.common import ROOT
+from tests.conftest import ROOT
 from tests.helpers import paint
 
 PASSWORD = "pl4nted-S3cret"
@@ -132,30 +132,30 @@ sys.addaudithook(hook)
 from imgsearch import batch
 from imgsearch.export import export_collection, import_collection
 from imgsearch.gallery import Gallery
-out = order["out"]
-batch.ingest_folder(order["folder"], "kept", encoder="mini", output_dir=out)
-batch.search_image(order["query"], "kept", output_dir=out)
+out = arguments["out"]
+batch.ingest_folder(arguments["folder"], "kept", encoder="mini", output_dir=out)
+batch.search_image(arguments["query"], "kept", output_dir=out)
 batch.status(out, files=True)
 with Gallery.open("kept") as gallery:
     export_collection(gallery, out + "/kept.parquet")
 import_collection(out + "/kept.parquet", "again")
-tell(written=sorted(written))
+report(written=sorted(written))
 """
 
 
-def test_nothing_is_written_outside_the_home_and_the_output_folder(nursery, photos, tmp_path):
+def test_nothing_is_written_outside_the_home_and_the_output_folder(forkserver, photos, tmp_path):
     user = tmp_path / "user"
     user.mkdir()
     env = {"HOME": str(user), "IMGSEARCH_HOME": str(tmp_path / "home"), "TMPDIR": str(user)}
     out = tmp_path / "out"
-    child = nursery.child(
+    child = forkserver.run(
         WRITES, env, folder=str(photos), query=str(photos / "0.png"), out=str(out)
     )
-    assert child.wait()["end"] == "done", child.said
+    assert child.wait()["end"] == "done", child.reports
     allowed = (str(tmp_path / "home"), str(out), "/dev/null")
     strays = [
         path
-        for path in child.facts("written")[0]
+        for path in child.reported("written")[0]
         if not path.startswith(allowed)
         # Libraries' own caches: of fonts, and of compiled Python.
         and "__pycache__" not in path

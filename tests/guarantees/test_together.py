@@ -1,4 +1,4 @@
-"""Several at once: right, or refused with the holder's name; never a lost row, never a hang."""
+"""Several processes at once: each is done or refused by name; no row is lost, nothing hangs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,32 @@ from imgsearch.errors import CollectionNotFound, ImgSearchError, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.maintenance import verify
-from tests.guarantees.common import INGEST, agree, all_found, environment, opened, server_pid
+from tests.guarantees.common import (
+    INGEST,
+    assert_consistent,
+    environment,
+    rounds,
+    searchable_paths,
+    server_pid,
+)
 from tests.helpers import paint
-
-soak = pytest.mark.soak
-LONG = int(os.environ.get("IMGSEARCH_SOAK_TOGETHER", 10))
-ROUNDS = [pytest.param(1, id="quick"), pytest.param(LONG, id="soak", marks=[soak])]
 
 SEARCH = """
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 import time
-tell(begins=True)
-end, seen = time.monotonic() + order["seconds"], set()
-with Gallery.open(order["collection"]) as gallery:
+report(begins=True)
+end, seen = time.monotonic() + arguments["seconds"], set()
+with Gallery.open(arguments["collection"]) as gallery:
     while time.monotonic() < end:
-        rows = gallery.metadata.browse(order["collection"], limit=1000)
+        rows = gallery.metadata.browse(arguments["collection"], limit=1000)
         paths = {row.path for row in rows}
         assert seen <= paths, ("vanished", sorted(seen - paths))
         seen |= paths
         for row in rows[:: max(1, len(rows) // 5)]:
             hits = gallery.search(row, 3)
             assert row.image_id in {hit.image_id for hit in hits}, row.path
-tell(searches=len(seen))
+report(searches=len(seen))
 """
 
 
@@ -53,53 +56,56 @@ def paths_of(*folders: Path) -> set[str]:
     return {str(path) for folder in folders for path in folder.rglob("*.png")}
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
+@pytest.mark.parametrize("turns", rounds("TOGETHER", 1, 10))
 def test_ingests_of_the_same_and_of_other_folders_and_searches_with_a_kill(
-    nursery, stores, encoder, collection, tmp_path, rounds
+    forkserver, stores, encoder, collection, tmp_path, turns, record_property
 ):
     one, two, env = tmp_path / "one", tmp_path / "two", environment(stores)
     rng = random.Random(7)
     fill(one, 4, 0)
     ingest(one, collection, encoder=encoder, settings=stores)
-    for turn in range(rounds):
+    for turn in range(turns):
         fill(one / str(turn), 24, 1000 * turn + 100)
         fill(two / str(turn), 24, 1000 * turn + 500)
         shutil.copy(one / str(turn) / "0.png", two / str(turn) / "copy.png")
         work = {"collection": collection}
-        searcher = nursery.child(SEARCH, env, seconds=4, **work)
+        searcher = forkserver.run(SEARCH, env, seconds=4, **work)
         writers = [
-            nursery.child(INGEST, env, folder=str(folder), **work)
+            forkserver.run(INGEST, env, folder=str(folder), **work)
             for folder in (one, one, two, one)
         ]
-        victim = writers.pop()
-        victim.wait_for("begins")
-        time.sleep(rng.uniform(0, 2))
-        victim.kill()
+        struck = writers.pop()
+        struck.wait_for("begins")
+        time.sleep(rng.uniform(0, 2))  # the random moment
+        struck.kill()
         for writer in writers:
-            assert writer.wait()["end"] == "done", writer.said
-            assert writer.facts("report")[0]["failed"] == 0
-        assert searcher.wait()["end"] == "done", searcher.said
+            assert writer.wait()["end"] == "done", writer.reports
+            assert writer.reported("ingested")[0]["failed"] == 0
+        assert searcher.wait()["end"] == "done", searcher.reports
         report = ingest(one, collection, encoder=encoder, settings=stores)
         assert (report.state, report.encoded) == ("done", 0), "an ingest said done, and was not"
-        with opened(collection, stores) as gallery:
-            agree(gallery, paths_of(one, two))
-            assert len(all_found(gallery)) == len(paths_of(one, two))
-    with opened(collection, stores) as gallery:
+        with Gallery.open(collection, settings=stores) as gallery:
+            assert_consistent(gallery, paths_of(one, two))
+            assert len(searchable_paths(gallery)) == len(paths_of(one, two))
+    with Gallery.open(collection, settings=stores) as gallery:
         gallery.drop()
+    record_property("figures", f"{turns} rounds")
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-def test_an_ingest_and_a_drop(nursery, stores, encoder, collection, tmp_path, rounds):
+@pytest.mark.parametrize("turns", rounds("TOGETHER", 1, 10))
+def test_an_ingest_and_a_drop(
+    forkserver, stores, encoder, collection, tmp_path, turns, record_property
+):
     folder, rng, outcomes = tmp_path / "photos", random.Random(8), []
     fill(folder, 24, 0)
-    for _ in range(rounds):
-        child = nursery.child(
+    for _ in range(turns):
+        child = forkserver.run(
             INGEST, environment(stores), folder=str(folder), collection=collection
         )
         child.wait_for("begins")
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 2))  # the random moment
         try:
-            with opened(collection, stores) as gallery:
+            with Gallery.open(collection, settings=stores) as gallery:
                 gallery.drop()
         except CollectionNotFound:
             pass
@@ -109,11 +115,12 @@ def test_an_ingest_and_a_drop(nursery, stores, encoder, collection, tmp_path, ro
         assert collection in last.get("text", collection)
         report = ingest(folder, collection, encoder=encoder, settings=stores)
         assert report.state == "done"
-        with opened(collection, stores) as gallery:
-            agree(gallery, paths_of(folder))
+        with Gallery.open(collection, settings=stores) as gallery:
+            assert_consistent(gallery, paths_of(folder))
             gallery.drop()
             assert collection not in gallery.vectors.collections()
-    print(f"ingests that met a drop ended as {outcomes}")
+    ends = ", ".join(f"{outcomes.count(end)} {end}" for end in sorted(set(outcomes)))
+    record_property("figures", f"{turns} rounds; the ingests ended as: {ends}")
 
 
 def test_a_collection_that_was_made_anew_is_not_written_into_by_who_knew_the_old_one(
@@ -121,10 +128,10 @@ def test_a_collection_that_was_made_anew_is_not_written_into_by_who_knew_the_old
 ):
     fill(tmp_path / "photos", 3, 0)
     ingest(tmp_path / "photos", collection, encoder=encoder, settings=stores)
-    with opened(collection, stores) as gallery:
+    with Gallery.open(collection, settings=stores) as gallery:
         rows = gallery.metadata.browse(collection)
         vectors = {r.image_id: gallery.vectors.get(collection, [r.image_id])[1][0] for r in rows}
-        with opened(collection, stores) as other:
+        with Gallery.open(collection, settings=stores) as other:
             other.drop()
         with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as anew:
             with pytest.raises(StoreError, match=f"{collection}.*created again"):
@@ -154,36 +161,36 @@ def test_two_ingests_in_threads_of_one_process(stores, encoder, collection, tmp_
     for thread in threads:
         thread.join(150)
     assert ends == ["done"] * 3
-    with opened(collection, stores) as gallery:
-        agree(gallery, paths_of(tmp_path))
+    with Gallery.open(collection, settings=stores) as gallery:
+        assert_consistent(gallery, paths_of(tmp_path))
         assert gallery.count().images == 24
         gallery.drop()
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
+@pytest.mark.parametrize("turns", rounds("TOGETHER", 1, 10))
 def test_kernels_share_a_home_while_one_of_them_and_the_server_are_killed(
-    nursery, encoder, tmp_path, rounds
+    forkserver, encoder, tmp_path, turns, record_property
 ):
-
     settings, rng = load_settings(imgsearch_home=tmp_path / "home"), random.Random(9)
-    for turn in range(rounds):
+    for turn in range(turns):
         folders = [tmp_path / f"{name}" for name in "abc"]
         for i, folder in enumerate(folders):
             fill(folder / str(turn), 20, 10_000 * turn + 1000 * i)
         kernels = [
-            nursery.child(INGEST, environment(settings), folder=str(f), collection=f"of_{f.name}")
+            forkserver.run(INGEST, environment(settings), folder=str(f), collection=f"of_{f.name}")
             for f in folders
         ]
         kernels[0].wait_for("begins")
-        time.sleep(rng.uniform(0, 1.5))
+        time.sleep(rng.uniform(0, 1.5))  # the random moment
         kernels[0].kill()
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.5))  # another random moment
         with contextlib.suppress(OSError, ValueError):
             os.kill(server_pid(settings.imgsearch_home), signal.SIGKILL)
         for kernel in kernels[1:]:
-            assert kernel.wait()["end"] == "done", kernel.said
+            assert kernel.wait()["end"] == "done", kernel.reports
         ingest(folders[0], "of_a", encoder=encoder, settings=settings)
         for folder in folders:
-            with opened(f"of_{folder.name}", settings) as gallery:
-                agree(gallery, paths_of(folder))
-                assert len(all_found(gallery)) == len(paths_of(folder))
+            with Gallery.open(f"of_{folder.name}", settings=settings) as gallery:
+                assert_consistent(gallery, paths_of(folder))
+                assert len(searchable_paths(gallery)) == len(paths_of(folder))
+    record_property("figures", f"{turns} rounds")
