@@ -1,4 +1,4 @@
-# Everything runs in environments of this folder (.venv, .venv-milvus, .peers). `make` alone lists what
+# Everything runs in environments of this folder (.venv, .venv-milvus, .timm, .peers). `make` alone lists what
 # there is. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) work as they always do.
 
 # The Python to build the environment with: the first of these that starts and is new enough.
@@ -49,6 +49,13 @@ env: .venv/stamp ## install everything into .venv, as pinned in requirements.loc
 	&& touch $@ \
 	|| echo 'The Milvus server for tests could not be installed: tests that need it will be skipped.'
 
+# timm and torchvision for the tests of timm's models, apart from what imgsearch needs: beside the
+# small build of torch, torchvision's compiled operators do not load, and the tests do without them.
+.timm/stamp: Makefile .venv/stamp
+	@rm -rf .timm
+	@{ $(PY) -m pip install -q --no-deps --target .timm timm==1.0.31 torchvision==0.28.0 && touch $@; } \
+	|| { rm -rf .timm; echo 'timm could not be installed: tests that need it will be skipped.'; }
+
 demo: export IMGSEARCH_HOME ?= $(CURDIR)/output/demo/home
 demo: env ## ingest the sample and search it, in a minute, with nothing to download but packages
 	@mkdir -p output/demo
@@ -64,7 +71,7 @@ demo: env ## ingest the sample and search it, in a minute, with nothing to downl
 		-p output_dir output/demo
 	@$(PY) scripts/demo_summary.py output/demo
 
-test: env .venv-milvus/stamp ## run the tests
+test: env .venv-milvus/stamp .timm/stamp ## run the tests
 	$(PY) -m pytest -n $(PYTEST_WORKERS) -m 'not soak' $(PYTEST_ARGS)
 
 lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
@@ -92,7 +99,7 @@ lint: env ## check style, formatting, and that no notebook holds outputs
 bench: env .venv-milvus/stamp .peers/stamp ## measure what the README reports
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
-soak: env .venv-milvus/stamp ## the long proofs: many rounds of ingest, kills and repairs
+soak: env .venv-milvus/stamp .timm/stamp ## the long proofs: many rounds of ingest, kills and repairs
 	$(PY) -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
 
 lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows
@@ -106,5 +113,5 @@ lock: ## write requirements.lock anew: the newest versions that pyproject.toml a
 	mv build/requirements.lock requirements.lock
 
 clean: ## remove the environments, caches and the demo's output
-	rm -rf .venv .venv-milvus .peers build imgsearch.egg-info output/demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-milvus .timm .peers build imgsearch.egg-info output/demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,8 +19,7 @@ def run(options: Options, result: Result) -> None:
 
     from imgsearch import images
     from imgsearch.config import load_settings
-    from imgsearch.encoders import backends
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import backends, load_encoder
 
     home = load_settings(
         imgsearch_home=options.work, imgsearch_backend="auto", imgsearch_precision="auto"
@@ -45,18 +44,18 @@ def run(options: Options, result: Result) -> None:
             encoders[f"eager {precision}"] = load_encoder(
                 name, precision=precision, backend="eager", settings=home
             )
-            if name == RESNET and backends.compiler_is_there() and not options.quick:
+            if name == RESNET and backends.compiler_installed() and not options.quick:
                 encoders[f"compile {precision}"] = load_encoder(
                     name, precision=precision, backend="compile", settings=home
                 )
         crop = ours.preprocessing.crop
         prepared = np.stack(
-            [ours.prepare(images.decode(p, draft=ours.preprocessing.resize)) for p in photos]
+            [ours.preprocess(images.decode(p, draft=ours.preprocessing.draft)) for p in photos]
         )
         batch = np.resize(prepared, (BATCH, crop, crop, 3))
         features = {way: encoder.features for way, encoder in encoders.items()}
         features["plain torch fp32"] = plain(name)
-        if backends.openvino_is_there():
+        if backends.openvino_installed():
             for precision in precisions:
                 features[f"plain OpenVINO {precision}"] = plain_openvino(name, home, precision)
         ways = {way: (lambda f=f, batch=batch: f(batch)) for way, f in features.items()}
@@ -114,19 +113,19 @@ def plain(name: str):
     """
     import torch
 
-    from imgsearch.encoders import mini, resnet
+    from imgsearch.encoders import Preprocessing, mini, resnet, weights
 
     if name == "mini":
-        network, mean, std = mini.build(), mini.SPEC.mean, mini.SPEC.std
+        network, preprocessing = mini.build(), mini.PREPROCESSING
     else:
         network = resnet.resnet("resnet50")
-        network.load_state_dict(resnet.random_state(network, 0), assign=True, strict=False)
+        network.load_state_dict(weights.random_state(network, 0), assign=True, strict=False)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.num_batches_tracked = torch.tensor(0)
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        preprocessing = Preprocessing()
     network.eval()
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (mean, std))
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
 
     def way(batch: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -140,12 +139,11 @@ def plain_openvino(name: str, home, precision: str):
     """OpenVINO as its documentation says: one request, the hint LATENCY."""
     import openvino as ov
 
-    from imgsearch.encoders import backends
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import backends, load_encoder
 
     encoder = load_encoder(name, backend="openvino", settings=home)
     kept = backends.openvino_cache(home.imgsearch_home, encoder.fingerprint)
-    model = backends.openvino_model(None, (), (), crop=0, cache=kept)
+    model = backends.openvino_model(None, encoder.preprocessing, kept)
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],

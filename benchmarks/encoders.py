@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from imgsearch.encoders.backends import openvino_is_there
-from imgsearch.encoders.base import load_encoder
+from imgsearch.encoders import load_encoder
+from imgsearch.encoders.backends import openvino_installed
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = """
 import time
 import torch
 from PIL import Image
-from imgsearch.encoders.base import load_encoder
+from imgsearch.encoders import load_encoder
 begin = time.perf_counter()
 load_encoder("mini", backend=BACKEND).encode([Image.new("RGB", (500, 375))])
 print(f"{time.perf_counter() - begin:.2f}")
@@ -78,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.colours:
         colours(arguments.voc, arguments.colours)
-    for backend in ("eager", "openvino") if openvino_is_there() else ("eager",):
+    for backend in ("eager", "openvino") if openvino_installed() else ("eager",):
         code = FIRST.replace("BACKEND", repr(backend))
         times = [
             subprocess.run(

@@ -29,7 +29,7 @@ PEERS = ROOT / ".peers"
 def run(options: Options, result: Result) -> None:
     from imgsearch import gallery
     from imgsearch.config import load_settings
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
     from imgsearch.ingest import ingest
 
     home = load_settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
@@ -52,7 +52,7 @@ def run(options: Options, result: Result) -> None:
             with gallery.Gallery.open(
                 target, create=True, encoder=encoder, settings=home
             ) as opened:  # starting the store's server is not what is measured
-                server = opened.vectors._lease.pid
+                server = opened.vectors.connection.lease.pid
                 watch_server(server)
                 before = processor_seconds(server)
                 opened.ensure_vectors()
@@ -206,7 +206,7 @@ def second(home, options: Options, result: Result) -> None:
     """The same files again: nothing is read, nothing encoded."""
     from imgsearch import images
     from imgsearch.config import load_settings
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
     from imgsearch.gallery import Gallery
     from imgsearch.ingest import ingest
 

@@ -25,10 +25,10 @@ def main(folder: Path) -> None:
     from imagededup.utils.models import CustomModel
     from torchvision import models, transforms
 
-    from imgsearch.encoders import resnet
+    from imgsearch.encoders import resnet, weights
 
     network = models.resnet50()
-    state = resnet.random_state(resnet.resnet("resnet50"), 0)
+    state = weights.random_state(resnet.resnet("resnet50"), 0)
     network.load_state_dict(state, strict=False)  # without its classifier
     network.fc = torch.nn.Identity()
     published = transforms.Compose([

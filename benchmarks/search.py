@@ -93,7 +93,7 @@ def of_its_own(milvus) -> tuple[float, float]:
 def features(photos: list[Path], count: int, options: Options) -> np.ndarray:
     """mini's vectors of so many parts of the photographs, turned into `DIM` dimensions."""
     from imgsearch.config import load_settings
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
     from imgsearch.images import decode
 
     encoder = load_encoder("mini", settings=load_settings(imgsearch_home=options.work / "home"))
@@ -132,7 +132,7 @@ def vector_part(
 
     name, size = f"v{len(vectors)}", len(vectors)
     with VectorStore.open(where) as store:
-        pid = store._lease.pid if store._lease else None
+        pid = store.connection.lease.pid if store.connection.lease else None
         if pid:
             watch_server(pid)
         empty = memory(pid) if pid else 0
@@ -190,7 +190,7 @@ def vector_part(
 def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result: Result) -> None:
     """From the bytes of a photograph to hits with their paths."""
     from imgsearch.config import load_settings
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
     from imgsearch.gallery import Gallery
     from imgsearch.stores.metadata import ImageRow
 

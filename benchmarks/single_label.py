@@ -25,7 +25,7 @@ ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 
 
 def encoded(name: str, paths: list[Path]) -> np.ndarray:
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
 
     encoder = load_encoder(name)
     return np.concatenate([encoder.encode(paths[i : i + 32]) for i in range(0, len(paths), 32)])
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("voc_root")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--encoder", help="a name, or the path of a .pt2")
+    source.add_argument("--encoder", help="a name, or the path of an ONNX file")
     source.add_argument("--vectors", help="an .npz with names and vectors")
     parser.add_argument("--classes", nargs="+", default=ANIMALS)
     parser.add_argument("--set", help="image set, such as trainval")

@@ -54,6 +54,9 @@ _COLUMNS = {
 }
 
 
+_FROM_COLLECTION = {"encoder", "identity", "fingerprint", "index", "dim"}
+
+
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -163,12 +166,8 @@ def export_collection(
                 part = slice(first, first + step)
                 writer.write_batch(_to_batch(rows[part], vectors[part], schema))
         header = _Header(
+            **{name: getattr(row, name) for name in _FROM_COLLECTION},
             collection=row.name,
-            encoder=row.encoder,
-            identity=row.identity,
-            fingerprint=row.fingerprint,
-            index=row.index,
-            dim=row.dim,
             images=images_written,
             paths=paths_written,
             sha256=digest.hexdigest(),
@@ -314,12 +313,12 @@ def _read_header(path: Path, parquet: pq.ParquetFile) -> _Header:
         for number in range(parquet.metadata.num_row_groups):
             group = parquet.metadata.row_group(number)
             columns = [group.column(i) for i in range(group.num_columns)]
-            if not 0 <= group.num_rows <= limit or any(
-                column.compression != "UNCOMPRESSED"
-                or column.has_dictionary_page
-                or not {*column.encodings} <= {"PLAIN", "RLE"}
-                or column.total_uncompressed_size > limit * (4 * header.dim + ROW_BYTES)
-                for column in columns
+            size = sum(column.total_uncompressed_size for column in columns)
+            if (
+                {column.compression for column in columns} != {"UNCOMPRESSED"}
+                or any({*column.encodings} - {"PLAIN", "RLE"} for column in columns)
+                or group.num_rows > limit
+                or size > limit * (4 * header.dim + ROW_BYTES)
             ):
                 raise ValueError(f"row group {number} is compressed, or larger than in an export")
     return header
@@ -375,8 +374,8 @@ def _row(values: dict[str, Any]) -> ImageRow:
 
 
 def _create(name: str, header: _Header, settings: config.Settings) -> Gallery:
-    names = {"encoder", "identity", "fingerprint", "index", "dim"}
-    row = CollectionRow(name=name, created_at=datetime.now(UTC), **header.model_dump(include=names))
+    values = header.model_dump(include=_FROM_COLLECTION)
+    row = CollectionRow(name=name, created_at=datetime.now(UTC), **values)
     with MetadataStore.open(settings) as metadata:
         metadata.create_collection(row)
     gallery = Gallery.open(name, settings=settings)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imgsearch import config
-from imgsearch.encoders.base import Encoder, load_encoder
+from imgsearch.encoders import Encoder, load_encoder
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
@@ -409,8 +409,6 @@ class Gallery:
 
         Raises
         ------
-        ConfigError
-            A path is empty or cannot be one.
         StoreError
             A store failed; calling it again completes the work.
         """
@@ -600,8 +598,7 @@ class Gallery:
         dict
             As :meth:`imgsearch.encoders.Encoder.describe`; the encoder is not loaded for it.
         """
-        with self._loading:
-            encoder = self._pipeline.encoder if self._pipeline else self._encoder
+        encoder = self._pipeline.encoder if self._pipeline else self._encoder
         if encoder is not None:
             return encoder.describe()
         row = self.row

@@ -8,6 +8,7 @@ Whatever is wrong with an image becomes one :class:`~imgsearch.errors.ImageError
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import pkgutil
 import re
@@ -18,7 +19,7 @@ from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, features
@@ -55,34 +56,31 @@ mosaics, the cosine of a MobileNetV2 with the full decode is then 0.9993 or more
 _MAX_SCAN_PIXELS = 16 * MAX_PIXELS
 """Scans times pixels of a JPEG: a few kilobytes can ask for thousands of passes."""
 
+_NEVER_WAIT = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _TILE = 2048, 512  # pixels that are composited at a time
 _EXTENSIONS = re.compile(
     r"\.(jpe?g|jpe|jfif|png|webp|bmp|dib|gif|tiff?|avif|heic|heif|hif)", re.IGNORECASE
 )
 # Raw files of cameras begin like a TIFF, whose first picture is a small preview.
 _RAW = re.compile(r"\.(dng|nef|nrw|arw|cr2|pef|srw|sr2|3fr|iiq|erf|kdc|dcr|mef)", re.IGNORECASE)
-_SIGNATURES = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF.{4}WEBP",
-    "BMP": rb"BM.{4}\0{4}",
-    "GIF": rb"GIF8[79]a",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "AVIF": rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,8}?avi[fs])",
-    "HEIC": rb".{4}ftyp(?:he[iv][cmsx]|m[is]f1)",
+# Signature, and the class that reads the format. The classes are used rather than Image.open,
+# which warns about large pictures, or refuses them with an error of its own, before anybody can
+# look at their size; and takes some JPEGs for MPO.
+_READERS = {
+    "JPEG": (rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile"),
+    "PNG": (rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
+    "WEBP": (rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile"),
+    "BMP": (rb"BM.{4}\0{4}", "PIL.BmpImagePlugin:BmpImageFile"),
+    "GIF": (rb"GIF8[79]a", "PIL.GifImagePlugin:GifImageFile"),
+    "TIFF": (rb"II[*+]\0|MM\0[*+]", "PIL.TiffImagePlugin:TiffImageFile"),
+    "AVIF": (
+        rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,8}?avi[fs])",
+        "PIL.AvifImagePlugin:AvifImageFile",
+    ),
+    "HEIC": (rb".{4}ftyp(?:he[iv][cmsx]|m[is]f1)", "pillow_heif:HeifImageFile"),
 }
-# The classes are used rather than Image.open, which warns about large pictures, or refuses them
-# with an error of its own, before anybody can look at their size; and takes some JPEGs for MPO.
-_PLUGINS = {
-    "JPEG": "PIL.JpegImagePlugin:JpegImageFile",
-    "PNG": "PIL.PngImagePlugin:PngImageFile",
-    "WEBP": "PIL.WebPImagePlugin:WebPImageFile",
-    "BMP": "PIL.BmpImagePlugin:BmpImageFile",
-    "GIF": "PIL.GifImagePlugin:GifImageFile",
-    "TIFF": "PIL.TiffImagePlugin:TiffImageFile",
-    "AVIF": "PIL.AvifImagePlugin:AvifImageFile",
-    "HEIC": "pillow_heif:HeifImageFile",
-}
+# Bytes for each pixel that these decoders keep beside Pillow's own 4 (measured).
+_OVERHEAD = {"WEBP": 12, "AVIF": 10, "HEIC": 8}
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -128,68 +126,48 @@ def find(
 ) -> Iterator[ImageFile]:
     """Yield every regular file below a folder, image or not, in a stable order.
 
-    The order is that of the bytes of the relative paths. Hidden files and folders are left out.
-    Links to folders are never followed; links to files count if the file lies inside `root`.
-    `on_error` is called with an ImageError for each subfolder that cannot be listed, and for
-    each entry with the name of an image that is a pipe, a socket or a device, or a link that
-    leads out of `root` or nowhere. A `root` that cannot be listed raises ImageError at once.
+    Files are sorted by name, and come before those of the folder's subfolders. Hidden files and
+    folders are left out. Links to folders are never followed; links to files count if the file
+    lies inside `root`. `on_error` is called with an ImageError for each subfolder that cannot be
+    listed, and for each entry with the name of an image that is a pipe, a socket or a device, or
+    a link that leads out of `root` or nowhere. A `root` that cannot be listed raises at once.
     """
     try:
         root = absolute(root)
+        os.scandir(root).close()
         real = os.path.realpath(root, strict=True)
-        if not stat.S_ISDIR(Path(real).stat().st_mode):
-            raise ImageError(root, "not a folder")
-        top = _listing(root)
+    except NotADirectoryError:
+        raise ImageError(root, "not a folder") from None
     except (OSError, ConfigError) as error:
         raise ImageError(root, _why(error, "no such folder")) from None
-    return _walk(real, top, recursive, on_error or (lambda error: None))
-
-
-def _listing(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries that are not hidden, the last one first, to be popped in order."""
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-
-    def key(entry: os.DirEntry[str]) -> bytes:
-        # a folder sorts as its contents do: by name and slash
-        slash = b"/" if entry.is_dir(follow_symlinks=False) else b""
-        return os.fsencode(entry.name) + slash
-
-    return sorted(shown, key=key, reverse=True)
+    return _walk(root, real.rstrip(os.sep) + os.sep, recursive, on_error or (lambda error: None))
 
 
 def _walk(
-    real: str,
-    stack: list[os.DirEntry[str]],
-    recursive: bool,
-    on_error: Callable[[ImageError], None],
+    root: Path, inside: str, recursive: bool, on_error: Callable[[ImageError], None]
 ) -> Iterator[ImageFile]:
-    inside = real.rstrip(os.sep) + os.sep
-    while stack:
-        entry = stack.pop()
-        path = Path(entry.path)
-        named = _EXTENSIONS.fullmatch(path.suffix) is not None
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                named = True
-                if recursive:
-                    stack.extend(_listing(path))
-                continue
-            status = path.stat()
-            if stat.S_ISDIR(status.st_mode):
-                continue
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(path, _kind(status.st_mode))
-            if entry.is_symlink() and not os.path.realpath(path, strict=True).startswith(inside):
-                raise ImageError(path, "a link out of the folder is not followed")
-        except OSError as error:
-            if named or not entry.is_symlink():
-                on_error(ImageError(path, _why(error, "vanished, or a link to nothing")))
-        except ImageError as error:
-            if named:
-                on_error(ImageError(path, error.reason))
-        else:
-            yield ImageFile(path, status.st_size, status.st_mtime_ns)
+    def shown(names: list[str]) -> list[str]:
+        return sorted((name for name in names if not name.startswith(".")), key=os.fsencode)
+
+    def unreadable(error: OSError) -> None:
+        on_error(ImageError(error.filename, _why(error, "vanished")))
+
+    for folder, subfolders, names in os.walk(root, onerror=unreadable):
+        subfolders[:] = shown(subfolders) if recursive else []
+        for name in shown(names):
+            path = Path(folder, name)
+            try:
+                status = path.stat()
+                _check_regular(path, status.st_mode)
+                if path.is_symlink() and not os.path.realpath(path).startswith(inside):
+                    raise ImageError(path, "a link out of the folder is not followed")
+            except (OSError, ImageError) as error:
+                if _EXTENSIONS.fullmatch(path.suffix):
+                    reason = getattr(error, "reason", None)  # of an ImageError
+                    missing = "vanished, or a link to nothing"
+                    on_error(ImageError(path, reason or _why(error, missing)))
+            else:
+                yield ImageFile(path, status.st_size, status.st_mtime_ns)
 
 
 def is_candidate(path: str | Path) -> bool:
@@ -208,7 +186,7 @@ def is_candidate(path: str | Path) -> bool:
 
 def _format(head: bytes) -> str | None:
     """Format by signature."""
-    kinds = (kind for kind, signature in _SIGNATURES.items() if re.match(signature, head, re.S))
+    kinds = (kind for kind, (signature, _) in _READERS.items() if re.match(signature, head, re.S))
     return next(kinds, None)
 
 
@@ -233,10 +211,9 @@ def read(path: str | Path) -> bytes:
 def _open(path: str | Path) -> BinaryIO:
     """Open a regular file, without ever waiting on a pipe, a socket or a device."""
     _check_regular(path, Path(path).stat().st_mode)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    file = os.fdopen(descriptor, "rb")
+    file = os.fdopen(os.open(path, _NEVER_WAIT), "rb")
     try:
-        _check_regular(path, os.fstat(descriptor).st_mode)  # it may have been exchanged
+        _check_regular(path, os.fstat(file.fileno()).st_mode)  # it may have been exchanged
     except ImageError:
         file.close()
         raise
@@ -244,15 +221,12 @@ def _open(path: str | Path) -> BinaryIO:
 
 
 def _check_regular(path: str | Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise ImageError(path, _kind(mode))
-
-
-def _kind(mode: int) -> str:
     if stat.S_ISDIR(mode):
-        return "a folder, not an image"
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file"
+        raise ImageError(path, "a folder, not an image")
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise ImageError(path, f"{kind}, not a regular file")
 
 
 def _check_bytes(name: object, size: int) -> None:
@@ -293,18 +267,18 @@ class LoadedImage:
     """
 
     def __init__(
-        self, name: str, picture: Image.Image, info: ImageInfo | None, turn: int, copy: float
+        self, name: str, picture: Image.Image, info: ImageInfo | None, turn: int, overhead: float
     ):
         self.name, self.info = name, info
         self.width, self.height = picture.size[::-1] if turn >= 5 else picture.size
         self._picture: Image.Image | None = picture
-        self._turn, self._copy = turn, copy
+        self._turn, self._overhead = turn, overhead
 
     def memory(self, *, box: Box | None = None, draft: int | None = None) -> int:
         """Bytes that :meth:`decode` takes at most."""
         size = self.width * self.height
         # Pillow keeps 4 bytes for a pixel, and twice as many while it converts or turns them.
-        return int(size * max(8 / self._scale(box, draft) ** 2, 4 + self._copy))
+        return int(size * max(8 / self._scale(box, draft) ** 2, 4 + self._overhead))
 
     def decode(self, *, box: Box | None = None, draft: int | None = None) -> Image.Image:
         """Decode as :func:`decode` does, and let go of the file's bytes."""
@@ -328,7 +302,7 @@ class LoadedImage:
             raise ImageError(self.name, error.reason) from None
         except MemoryError:
             raise ImageError(self.name, "not enough memory to decode it") from None
-        except Exception as error:  # Pillow's plugins raise anything: SyntaxError, struct.error
+        except Exception as error:
             raise ImageError(self.name, _broken(error, "cannot be decoded")) from None
 
     def _checked(self, box: Box | None) -> Box | None:
@@ -397,10 +371,10 @@ def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
     name = str(name or getattr(source, "filename", "") or "picture")
     _check_size(name, *source.size)
     try:
-        source.load()
+        picture = source.copy()
     except Exception as error:
         raise ImageError(name, _broken(error, "cannot be decoded")) from None
-    return LoadedImage(name, source, None, _orientation(source), 4)
+    return LoadedImage(name, picture, None, _orientation(picture), 4)
 
 
 def decode(source: Source, *, box: Box | None = None, draft: int | None = None) -> Image.Image:
@@ -438,30 +412,21 @@ def _from_file(name: str, data: bytes) -> LoadedImage:
         raise ImageError(name, f"not an image in a known format ({', '.join(FORMATS)})")
     try:
         picture = _plugin(kind)(BytesIO(data))
-        copy = _copied(kind, picture, data)
+        _check_size(name, *picture.size)
+        overhead = _overhead(name, kind, picture, data)
+    except ImageError:
+        raise
     except ModuleNotFoundError:
         reason = f"{kind} needs the package pillow-heif: pip install 'imgsearch[heif]'"
         raise ImageError(name, reason) from None
-    except Exception as error:
+    except Exception as error:  # Pillow's plugins raise anything: SyntaxError, struct.error
         raise ImageError(name, _broken(error, "broken header")) from None
-    if kind == "BMP" and picture.tile[0].codec_name == "bmp_rle":  # a slow loop in Python
-        raise ImageError(name, "run-length encoded BMP is not supported: save it as PNG")
-    _check_size(name, *picture.size)
-    if kind == "JPEG" and copy:  # several scans
-        scans = data.count(b"\xff\xda", picture.fp.tell()) + 1
-        if scans * picture.width * picture.height > _MAX_SCAN_PIXELS:
-            raise ImageError(name, f"a JPEG of {scans} scans: save it anew")
-    if kind == "PNG" and "transparency" in picture.info:
-        picture.info["transparency"] = _transparent(picture)
-    if kind == "TIFF":
-        edges = (picture.tag_v2.get(tag, 1) for tag in (322, 323))  # a tile can be larger
-        _check_size(name, *edges)
-    sha256 = hashlib.sha256(data).hexdigest()
     # The plugins of TIFF and HEIC turn a picture upright themselves.
     turn = 1 if kind in ("TIFF", "HEIC") else _orientation(picture)
     width, height = picture.size[::-1] if turn >= 5 else picture.size
+    sha256 = hashlib.sha256(data).hexdigest()
     info = ImageInfo(image_id(sha256), sha256, len(data), width, height, kind)
-    image = LoadedImage(name, picture, info, turn, copy)
+    image = LoadedImage(name, picture, info, turn, overhead)
     if image.memory() > MAX_MEMORY:
         raise ImageError(
             name,
@@ -473,7 +438,7 @@ def _from_file(name: str, data: bytes) -> LoadedImage:
 
 @cache
 def _plugin(kind: str) -> type[Image.Image]:
-    plugin = pkgutil.resolve_name(_PLUGINS[kind])
+    plugin = pkgutil.resolve_name(_READERS[kind][1])
     return type(plugin.__name__, (_Complete, plugin), {})
 
 
@@ -492,27 +457,34 @@ class _Complete:
         return part
 
 
-def _copied(kind: str, picture: Image.Image, data: bytes) -> float:
-    """Bytes for each pixel that a decoder keeps beside Pillow's own picture."""
+def _overhead(name: str, kind: str, picture: Image.Image, data: bytes) -> float:
+    """Bytes for each pixel that the decoder keeps beside Pillow's 4; refuses what takes hours."""
     if kind == "JPEG":
         # All coefficients are kept if the first scan (`fp` stands behind its header) has not all.
-        layers = data[data.rfind(b"\xff\xda", 0, picture.fp.tell()) + 4]
+        start = picture.fp.tell()
+        layers = data[data.rfind(b"\xff\xda", 0, start) + 4]
         if not picture.info.get("progressive") and layers == picture.layers:
             return 0
-        sizes = [(across, down) for _, across, down, _ in picture.layer]
-        most = max(across for across, _ in sizes) * max(down for _, down in sizes)
-        return 2 * sum(across * down for across, down in sizes) / most
-    if kind == "TIFF" and picture.tile[0].codec_name == "libtiff":
-        return max(4, sum(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) / 8)
-    return {"WEBP": 12, "AVIF": 10, "HEIC": 8}.get(kind, 0)
-
-
-def _transparent(png: Image.Image) -> Any:
-    """The transparent colour of a PNG, scaled as Pillow scales the pixels."""
-    value, rawmode = png.info["transparency"], png.tile[0].args
-    if rawmode == "RGB;16B":
-        return tuple(channel >> 8 for channel in value)
-    return value * {"L;2": 85, "L;4": 17}.get(rawmode, 1)
+        scans = data.count(b"\xff\xda", start) + 1
+        if scans * picture.width * picture.height > _MAX_SCAN_PIXELS:
+            raise ImageError(name, f"a JPEG of {scans} scans: save it anew")
+        _, across, down, _ = zip(*picture.layer, strict=True)
+        samples = sum(map(operator.mul, across, down)) / (max(across) * max(down))
+        return 2 * samples
+    if kind == "PNG" and "transparency" in picture.info:  # Pillow scales pixels, but not this
+        value, rawmode = picture.info["transparency"], picture.tile[0].args
+        if rawmode == "RGB;16B":
+            picture.info["transparency"] = tuple(channel >> 8 for channel in value)
+        elif rawmode in ("L;2", "L;4"):
+            picture.info["transparency"] = value * {"L;2": 85, "L;4": 17}[rawmode]
+    if kind == "BMP" and picture.tile[0].codec_name == "bmp_rle":  # a slow loop in Python
+        raise ImageError(name, "run-length encoded BMP is not supported: save it as PNG")
+    if kind == "TIFF":
+        tags = picture.tag_v2
+        _check_size(name, tags.get(322, 1), tags.get(323, 1))  # a tile, which may be larger
+        if picture.tile[0].codec_name == "libtiff":  # a strip may be the whole picture
+            return max(4, sum(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) / 8)
+    return _OVERHEAD.get(kind, 0)
 
 
 def _check_size(name: str, width: int, height: int) -> None:

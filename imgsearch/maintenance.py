@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +159,8 @@ def _count(name: str, store: VectorStore, known: bool, settings: config.Settings
             problem = "missing in the metadata store: `repair` restores it"
         return {"vectors": store.stored_rows(name), "problem": problem, "leftover": leftover}
     except StoreError as error:
-        return {"vectors": None, "problem": str(error)} if known else None
+        ours = known or settings.embedded_vectors
+        return {"vectors": None, "problem": str(error)} if ours else None
 
 
 def _summary(
@@ -176,7 +177,7 @@ def _summary(
     if unfinished and not problem:
         problem = f"{_n(unfinished, 'image')} half done: an ingest is running, or was interrupted"
     elif vectors is not None and not problem:
-        # Servers count deleted vectors until they compact a collection that is not loaded.
+        # Servers count deleted vectors of a collection that is not loaded until they compact it.
         differ = vectors != stored.images if settings.embedded_vectors else vectors < stored.images
         if differ:
             problem = f"{_n(stored.images, 'image')}, but {_n(vectors, 'vector')}: run `verify`"
@@ -459,8 +460,8 @@ class Repair:
         steps = []
         if self.damage and self.dry_run:
             steps = [
-                f"the vectors cannot be read ({self.damage}): the server will be restarted and the "
-                "index rebuilt; if that does not help, the files will be moved aside"
+                f"the vectors cannot be read ({self.damage}): an embedded server will be "
+                "restarted, the index rebuilt and, if that does not help, its files moved aside"
             ]
         if self.set_aside:
             steps.append(f"the unreadable vectors were moved to {self.set_aside}")
@@ -590,10 +591,7 @@ def _rebuild_metadata(report: Repair, settings: config.Settings) -> set[int] | N
         report.metadata_rebuilt = True
         if not report.dry_run:
             about = {key: about[key] for key in ("encoder", "identity", "fingerprint")}
-            now = datetime.now(UTC)
-            row = CollectionRow(
-                name=name, dim=info.dim, index=str(info.index), created_at=now, **about
-            )
+            row = CollectionRow(name=name, dim=info.dim, index=str(info.index), **about)
             metadata.create_collection(row)
         return ids
 
@@ -757,8 +755,11 @@ def _scan(
                 continue
             seen.add(path)
             with contextlib.suppress(ImageError):
-                if images.is_candidate(path) and _content_id(path) in wanted:
-                    yield file, images.load(path).info
+                if (
+                    images.is_candidate(path)
+                    and (info := images.load(path).info).image_id in wanted
+                ):
+                    yield file, info
 
 
 def _remove(gallery: Gallery, orphans: set[int], dry_run: bool) -> int:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgsearch import images
-from imgsearch.encoders.base import Encoder
+from imgsearch.encoders import Encoder
 from imgsearch.errors import ImageError
 from imgsearch.images import Box, ImageInfo, Source
 
@@ -120,7 +120,7 @@ class Pipeline:
         """Load, decode, resize and crop one image."""
         try:
             image = images.load(source)
-            draft = self.encoder.preprocessing.resize
+            draft = self.encoder.preprocessing.draft
             memory = image.memory(box=box, draft=draft)
             with self._memory.reserve(memory):
                 pixels = self.encoder.preprocess(image.decode(box=box, draft=draft))

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _SERVER = """
 import json, os, signal, socket, sys, threading, time
 import torch, towhee, pymilvus
-import imgsearch.encoders.base, imgsearch.ingest, imgsearch.maintenance, imgsearch.stores.embedded
+import imgsearch.encoders, imgsearch.ingest, imgsearch.maintenance, imgsearch.stores.embedded
 torch.set_num_threads(1)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 listener = socket.socket(socket.AF_UNIX)

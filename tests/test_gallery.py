@@ -240,7 +240,7 @@ def test_unknown_images_and_collections_are_named(gallery, stores):
 
 
 def test_a_collection_brings_its_own_encoder_and_refuses_another(gallery, stores):
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
 
     with Gallery.open(gallery.name, settings=stores) as again:
         assert again.encoder.fingerprint == gallery.row.fingerprint

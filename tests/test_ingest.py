@@ -208,7 +208,7 @@ def test_a_limit_and_no_recursion(run, photos):
 
 
 def test_another_encoder_is_refused_and_nothing_is_touched(run, photos):
-    from imgsearch.encoders.base import load_encoder
+    from imgsearch.encoders import load_encoder
 
     run(photos)
     with pytest.raises(EncoderMismatch):

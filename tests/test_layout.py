@@ -96,15 +96,8 @@ def test_no_folder_hides_a_single_module():
         assert len([p for p in folder.glob("*.py") if p.stem != "__init__"]) > 1, folder
 
 
-ELSEWHERE = {
-    "encoders/backends.py": "encoders/test_base.py",  # an encoder is the same whatever runs it
-    "encoders/_mini_net.py": "encoders/test_mini.py",
-}
-
-
 def test_the_tests_mirror_the_package():
     for path in modules().values():
         part = path.relative_to(PACKAGE)
         if path.stem != "__init__" and part.parts[0] != "widgets":  # tested in notebooks
-            test = ELSEWHERE.get(str(part), part.parent / f"test_{part.name}")
-            assert (ROOT / "tests" / test).is_file(), part
+            assert (ROOT / "tests" / part.parent / f"test_{part.name}").is_file(), part

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pymilvus import DataType
+from pymilvus import DataType, MilvusClient
 
 from imgsearch import maintenance
 from imgsearch.config import load_settings
@@ -70,15 +70,21 @@ def test_a_changed_vector_is_computed_again(filled, photos, stores):
     assert whole(filled, photos)
 
 
-def test_a_missing_index_is_built_again(filled, photos, stores):
-    if stores.embedded_vectors:
-        pytest.skip("the embedded store searches exactly by default and needs no index")
-    client = filled.vectors._client
+@pytest.fixture
+def client(milvus_server):
+    """A client of the Milvus server, like that of another program."""
+    other = MilvusClient(uri=milvus_server.uri, dedicated=True)
+    yield other
+    other.close()
+
+
+@pytest.mark.parametrize("stores", ["servers"], indirect=True)
+def test_a_missing_index_is_built_again(filled, photos, stores, client):
     client.release_collection(filled.name)
     client.drop_index(filled.name, "vector")
     assert "no index" in verify(filled).damage
     planned = repair(filled.name, settings=stores, dry_run=True)
-    assert "index rebuilt" in str(planned)
+    assert "the index rebuilt" in str(planned)
     assert "no index" in verify(filled).damage
     report = repair(filled.name, settings=stores)
     assert (report.index_rebuilt, report.set_aside, report.encoded) == (True, None, 0)
@@ -451,9 +457,8 @@ def test_the_overview_names_collections_that_a_sweep_left(filled, stores):
 
 
 @pytest.mark.parametrize("stores", ["servers"], indirect=True)
-def test_the_overview_of_a_shared_server_loads_and_lists_nothing_of_others(filled, stores):
+def test_the_overview_of_a_shared_server_loads_and_lists_nothing_of_others(filled, stores, client):
     """Attack row 2, review 8.2: the overview loaded every collection of a shared server."""
-    client = filled.vectors._client
     foreign = f"{filled.name}_foreign"
     schema = client.create_schema(auto_id=False)
     schema.add_field("id", DataType.INT64, is_primary=True)

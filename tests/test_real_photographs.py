@@ -35,7 +35,7 @@ def test_papermill_ingests_400_photographs_and_neighbours_are_of_the_same_class(
     parameters = {
         "image_dir": voc / "JPEGImages",
         "collection": "voc",
-        "encoder": shared / "weights" / "mobilenet_v2.pt2",
+        "encoder": shared / "weights" / "mobilenet_v2.onnx",
         "output_dir": tmp_path,
     }
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "notebooks/ingest.ipynb"]

@@ -54,14 +54,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--photos", type=Path, default=shared / "photos-unlabelled", help="folder of JPEG files")
     add("--teacher", type=Path, default=shared / "weights" / "mobilenet_v2.pt2",
         help="exported program: (n, 3, 224, 224) to (n, features)")  # fmt: skip
-    add("--output", type=Path, default=ROOT / "imgsearch" / "encoders" / mini.SPEC.file)
+    add("--output", type=Path, default=ROOT / "imgsearch" / "encoders" / mini.FILE.name)
     add("--log", type=Path, default=ROOT / "training" / "log.csv", help="the curve")
     add("--cache", type=Path, default=ROOT / "build" / "distil",
         help="the teacher's features and the state to resume from")  # fmt: skip
     add("--student", choices=["mini", *students.OTHERS], default="mini")
     add("--from-scratch", action="store_true", help="random weights instead of inherited ones")
-    add("--side", type=int, default=mini.SPEC.crop, help="side of the student's input")
-    add("--dim", type=int, default=mini.SPEC.dim)
+    add("--side", type=int, default=mini.PREPROCESSING.crop, help="side of the student's input")
+    add("--dim", type=int, default=mini.DIM)
     add("--epochs", type=int, default=4)
     add("--rounds", type=int, default=4,
         help="different crops of each photograph; epochs go through them in turn")  # fmt: skip
@@ -229,7 +229,7 @@ class Run:
         }  # fmt: skip
 
     def write(self) -> None:
-        """Write the weights in fp16, and print what `imgsearch.encoders.mini` must know of them."""
+        """Write the weights in fp16, and print their digest for `imgsearch.encoders.mini`."""
         state = {
             name: value.detach().half().contiguous()
             for name, value in self.student.state_dict().items()
@@ -237,8 +237,7 @@ class Run:
         }
         content = save(state, {"notice": NOTICE})
         replace(self.options.output, lambda path: path.write_bytes(content))
-        print(f'{self.options.output}\n    sha256="{hashlib.sha256(content).hexdigest()}",')
-        print(f"    bytes={len(content)},")
+        print(f'{self.options.output}\nSHA256 = "{hashlib.sha256(content).hexdigest()}"')
 
 
 def agreement(a: np.ndarray, b: np.ndarray, k: int = 10) -> tuple[float, float]:

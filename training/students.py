@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from imgsearch.encoders._mini_net import MiniNet
+from imgsearch.encoders.mini import MiniNet
 
 OTHERS = ("resnet", "squeeze")
 

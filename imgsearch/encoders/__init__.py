@@ -1,5 +1,6 @@
 """Encoders: images in, vectors out."""
 
-from imgsearch.encoders.base import RESNETS, Encoder, Preprocessing, load_encoder
+from imgsearch.encoders.base import Encoder, Preprocessing
+from imgsearch.encoders.registry import Entry, entries, load_encoder, register
 
-__all__ = ["RESNETS", "Encoder", "Preprocessing", "load_encoder"]
+__all__ = ["Encoder", "Entry", "Preprocessing", "entries", "load_encoder", "register"]

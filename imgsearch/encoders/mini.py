@@ -1,82 +1,109 @@
-"""``mini``, the encoder that is part of the package: small, quick, no download.
+"""``mini``, the encoder that is part of the package: small, fast, no download.
 
-A MobileNetV2 [1]_ of width 1.0 for pictures of 160 pixels, with a linear head of 256
-outputs in place of the classifier. It inherits the weights of an ImageNet-trained
-MobileNetV2 and was distilled from it by ``training/distil.py``;
-``docs/mini-encoder.md`` says what it can do and what it is not for.
-
-References
-----------
-.. [1] Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
-   CVPR 2018, arXiv:1801.04381.
+A MobileNetV2 (Sandler et al., CVPR 2018, arXiv:1801.04381) of width 1.0 for pictures of 160
+pixels, with a linear head of 256 outputs in place of the classifier. It inherits the weights of
+an ImageNet-trained MobileNetV2 and was distilled from it by ``training/distil.py``.
+``docs/mini-encoder.md`` describes what it can do and what it is not for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch import nn
 
+from imgsearch.encoders import weights as files
+from imgsearch.encoders.backends import TorchModel
+from imgsearch.encoders.base import Preprocessing
+from imgsearch.errors import ConfigError, WeightsError
 
-class Spec(NamedTuple):
-    """What the bundled weights are, and what a picture must look like for them.
+DIM = 256
+PREPROCESSING = Preprocessing(183, 160, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+FILE = Path(__file__).parent / "mini.safetensors"
+SHA256 = "6b494120c34934e3146e9c9e04ef7b67e5f78b60f755e8d01cffb609b5b7e7a4"
 
-    Attributes
-    ----------
-    name : str
-        The encoder's name.
-    dim : int
-        Number of outputs.
-    resize, crop : int
-        Short side after resizing, and side of the centre crop, in pixels.
-    interpolation : str
-        Filter of the resize.
-    mean, std : tuple of float
-        Normalisation of each channel, for values from 0 to 1.
-    file : str
-        Name of the weights in ``imgsearch/encoders``.
-    sha256 : str
-        Its digest, in hexadecimal.
-    bytes : int
-        Its size.
-    """
-
-    name: str
-    dim: int
-    resize: int
-    crop: int
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    file: str
-    sha256: str
-    bytes: int
-
-
-SPEC = Spec(
-    name="mini",
-    dim=256,
-    resize=183,
-    crop=160,
-    interpolation="bilinear",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    file="mini.safetensors",
-    sha256="6b494120c34934e3146e9c9e04ef7b67e5f78b60f755e8d01cffb609b5b7e7a4",
-    bytes=5079568,
+# Expansion, channels, blocks and first stride of each stage (MobileNetV2, table 2).
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
 )
+FEATURES = 1280
 
 
-def build() -> torch.nn.Module:
-    """Make the network, with random weights.
+class MiniModel(TorchModel):
+    """``mini``."""
 
-    Returns
-    -------
-    torch.nn.Module
-        In evaluation mode. It takes float32 of shape (n, 3, 160, 160), normalised as
-        `SPEC` says, and gives float32 of shape (n, 256), not yet L2-normalised.
-    """
-    from imgsearch.encoders._mini_net import MiniNet
+    @classmethod
+    def load(cls, name: str, weights: str | None, home: Path) -> MiniModel:
+        """Build the network and load the bundled weights."""
+        if weights is not None:
+            raise ConfigError("weights", "leave it out: mini has its own")
+        if files.file_digest(FILE) != SHA256:
+            raise WeightsError("mini", f"{FILE} is damaged: install imgsearch again")
+        network, state = build(), files.read_state(FILE)
+        files.load_state(network, state, name)
+        return cls(name, name, DIM, PREPROCESSING, files.digest(state), network=network)
 
-    return MiniNet(SPEC.dim).eval()
+
+def build() -> MiniNet:
+    """Make the network in eval mode, with random weights."""
+    return MiniNet(DIM).eval()
+
+
+def _conv(inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    # There are no batch norms: the inherited weights came with theirs folded in.
+    return nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; added to the input where shapes allow."""
+
+    def __init__(self, inside: int, outside: int, expansion: int, stride: int):
+        super().__init__()
+        hidden = inside * expansion
+        layers: list[nn.Module] = []
+        if expansion > 1:
+            layers += [_conv(inside, hidden, 1), nn.ReLU6(inplace=True)]
+        layers += [_conv(hidden, hidden, 3, stride, groups=hidden), nn.ReLU6(inplace=True)]
+        layers += [_conv(hidden, outside, 1)]
+        self.layers = nn.Sequential(*layers)
+        self.skip = stride == 1 and inside == outside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, inside, h, w) to (n, outside, h / stride, w / stride)."""
+        y = self.layers(x)
+        return x + y if self.skip else y
+
+
+class MiniNet(nn.Module):
+    """MobileNetV2 1.0 with a linear head of `dim` outputs."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        layers: list[nn.Module] = [_conv(3, 32, 3, 2), nn.ReLU6(inplace=True)]
+        channels = 32
+        for expansion, outside, blocks, stride in STAGES:
+            for block in range(blocks):
+                first = stride if block == 0 else 1
+                layers.append(InvertedResidual(channels, outside, expansion, first))
+                channels = outside
+        layers += [_conv(channels, FEATURES, 1), nn.ReLU6(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(FEATURES, dim)
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """Map pictures (n, 3, side, side) to features (n, 1280), before the head."""
+        # TensorFlow pads a strided convolution at the right and bottom, torch at the left
+        # and top. So picture and kernels are turned by half a turn: the inherited numbers
+        # are met exactly, and no layer has to copy its input for a lopsided border.
+        return self.features(x.flip((2, 3))).mean((2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map pictures (n, 3, side, side) to vectors (n, dim), not L2-normalised."""
+        return self.head(self.pooled(x))

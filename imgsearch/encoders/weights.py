@@ -1,17 +1,9 @@
-"""Weights of an encoder: found, downloaded if need be, always verified, never executed.
-
-A file is looked for in this order: the one that a parameter or ``IMGSEARCH_WEIGHTS``
-names, the cache in ``IMGSEARCH_HOME/weights``, torchvision's published ImageNet weights.
-"""
+"""Weights of a network: found, downloaded if need be, verified, never executed."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import os
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,224 +12,71 @@ from imgsearch.errors import WeightsError
 if TYPE_CHECKING:
     import torch
 
+# torchvision's first ImageNet weights. PyTorch publishes the first 8 digits of each SHA-256 in
+# the file's name; the full digests are recorded in several independent public projects.
 PUBLISHED = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-    "resnet152": "resnet152-394f9c45.pth",
+    "resnet18": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    "resnet34": "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+    "resnet50": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+    "resnet101": "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a",
+    "resnet152": "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
 }
-"""torchvision's first ImageNet weights; the name ends in the first hex digits of the SHA-256."""
-
 SOURCE = "https://download.pytorch.org/models"
 
-_TIMEOUT = 30.0  # seconds without a byte
-_TRIES = 4
-_BLOCK = 1 << 20
-_LIMIT = 1 << 30  # bytes; no published file is a third of it
+
+def random_seed(weights: str | Path | None) -> int | None:
+    """Return the seed of ``random:SEED``, None for anything else."""
+    found = re.fullmatch(r"random:(\d{1,9})", str(weights))
+    return int(found[1]) if found else None
 
 
-def locate(
-    name: str,
-    *,
-    file: str | Path | None = None,
-    home: Path,
-    source: str = SOURCE,
-    progress: bool = True,
-) -> Path:
-    """Path of the weights of a published network, after a download if need be.
+def locate(name: str, file: str | None, home: Path) -> Path:
+    """Path of the weights of a published network: `file`, else the cache, else a download.
 
-    Parameters
-    ----------
-    name : str
-        A key of `PUBLISHED`.
-    file : str or Path, optional
-        A local file, to be used instead of cache and download.
-    home : Path
-        The folder in which ``weights/`` is the cache.
-    source : str
-        Folder URL that the published files lie in.
-    progress : bool
-        Whether a download shows a progress bar.
-
-    Returns
-    -------
-    Path
-        A file that is there. One from cache or download has the published SHA-256.
-
-    Raises
-    ------
-    WeightsError
-        The local file is missing, or the published one is neither cached nor to be had.
+    A cached file is used only if its SHA-256 is the known one; another is replaced.
     """
     if file is not None:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise WeightsError(str(path), "no such file; check IMGSEARCH_WEIGHTS or weights=")
-        return path
-    published = PUBLISHED[name]
-    return fetch(f"{source}/{published}", home / "weights" / published, progress=progress)
+        if not Path(file).is_file():
+            raise WeightsError(file, "no such file; check IMGSEARCH_WEIGHTS or weights=")
+        return Path(file)
+    sha256 = PUBLISHED[name]
+    target = home / "weights" / f"{name}-{sha256[:8]}.pth"
+    if not target.is_file() or file_digest(target) != sha256:
+        _download(f"{SOURCE}/{target.name}", target, sha256)
+    return target
 
 
-def fetch(url: str, target: Path, *, progress: bool = True) -> Path:
-    """Download a file whose name ends in the beginning of its SHA-256.
+def _download(url: str, target: Path, sha256: str) -> None:
+    from torch.hub import download_url_to_file
 
-    The file appears under its name only when it is whole and verified. What a broken
-    transfer left is continued, also by a later call. Processes that want the same file
-    wait for one another and download it once.
-
-    Parameters
-    ----------
-    url : str
-    target : Path
-        Where the file is to be, named ``anything-HEX.suffix``.
-    progress : bool
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    Path
-        `target`.
-
-    Raises
-    ------
-    WeightsError
-        It cannot be had; says what happened and what else can be done.
-    """
-    from filelock import FileLock
-
-    prefix = _prefix(target)
-    if target.is_file() and _sha256(target).startswith(prefix):
-        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
-            if target.is_file() and _sha256(target).startswith(prefix):
-                return target  # another process was quicker
-            part = target.with_name(target.name + ".part")
-            for attempt in range(2):
-                resumed = _transfer(url, part, progress)
-                found = _sha256(part)
-                if found.startswith(prefix):
-                    part.replace(target)
-                    return target
-                part.unlink()
-                if not resumed or attempt:
-                    break  # what was continued may have been of another file: begin once more
-            raise WeightsError(
-                target.name,
-                f"{url} gave a file with SHA-256 {found[:16]}…, not {prefix}…; {_ways_out(target)}",
-            )
-    except (OSError, http.client.HTTPException) as error:
-        reason = error if isinstance(error, urllib.error.HTTPError) else None
-        reason = reason or getattr(error, "reason", None) or error or type(error).__name__
+        # It writes beside the target and renames what is whole and has this SHA-256.
+        download_url_to_file(url, str(target), hash_prefix=sha256, progress=True)
+    except (OSError, RuntimeError) as error:
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
+        if "invalid hash value" in reason:
+            reason = f"what came has another SHA-256 than {sha256}"
         raise WeightsError(
-            target.name, f"cannot be downloaded from {url} ({reason}); {_ways_out(target)}"
+            target.name,
+            f"cannot be downloaded from {url}: {reason}. Set IMGSEARCH_WEIGHTS to a local file, "
+            f"copy the file to {target} from another machine, or use the encoder 'mini', which "
+            "needs no download",
         ) from None
 
 
-def _ways_out(target: Path) -> str:
-    return (
-        "either set IMGSEARCH_WEIGHTS to a file with these weights, or copy "
-        f"{target.name} from another machine's cache to {target.parent}, or use the "
-        "bundled encoder 'mini', which needs no download"
-    )
-
-
-def _prefix(target: Path) -> str:
-    match = re.search(r"-([0-9a-f]{8,64})\.", target.name)
-    if match is None:
-        raise ValueError(f"{target.name} does not carry the beginning of its SHA-256")
-    return match[1]
-
-
-def _transfer(url: str, part: Path, progress: bool) -> bool:
-    """Bring `part` to its full length; True if it continued what lay there before."""
-    resumed = part.is_file() and part.stat().st_size > 0
-    for attempt in range(_TRIES):
-        before = part.stat().st_size if part.is_file() else 0
-        try:
-            if _request(url, part, progress):
-                return resumed
-        except urllib.error.HTTPError as error:
-            if error.code == 416 and before:  # nothing left after what lies there
-                if _length(error.headers.get("Content-Range")) != before:
-                    part.unlink()
-                    continue
-                return resumed
-            if error.code < 500 or attempt == _TRIES - 1:
-                raise
-        except (OSError, http.client.HTTPException):
-            grown = part.is_file() and part.stat().st_size > before
-            if not grown or attempt == _TRIES - 1:
-                raise
-    raise OSError(f"the transfer broke off {_TRIES} times")
-
-
-def _request(url: str, part: Path, progress: bool) -> bool:
-    """One request that appends to `part`; True if the file is whole then."""
-    from tqdm import tqdm
-
-    have = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": "imgsearch", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-        begins = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
-        if answer.status != 206 or not begins or int(begins[1]) != have:
-            have = 0  # the server gives the whole file
-        left = answer.headers.get("Content-Length")
-        total = have + int(left) if left and left.isdigit() else None
-        if (total or 0) > _LIMIT:
-            raise OSError(f"{total:,} bytes are announced (limit {_LIMIT:,})")
-        with (
-            part.open("r+b" if have else "wb") as file,
-            tqdm(
-                total=total, initial=have, desc=part.stem, unit="B", unit_scale=True,
-                disable=not progress,
-            ) as bar,
-        ):  # fmt: skip
-            file.seek(have)
-            while block := answer.read(_BLOCK):
-                file.write(block)
-                bar.update(len(block))
-                have += len(block)
-                if have > _LIMIT:
-                    raise OSError(f"more than {_LIMIT:,} bytes came")
-            file.flush()
-            os.fsync(file.fileno())
-    return total is None or have == total
-
-
-def _length(content_range: str | None) -> int | None:
-    match = re.search(r"/(\d+)$", content_range or "")
-    return int(match[1]) if match else None
-
-
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a weights file, by name, as float32 on the CPU. Runs no code from it.
+    """Tensors of a weights file by name, as float32 on the CPU. Runs no code from it.
 
-    Parameters
-    ----------
-    path : Path
-        ``.safetensors``, or what ``torch.save`` made of a state dict (also inside a
-        checkpoint, under ``state_dict`` or ``model``).
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Without the classifier (``fc.*``) and counters of training.
-
-    Raises
-    ------
-    WeightsError
-        The file is damaged, holds anything but finite tensors, or would run code.
+    It is ``.safetensors``, or what ``torch.save`` made of a state dict (also inside a
+    checkpoint, under ``state_dict`` or ``model``). The classifier (``fc.*``) and the counters
+    of training are left out.
     """
     import torch
 
@@ -263,34 +102,47 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     state = {}
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise WeightsError(str(path), f"{key!r} is no tensor; a state dict is wanted")
+            raise WeightsError(str(path), f"{key!r} is not a tensor; a state dict is needed")
         name = key.removeprefix("module.")
         if name.startswith("fc.") or name.endswith("num_batches_tracked"):
             continue
         if value.is_sparse or value.is_quantized or not value.is_floating_point():
-            raise WeightsError(str(path), f"{key} has type {value.dtype}; floats are wanted")
+            raise WeightsError(str(path), f"{key} has type {value.dtype}; floats are needed")
         state[name] = value.to(torch.float32).contiguous()
         if not torch.isfinite(state[name]).all():
             raise WeightsError(str(path), f"{key} holds NaN or infinity")
     return state
 
 
-def fit(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
-    """Put weights into a network, if they are exactly its own.
+def random_state(network: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Random weights for a network, the same for the same seed; for tests and benchmarks.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-        May be on the meta device; takes over the tensors.
-    state : dict of str to torch.Tensor
-        From :func:`read_state`.
-    name : str
-        What an error is to name.
+    Convolutions are scaled to keep the variance (He et al. 2015); batch norms have means and
+    variances that are not trivial, so that fusing them is put to the test.
+    """
+    import torch
 
-    Raises
-    ------
-    WeightsError
-        Names are missing or left over, or shapes differ; shows the first of them.
+    source = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, value in network.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        noise = torch.randn(value.shape, generator=source)
+        if value.ndim > 1:
+            state[key] = noise * (2 / value[0].numel()) ** 0.5
+        elif key.endswith("running_var"):
+            state[key] = 1 + 0.2 * noise.clamp(-2, 2)
+        elif key.endswith("weight"):
+            state[key] = 0.7 + 0.1 * noise
+        else:
+            state[key] = 0.1 * noise
+    return state
+
+
+def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
+    """Load weights into a network (which may be on the meta device), if they are exactly its own.
+
+    A WeightsError about `name` shows what is missing, left over or of another shape.
     """
     wanted = {
         key: tuple(value.shape)
@@ -318,18 +170,9 @@ def fit(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> N
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of the weights themselves, the same whatever file they came in.
+    """SHA-256 of weights, the same whatever file they came in.
 
-    Parameters
-    ----------
-    state : dict of str to torch.Tensor
-        float32, on the CPU.
-
-    Returns
-    -------
-    str
-        64 hex digits, over name, shape and little-endian bytes of each tensor,
-        sorted by name.
+    It is over name, shape and little-endian float32 bytes of each tensor, sorted by name.
     """
     total = hashlib.sha256()
     for key in sorted(state):

@@ -133,13 +133,29 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _serving_threads(died: Callable[[BaseException], None]) -> Any:
+    """A pool that says when a request died unanswered: gRPC would leave its client waiting."""
+    from concurrent import futures
+
+    def check(future: futures.Future) -> None:
+        if not future.cancelled() and future.exception() is not None:
+            died(future.exception())
+
+    class Pool(futures.ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> futures.Future:
+            future = super().submit(*args, **kwargs)
+            future.add_done_callback(check)
+            return future
+
+    threading.excepthook = lambda failure: died(failure.exc_value)  # gRPC's own thread
+    return Pool(THREADS)
+
+
 def _serve(home: Path, end: Callable[[], None]) -> tuple[Any, str, Callable[[], None]]:
     """Open the store; give the gRPC server, its socket and what writes everything out.
 
     `end` is called once a write has failed: nothing is acknowledged from then on.
     """
-    from concurrent import futures
-
     import grpc
     from milvus_lite.adapter.grpc.servicer import MilvusServicer
     from milvus_lite.db import MilvusLite
@@ -151,7 +167,7 @@ def _serve(home: Path, end: Callable[[], None]) -> tuple[Any, str, Callable[[], 
     def failed(error: BaseException) -> None:
         if not broken.is_set():
             broken.set()
-            _log.critical("leaving, a write failed: %s", _named(error))
+            _log.critical("leaving, a write or a request failed: %s", _named(error))
             end()
 
     exact = milvus_lite_patches.install(failed)
@@ -305,7 +321,7 @@ def _serve(home: Path, end: Callable[[], None]) -> tuple[Any, str, Callable[[], 
             )
 
     server = grpc.server(
-        futures.ThreadPoolExecutor(THREADS),
+        _serving_threads(failed),
         interceptors=[Requests()],
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),

@@ -170,15 +170,12 @@ class MetadataStore:
     def create_collection(self, row: CollectionRow) -> None:
         """Add a collection. StoreError if its name is taken by one of another encoder."""
         collection_name(row.name)
-        values = {
-            "name": row.name,
-            "encoder": row.encoder,
+        values = row._asdict() | {
             "identity": json.dumps(row.identity, sort_keys=True),
-            "fingerprint": row.fingerprint,
-            "dim": row.dim,
             "vector_index": row.index,
             "created_at": _without_zone(row.created_at),
         }
+        del values["id"], values["index"]  # the database counts ids itself
         if self._sql.sqlite:
             insert: Any = sqlite.insert(collections).on_conflict_do_nothing()
         else:

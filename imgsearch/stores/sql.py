@@ -221,7 +221,7 @@ class Database:
             if self._in_home:  # where older versions left it readable to everybody
                 for ending in ("", "-wal", "-shm"):
                     path = Path(f"{self._file}{ending}")
-                    with contextlib.suppress(FileNotFoundError, PermissionError):
+                    with contextlib.suppress(OSError):  # missing, or not ours
                         if path.stat().st_mode & 0o077:
                             path.chmod(0o600)
         except OSError as error:

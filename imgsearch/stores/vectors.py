@@ -6,23 +6,14 @@ searched by cosine similarity.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
-import re
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
-from pydantic import SecretStr
 
 from imgsearch.config import Settings, collection_name
 from imgsearch.errors import (
@@ -33,97 +24,19 @@ from imgsearch.errors import (
     StoreUnavailable,
 )
 from imgsearch.stores import embedded, locks
+from imgsearch.stores.connection import Connection, NotLoaded
+from imgsearch.stores.index import IndexSpec
 
 METRIC = "COSINE"
 MAX_TOP_K = 16_384  # Milvus' own limit, also for the rows of one answer
 BATCH_BYTES = 8 * 1024 * 1024  # of one message; Milvus takes 64 MiB, readers wait meanwhile
-OLDEST = (2, 3)  # the first Milvus with upsert and cosine
 SPARE_HITS = 16  # fetched beyond top_k, so that ties at the cut are ordered by id
-CALL_LIMIT = 60.0  # seconds for one request to a server that keeps answering pings
 WORK_LIMIT = 3600.0  # seconds for loading or writing out a whole collection
 STALLED = 600.0  # seconds without one more indexed row
-# A Milvus server closes connections that ping more often than every 5 seconds.
-_LEAST_PING = 5.2
-_CONNECT_FAILED, _NOT_FOUND, _NOT_IN_MEMORY = 2, 100, 101  # error codes of pymilvus and Milvus
-# What a Milvus says for a while after it was restarted or stood still.
-_STARTING = r"channel not (available|subscribed)|service not ready|no available shard|not healthy"
 _ABOUT, _INDEX = "imgsearch.about", "imgsearch.index"  # properties of a collection
 
 T = TypeVar("T")
-
-# name: (lowest, highest, default)
-_BUILD = {
-    "HNSW": {"M": (4, 64, 16), "efConstruction": (8, 512, 200)},
-    "FLAT": {},
-    "IVF_FLAT": {"nlist": (1, 65_536, 128)},
-    "AUTOINDEX": {},
-}
-_SEARCH = {
-    "HNSW": {"ef": (1, 32_768, 128)},
-    "FLAT": {},
-    "IVF_FLAT": {"nprobe": (1, 65_536, 16)},
-    "AUTOINDEX": {},
-}
-
-
-@dataclass(frozen=True)
-class IndexSpec:
-    """An index that Milvus can build: its kind, and checked parameters to build and search it."""
-
-    kind: str
-    params: dict[str, int] = field(default_factory=dict)
-    search: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str, embedded: bool = False) -> IndexSpec:
-        """Read ``KIND`` or ``KIND:name=number,…``; ``auto`` is FLAT embedded, HNSW on servers.
-
-        Milvus Lite takes a misspelt index silently and fails much later, so names and ranges are
-        checked here.
-        """
-        kind, _, rest = text.strip().partition(":")
-        kind = kind.strip().upper()
-        if kind == "AUTO":
-            kind = "FLAT" if embedded else "HNSW"
-        if kind not in _BUILD:
-            raise ConfigError(
-                "index", f"{text!r} is unknown: use auto, {', '.join(_BUILD)}, with parameters as "
-                "in HNSW:M=16,efConstruction=200"
-            )  # fmt: skip
-        known = {**_BUILD[kind], **_SEARCH[kind]}
-        values = {name: default for name, (_, _, default) in known.items()}
-        given = set()
-        for part in filter(None, (p.strip() for p in rest.split(","))):
-            name, _, value = (x.strip() for x in part.partition("="))
-            name = {n.lower(): n for n in known}.get(name.lower(), name)
-            if name not in known:
-                raise ConfigError(
-                    "index", f"{kind} has no parameter {name!r}"
-                    + (f", only {', '.join(known)}" if known else "")
-                )  # fmt: skip
-            if (name, value.lower()) == ("ef", "auto"):  # in the index of older collections
-                continue
-            low, high, _ = known[name]
-            if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
-                raise ConfigError(
-                    "index", f"{name}={value} of {kind} must be a whole number, {low} to {high}"
-                )
-            values[name] = int(value)
-            given.add(name)
-        if "nlist" in values:
-            if "nprobe" not in given:
-                values["nprobe"] = min(values["nprobe"], values["nlist"])
-            if values["nprobe"] > values["nlist"]:
-                raise ConfigError(
-                    "index", f"nprobe={values['nprobe']} is more than nlist={values['nlist']}"
-                )
-        return cls(
-            kind, {n: values[n] for n in _BUILD[kind]}, {n: values[n] for n in _SEARCH[kind]}
-        )
-
-    def __str__(self) -> str:
-        pairs = {**self.params, **self.search}
-        return self.kind + (":" if pairs else "") + ",".join(f"{n}={v}" for n, v in pairs.items())
+_Form = tuple[int, IndexSpec]  # dimension and index of a collection
 
 
 class VectorInfo(NamedTuple):
@@ -137,46 +50,14 @@ class VectorInfo(NamedTuple):
     description: str
 
 
-class _Lost(Exception):
-    """The connection is gone, or was closed by another thread."""
-
-
-class _Silent(Exception):
-    """The server does not answer."""
-
-
-class _NotReady(Exception):
-    """The server is there and not whole yet, for instance after a restart; text says why."""
-
-
-class _NotLoaded(Exception):
-    """The collection is not in the server's memory, for instance after its restart."""
-
-
 class VectorStore:
     """Vectors by id in named collections; may be used by several threads, and after a fork."""
 
     def __init__(self, settings: Settings):
-        self._timeout = settings.imgsearch_timeout
-        self._home = settings.imgsearch_home if settings.embedded_vectors else None
-        self._lease: embedded.Lease | None = None
-        self._client: Any = None
-        self._pid = os.getpid()
-        self._lock = threading.RLock()
         self._loaded: set[str] = set()
-        self._forms: dict[str, tuple[int, IndexSpec]] = {}  # dimension and index by collection
-        self._version = ""
-        self._uri = settings.milvus_address or ""
-        self._token = settings.milvus_token or SecretStr("")
-        if self._home is not None:
-            self.where = f"embedded store {self._home / embedded.STORE}"
-        else:
-            parts = urlsplit(self._uri)
-            if parts.scheme not in ("http", "https", "tcp") or not parts.hostname:
-                raise ConfigError(
-                    "MILVUS_URI", "must be http://host:port; unset it for the embedded store"
-                )
-            self.where = f"Milvus {parts.scheme}://{parts.hostname}:{parts.port or 19530}"
+        self._forms: dict[str, _Form] = {}
+        self.connection = Connection(settings, self._forget)
+        self._home, self.where = self.connection.home, self.connection.where
 
     @classmethod
     def open(cls, settings: Settings) -> VectorStore:
@@ -191,11 +72,7 @@ class VectorStore:
 
     def close(self) -> None:
         """Disconnect. The store connects again if it is used after that."""
-        with self._lock:
-            self._disconnect()
-            if self._lease is not None:
-                self._lease.close()
-                self._lease = None
+        self.connection.close()
 
     def restart(self) -> None:
         """End the embedded server, whoever uses it, and connect to a new one."""
@@ -249,7 +126,9 @@ class VectorStore:
             raise self._no_index(collection)
         index, pending = found
         about = self._properties(collection).get(_ABOUT, "")
-        return VectorInfo(dim, index, self.count(collection), pending, self._version, about)
+        return VectorInfo(
+            dim, index, self.count(collection), pending, self.connection.version, about
+        )
 
     def about(self, collection: str) -> dict[str, Any] | None:
         """What imgsearch wrote about a collection as it made it; None if it did not make it."""
@@ -287,7 +166,7 @@ class VectorStore:
             if collection not in names:
                 raise CollectionNotFound(collection, names)
             self._call(lambda client, t: client.drop_collection(collection, timeout=t))
-            self._forget_collection(collection)
+            self._forget(collection)
 
     def set_aside(self, collection: str) -> Path:
         """Move the files of an embedded collection out of the store; gives where they are now."""
@@ -301,7 +180,7 @@ class VectorStore:
         with self._writing():
             self.close()
             kept = embedded.set_aside(self._home, collection)
-            self._forget_collection(collection)
+            self._forget(collection)
         return kept
 
     # ------------------------------------------------------------ vectors
@@ -400,7 +279,7 @@ class VectorStore:
         dim, index = form
         queries = _checked(queries, dim)
         limit = min(top_k + SPARE_HITS, MAX_TOP_K)
-        params = _search_params(index, search_params, limit)
+        params = index.search_with(search_params, limit)
         if not len(queries):
             return []
         self._load(collection)
@@ -550,17 +429,12 @@ class VectorStore:
                 # Exact search embedded needs no index, and Milvus Lite's FLAT is a copy of all.
                 exact = self._home is not None and wish is not None and wish.kind == "FLAT"
                 return (wish, 0) if exact else None
-            given = {**facts, **(facts.get("params") or {})}
-            kind = str(given.get("index_type", "")).upper()
-            pairs = ",".join(f"{n}={given[n]}" for n in _BUILD.get(kind, ()) if n in given)
-            index = IndexSpec.parse(f"{kind}:{pairs}")
+            index = IndexSpec.described(facts)
         except ConfigError as error:
             text = f"collection {collection!r} has an index that imgsearch did not make: "
             if self._home is None:
                 raise StoreError(self.where, text + error.reason) from None
-            raise StoreDamaged(
-                self.where, f"{text}{error.reason}. `repair` makes it anew"
-            ) from None
+            raise StoreDamaged(self.where, f"{text}{error.reason}. Run `repair`") from None
         if wish is not None and (wish.kind, wish.params) == (index.kind, index.params):
             index = wish
         return index, int(facts.get("pending_index_rows") or 0)
@@ -578,10 +452,11 @@ class VectorStore:
             known = self._forms[collection] = dim, found[0]
         return known
 
-    def _forget_collection(self, collection: str) -> None:
-        with self._lock:
-            self._loaded.discard(collection)
-            self._forms.pop(collection, None)
+    def _forget(self, collection: str | None = None) -> None:
+        """Ask again what is known about a collection, or about all of them."""
+        for name in [collection] if collection else list(self._loaded | self._forms.keys()):
+            self._loaded.discard(name)
+            self._forms.pop(name, None)
 
     def _query(self, collection: str, **what: object) -> list[dict]:
         return self._call(
@@ -594,7 +469,7 @@ class VectorStore:
 
     def _load(self, collection: str) -> None:
         """Have a collection in the server's memory, which search and query need."""
-        if collection in self._loaded and self._pid == os.getpid():
+        if collection in self._loaded:
             return
         self._call(
             lambda client, t: client.load_collection(collection, timeout=t),
@@ -604,229 +479,27 @@ class VectorStore:
         self._loaded.add(collection)
 
     def _call(
-        self,
-        call: Callable[[Any, float], T],
-        *,
-        end: float | None = None,
-        limit: float = CALL_LIMIT,
-        collection: str | None = None,
+        self, request: Callable[[Any, float], T], *, collection: str | None = None, **limits: Any
     ) -> T:
-        """Call Milvus; again where the connection was lost or the collection is not in memory.
-
-        Every request is either read-only or harmless to repeat.
-        """
-        lost = unloaded = 0
-        ready_by = time.monotonic() + self._timeout
-        while True:
-            allowed = limit if end is None else max(0.001, end - time.monotonic())
+        """Call Milvus; again where another program released the collection meanwhile."""
+        for last in (False, False, True):
             try:
-                client = self._connected(allowed)
-                try:
-                    with _quietly():
-                        return call(client, allowed)
-                except Exception as error:
-                    raise self._translated(error, client) from None
-            except _NotReady as why:
-                if time.monotonic() >= min(ready_by, end or ready_by):
-                    raise self._unavailable(f"is not ready ({why})") from None
-                time.sleep(0.25)
-            except _Silent:
-                seconds = min(self._timeout, allowed)
-                raise self._unavailable(f"is silent for {seconds:.3g} s") from None
-            except _Lost:
-                lost += 1
-                late = end is not None and time.monotonic() >= end
-                if lost > 1 or late:
-                    raise self._unavailable("cannot be reached") from None
-            except _NotLoaded:
-                unloaded += 1
-                if unloaded > 2 or collection is None:
-                    raise StoreError(
-                        self.where, f"collection {collection!r} does not stay in memory: another "
-                        "program releases it, or memory is short"
-                    ) from None  # fmt: skip
+                return self.connection.call(request, **limits)
+            except NotLoaded:
+                if last or collection is None:
+                    break
                 self._loaded.discard(collection)
                 self._load(collection)
             except CollectionNotFound:
                 if collection is None:
                     raise
-                self._forget_collection(collection)
+                self._forget(collection)
                 raise CollectionNotFound(collection, self.collections()) from None
-
-    def _connected(self, allowed: float) -> Any:
-        with self._lock:
-            if self._pid != os.getpid():
-                # The channel is the parent's: it is left alone, not closed.
-                self._client, self._lease, self._pid = None, None, os.getpid()
-            if self._client is None:
-                self._client = self._connect(allowed)
-            return self._client
-
-    def _connect(self, allowed: float) -> Any:
-        milvus_client = _pymilvus()
-        uri, pings = self._uri, max(self._timeout / 2, _LEAST_PING)
-        if self._home is not None:
-            if self._lease is None:
-                self._lease = embedded.lease(self._home)
-            else:
-                self._lease.renew()
-            uri, pings = self._lease.uri, self._timeout / 2
-        self._loaded.clear()
-        self._forms.clear()
-        # A server that answers no pings is given up after IMGSEARCH_TIMEOUT: half of it until a
-        # ping, a sixth for its answer, and a third for pymilvus, which then connects once more.
-        options = {
-            "grpc.keepalive_time_ms": int(1000 * pings),
-            "grpc.keepalive_timeout_ms": int(1000 * self._timeout / 6),
-            "grpc.keepalive_permit_without_calls": 0,
-            "grpc.http2.max_pings_without_data": 0,
-            "grpc.use_local_subchannel_pool": 1,  # no back-off left by a server that is gone
-        }
-        timeout, client = min(self._timeout / 3, allowed), None
-        try:
-            with _quietly():
-                client = milvus_client(
-                    uri=uri,
-                    token=self._token.get_secret_value() if self._home is None else "",
-                    timeout=timeout,
-                    dedicated=True,
-                    grpc_options=options,
-                )
-                self._version = client.get_server_version(timeout=timeout)
-            found = re.match(r"v?(\d+)\.(\d+)", self._version)
-            if found and (int(found[1]), int(found[2])) < OLDEST:
-                raise StoreError(
-                    self.where, f"runs Milvus {self._version}; imgsearch needs "
-                    f"{OLDEST[0]}.{OLDEST[1]} or newer: update the server"
-                )  # fmt: skip
-        except Exception as error:
-            if client is not None:
-                client.close()
-            raise self._translated(error, None) from None
-        return client
-
-    def _disconnect(self, only: Any = None) -> None:
-        """Close the connection, if it is (still) this one; calls that wait on it end."""
-        with self._lock:
-            client = self._client
-            if client is None or only not in (None, client):
-                return
-            self._client = None
-            if self._pid == os.getpid():
-                client.close()
-
-    def _translated(self, error: Exception, client: Any) -> Exception:
-        """Turn what pymilvus or gRPC raised into an error of ours; others stay as they are."""
-        import grpc
-        from pymilvus.exceptions import MilvusException
-
-        if isinstance(error, StoreError | ConfigError):
-            return error
-        if client is not None and client is not self._client:
-            return _Lost()  # another thread closed it
-        cause = error.__cause__
-        if isinstance(cause, grpc.RpcError) or (
-            isinstance(error, MilvusException)
-            and isinstance(cause, Exception)
-            and not isinstance(cause, MilvusException)
-        ):
-            error = cause  # pymilvus wraps whatever is raised inside
-        if not isinstance(error, MilvusException | grpc.RpcError):
-            return error
-        code = error.code() if isinstance(error, grpc.RpcError) else error.code
-        text = error.details() if isinstance(error, grpc.RpcError) else error.message
-        text, status = " ".join(str(text).split()), grpc.StatusCode
-        if code == status.DEADLINE_EXCEEDED or isinstance(error, grpc.FutureTimeoutError):
-            return _Silent()
-        if code in (status.UNAVAILABLE, status.CANCELLED, _CONNECT_FAILED):
-            self._disconnect(client)
-            return _Lost()
-        if code == _NOT_FOUND:
-            return CollectionNotFound("", ())
-        if code == _NOT_IN_MEMORY:
-            return _NotLoaded(text)
-        if self._home is not None:
-            return self._embedded_error(code, text)
-        refused = r"auth check failure|unauthenticated|permission ?den"
-        if code in (status.UNAUTHENTICATED, status.PERMISSION_DENIED) or re.search(
-            refused, text, re.IGNORECASE
-        ):
-            return StoreError(self.where, "refuses the credentials: check MILVUS_TOKEN")
-        if code == status.UNIMPLEMENTED:
-            return StoreError(
-                self.where, f"runs Milvus {self._version or 'of an unknown version'}, which does "
-                "not know a request of imgsearch: check its version, and update the older of both"
-            )  # fmt: skip
-        for pattern, kind in (
-            (r"can't find collection|collection not found", CollectionNotFound("", ())),
-            (_STARTING, _NotReady(text[:160])),
-            (r"not loaded|not been loaded", _NotLoaded(text)),
-        ):
-            if re.search(pattern, text, re.IGNORECASE):
-                return kind
-        return StoreError(self.where, text)
-
-    def _embedded_error(self, code: object, text: str) -> StoreError:
-        log = embedded.log_of(self._home)
-        if code == embedded.DAMAGED:
-            return StoreDamaged(
-                self.where, f"{text}. `verify` says what is missing, `repair` rebuilds it from the "
-                f"metadata and the files; details in {log}"
-            )  # fmt: skip
-        if code == embedded.FAILED:
-            text = f"{text}: check free space, memory and permissions; details in {log}"
-        return StoreError(self.where, text)
-
-    def _unavailable(self, how: str) -> StoreUnavailable:
-        if self._home is not None:
-            pid = f", process {self._lease.pid}," if self._lease else ""
-            return StoreUnavailable(
-                self.where, f"its server{pid} {how}: see {embedded.log_of(self._home)}, and check "
-                "whether memory is short"
-            )  # fmt: skip
-        return StoreUnavailable(
-            self.where, f"{how}: check that it runs, MILVUS_URI or MILVUS_HOST and MILVUS_PORT, "
-            "and the firewall"
-        )  # fmt: skip
-
-
-_importing = threading.Lock()
-_thread = threading.local()
-
-
-def _pymilvus() -> Any:
-    """Import ``MilvusClient`` without its loading a ``.env`` file into the environment."""
-    with _importing:
-        if "pymilvus" not in sys.modules:
-            name = "PYTHON_DOTENV_DISABLED"
-            before = os.environ.get(name)
-            os.environ[name] = "1"
-            try:
-                import pymilvus  # noqa: F401
-            finally:
-                if before is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = before
-            for module in ("decorators", "client.connection_manager", "client.grpc_handler"):
-                logging.getLogger(f"pymilvus.{module}").addFilter(_not_ours)
-    from pymilvus import MilvusClient
-
-    return MilvusClient
-
-
-def _not_ours(record: logging.LogRecord) -> bool:
-    return not getattr(_thread, "quiet", False)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep pymilvus from logging a traceback for each error that imgsearch raises anyway."""
-    before, _thread.quiet = getattr(_thread, "quiet", False), True
-    try:
-        yield
-    finally:
-        _thread.quiet = before
+        raise StoreError(
+            self.where,
+            f"collection {collection!r} does not stay in memory: another program releases it, or "
+            "memory is short",
+        )
 
 
 def _create(client: Any, collection: str, dim: int, about: dict[str, str], timeout: float) -> None:
@@ -856,23 +529,6 @@ def _create_index(client: Any, collection: str, index: IndexSpec, timeout: float
     params = client.prepare_index_params()
     params.add_index("vector", index_type=index.kind, metric_type=METRIC, params=both)
     client.create_index(collection, params, timeout=timeout)
-
-
-def _search_params(index: IndexSpec, given: dict[str, int] | None, limit: int) -> dict[str, int]:
-    kind, params = index.kind, dict(index.search)
-    for name, value in (given or {}).items():
-        if name not in _SEARCH[kind]:
-            raise ConfigError(
-                "search_params", f"{kind} has no {name!r}"
-                + (f", only {', '.join(_SEARCH[kind])}" if _SEARCH[kind] else "")
-            )  # fmt: skip
-        low, high, _ = _SEARCH[kind][name]
-        if not low <= value <= high:
-            raise ConfigError("search_params", f"{name}={value} must be {low} to {high}")
-        params[name] = int(value)
-    if kind == "HNSW":  # Milvus refuses to look at fewer than it is to return
-        params["ef"] = max(params["ef"], limit)
-    return params
 
 
 def _ranked(hits: Any, top_k: int) -> tuple[np.ndarray, np.ndarray]:

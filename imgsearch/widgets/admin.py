@@ -72,7 +72,7 @@ class AdminPanel(panel.Panel):
         self.files = panel.checkbox("Also check image files")
         self.verify = self.button("Verify", self._verify, "Changes nothing", "primary")
         self.remove_orphans = panel.checkbox("Remove vectors whose image is missing")
-        self.image_dirs = panel.text_field("Image folders", "/folder; /another", width="420px")
+        self.image_dirs = panel.text_field("Look in", "/folder; /another folder", width="420px")
         self.repair = self.button("Repair …", self._plan, "Shows what it would do, and asks")
         self.really_repair = self.button("Repair now", self._repair, "", "danger")
         self.cancel = self.button("Cancel", lambda: self._ask_to_repair(False))

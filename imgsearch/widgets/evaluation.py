@@ -76,7 +76,7 @@ class EvaluationPanel(panel.Panel):
         self.collections = ipw.SelectMultiple(description="Collections", rows=4)
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
         self.ks = panel.text_field("Cut-offs k", value=", ".join(map(str, KS)))
-        self.seed = ipw.IntText(0, description="Random seed")
+        self.seed = ipw.IntText(0, description="Seed")
         self.distractors = panel.checkbox("Also search images outside the image sets")
         self.allow_missing = panel.checkbox("Leave out images that are not ingested")
         self.start = self.button("Evaluate", self._start, "Rank and score", "primary")

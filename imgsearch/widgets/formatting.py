@@ -20,7 +20,9 @@ def table(caption: str, rows: Sequence[Mapping[str, object]], limit: int = 200) 
     rows = [{name: row[name] for name in used} for row in rows]
     if len(rows) > limit:
         caption = f"{caption} (the first {limit} of {len(rows):,})"
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
+    head = "".join(
+        f'<th scope="col"{_number(value)}>{escape(name)}</th>' for name, value in rows[0].items()
+    )
     body = "".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in rows[:limit])
     return (
         f'<div class="imgsearch-scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
@@ -32,9 +34,13 @@ def table(caption: str, rows: Sequence[Mapping[str, object]], limit: int = 200) 
 def _cell(value: object) -> str:
     if isinstance(value, int | float):
         text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-        return f'<td class="imgsearch-number">{text}</td>'
+        return f"<td{_number(value)}>{text}</td>"
     text = printable(value)
     return f"<td{' class=imgsearch-long' if len(text) > LONG else ''}>{escape(text)}</td>"
+
+
+def _number(value: object) -> str:
+    return ' class="imgsearch-number"' if isinstance(value, int | float) else ""
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:

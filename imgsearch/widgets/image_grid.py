@@ -123,6 +123,11 @@ class Uploader(anywidget.AnyWidget):
 
     _esm = ASSETS / "upload.js"
 
+    hint = traitlets.Unicode(
+        f"{', '.join(images.FORMATS)}; up to {format_bytes(images.MAX_BYTES)} "
+        f"and {images.MAX_PIXELS / 1e6:.0f} megapixels"
+    ).tag(sync=True)
+
     def __init__(self, arrived: Callable[[str, bytes], None]):
         super().__init__()
         self._arrived = arrived

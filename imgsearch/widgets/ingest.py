@@ -8,7 +8,7 @@ from pathlib import Path
 import ipywidgets as ipw
 
 from imgsearch import config
-from imgsearch.encoders.base import RESNETS
+from imgsearch.encoders import entries
 from imgsearch.errors import ConfigError, printable
 from imgsearch.ingest import IngestReport, ingest
 from imgsearch.io import csv_text
@@ -65,7 +65,7 @@ class IngestPanel(panel.Panel):
         self.encoder = ipw.Combobox(
             value=encoder,
             description="Encoder",
-            options=["mini", *RESNETS],
+            options=[entry.name for entry in entries() if entry.dim],
             placeholder="the collection's or default",
         )
         self.recursive = panel.checkbox("Include subfolders", True)

@@ -53,11 +53,6 @@ HINT = (
     "Press Esc to move the focus out of the picture."
 )
 
-ACCEPTED = (
-    f"{', '.join(images.FORMATS)} files of up to {images.MAX_BYTES >> 20} MiB "
-    f"and {images.MAX_PIXELS / 1e6:.0f} megapixels can be searched with."
-)
-
 
 def confined_by_default() -> bool:
     """Whether visitors may reach this kernel: Voilà or something unknown started it."""
@@ -501,10 +496,7 @@ def _query_of(source: bytes | Path | ImageRow, name: str = "") -> Query:
         return Query(printable(Path(source.path).name), source.width, source.height, source)
     data = source if isinstance(source, bytes) else images.read(source)
     name = name or printable(Path(str(source)).name)
-    try:
-        info = images.probe(data)
-    except ImageError as error:
-        raise ImageError(name, f"{error.reason}. {ACCEPTED}") from None
+    info = images.probe(data, path=name)
     return Query(name, info.width, info.height, data)
 
 

@@ -30,6 +30,8 @@ function render({ model, el }) {
   zone.append(make("span", "", "Drop images here, or"), button, input, bar, note);
   el.append(zone);
 
+  show(model.get("hint"));
+
   const waiting = [];
   let sending = null;
   let timer = 0;
@@ -79,7 +81,7 @@ function render({ model, el }) {
         end();
       }
     } else if (content.type === "done") {
-      show(`${sending.file.name} uploaded`);
+      show(model.get("hint"));
       end();
     } else if (content.type === "refused") {
       show(`${sending.file.name}: ${content.reason}`, true);

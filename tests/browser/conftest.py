@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import nbformat
 import pytest
 
 from imgsearch.config import Settings, load_settings
@@ -147,7 +148,7 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new_page(chromium):
     """Make pages, whose errors in JavaScript fail the test."""
     made, errors = [], []
@@ -165,20 +166,26 @@ def new_page(chromium):
     assert [error for error in errors if "imgsearch" in error] == []
 
 
-@pytest.fixture
-def notebook(lab, new_page):
-    """Open a notebook in JupyterLab and run all of it."""
+def run_all(page) -> None:
+    """Run all cells of the notebook that JupyterLab shows."""
+    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
-    def run(name: str):
+
+@pytest.fixture(scope="module")
+def notebook(lab, new_page):
+    """Open a notebook in JupyterLab and run all of it, and perhaps one more cell."""
+
+    def run(name: str, cell: str = ""):
         page = new_page()
         # A workspace and a copy of its own: nothing is left open from the test before.
         own = f"{name}-{uuid.uuid4().hex[:8]}"
-        source = lab.folder / "notebooks" / f"{name}.ipynb"
-        shutil.copy(source, source.with_name(f"{own}.ipynb"))
+        content = nbformat.read(lab.folder / "notebooks" / f"{name}.ipynb", 4)
+        content.cells += [nbformat.v4.new_code_cell(cell)] if cell else []
+        nbformat.write(content, lab.folder / "notebooks" / f"{own}.ipynb")
         page.goto(f"{lab.url}lab/workspaces/{own}/tree/notebooks/{own}.ipynb?reset&token={TOKEN}")
-        page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        run_all(page)
         page.locator(".imgsearch").first.wait_for()
         return page
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from imgsearch.gallery import Gallery
-from tests.browser.conftest import PHOTOS
+from imgsearch.stores.metadata import MetadataStore
+from tests.browser.conftest import PHOTOS, run_all
 from tests.helpers import paint
 
 
@@ -38,9 +39,17 @@ def _big(side: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_search(notebook):
+@pytest.fixture(scope="module")
+def search(notebook):
+    """The search notebook, for several tests: each begins with a query of its own."""
     page = notebook("search")
     page.locator(".imgsearch-tile img").first.wait_for()
+    return page
+
+
+def test_search(search):
+    page = search
+    assert page.get_by_role("textbox", name="Path").is_visible()
 
     # Upload, grid, click a result, a new grid, and back.
     _upload(page, PHOTOS[3])
@@ -107,9 +116,8 @@ def test_search(notebook):
         assert grid.width > 500
 
 
-def test_a_photograph_of_40_mb_is_searched_with(notebook, tmp_path):
-    page = notebook("search")
-    page.locator(".imgsearch-tile img").first.wait_for()
+def test_a_photograph_of_40_mb_is_searched_with(search, tmp_path):
+    page = search
     big = tmp_path / "big.png"
     big.write_bytes(_big(3700))
     assert big.stat().st_size > 40_000_000
@@ -118,9 +126,8 @@ def test_a_photograph_of_40_mb_is_searched_with(notebook, tmp_path):
     assert len(_heads(page)) == 10
 
 
-def test_files_are_dropped_on_the_panel(notebook):
-    page = notebook("search")
-    page.locator(".imgsearch-tile img").first.wait_for()
+def test_files_are_dropped_on_the_panel(search):
+    page = search
     data = list(PHOTOS[5].read_bytes())
     page.locator(".imgsearch-drop").evaluate(
         """(zone, [data, name]) => {
@@ -180,8 +187,9 @@ def damaged(stores, tmp_path):
         gallery.drop()
 
 
-def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged):
-    page = notebook("admin")
+def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged, stores):
+    count = "sum(isinstance(w, widgets.AdminPanel) for w in panel.widgets.values())"
+    page = notebook("admin", f"print('open panels:', {count})")
     page.locator(".imgsearch-tile img").first.wait_for()
     page.locator(".imgsearch-table", has_text="8 images, but 6 vectors: run `verify`").wait_for()
     page.get_by_role("combobox", name="Collection").select_option(damaged)
@@ -206,3 +214,12 @@ def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged):
     page.get_by_text("Deleted the collection damaged").wait_for()
     options = page.get_by_role("combobox", name="Collection").locator("option")
     assert damaged not in options.all_inner_texts()
+
+    # Ingests of other processes appear while the panel is displayed; running the cells again
+    # replaces the panel.
+    for folder in ("/photos/first", "/photos/second"):
+        with MetadataStore.open(stores) as metadata:
+            metadata.finish_run(metadata.start_run("elsewhere", folder, 10), "done")
+        page.locator(".imgsearch-table", has_text=folder).wait_for()
+        page.get_by_text("open panels: 1").wait_for()
+        run_all(page)

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import multiprocessing
 import pickle
+import re
 import threading
 from pathlib import Path
 
@@ -17,49 +18,32 @@ from imgsearch.errors import WeightsError
 
 BODY = bytes(range(256)) * 12_000  # 3 MB
 SHA = hashlib.sha256(BODY).hexdigest()
-NAME = f"net-{SHA[:8]}.pth"
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `BODY`; `plan` says what goes wrong with one request after another."""
-
-    def __init__(self):
-        self.plan, self.seen = [], []
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/{NAME}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves what `server.answer` says: a body, or a status."""
+
     def log_message(self, *args):
         pass
 
     def do_GET(self):
-        server = self.server
-        asked = self.headers.get("Range")
-        server.seen.append(asked)
-        what = server.plan.pop(0) if server.plan else "good"
-        if isinstance(what, int):
-            self.send_error(what)
+        self.server.seen.append(self.path)
+        answer = self.server.answer
+        if isinstance(answer, int):
+            self.send_error(answer)
             return
-        body = b"other" * 1000 if what == "wrong" else BODY
-        start = int(asked[6:-1]) if asked and what != "whole" else 0
-        if start >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
-        end = start + 1_000_000 if what == "cut" else len(body)
-        self.wfile.write(body[start:end])
+        self.wfile.write(answer)
 
 
 @pytest.fixture
-def server():
-    with Server() as running:
+def server(monkeypatch):
+    monkeypatch.setitem(weights.PUBLISHED, "net", SHA)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.answer, running.seen = BODY, []
+        monkeypatch.setattr(weights, "SOURCE", f"http://127.0.0.1:{running.server_port}")
         thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield running
@@ -67,93 +51,72 @@ def server():
         thread.join()
 
 
-def folder(path: Path) -> set[str]:
-    return {each.name for each in path.iterdir() if not each.name.endswith(".lock")}
-
-
-def test_download_verified_and_kept(server, tmp_path, capfd):
-    target = tmp_path / "cache" / NAME
-    assert weights.fetch(server.url, target) == target
-    assert target.read_bytes() == BODY
+def test_download_is_verified_in_full_and_kept(server, tmp_path, capfd):
+    """Review 3: the full SHA-256 is compared, not its first digits."""
+    path = weights.locate("net", None, tmp_path)
+    assert path == tmp_path / "weights" / f"net-{SHA[:8]}.pth"
+    assert path.read_bytes() == BODY
     assert "100%" in capfd.readouterr().err
-    weights.fetch(server.url, target)
+    assert weights.locate("net", None, tmp_path) == path
     assert len(server.seen) == 1
-    assert folder(target.parent) == {NAME}
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-def test_a_transfer_that_breaks_off_is_continued(server, tmp_path):
-    server.plan = ["cut", "cut"]
-    weights.fetch(server.url, tmp_path / NAME, progress=False)
-    assert server.seen == [None, "bytes=1000000-", "bytes=2000000-"]
-    assert (tmp_path / NAME).read_bytes() == BODY
+def test_every_published_digest_is_a_full_one():
+    for digest in weights.PUBLISHED.values():
+        assert re.fullmatch("[0-9a-f]{64}", digest)
 
 
-def test_a_later_call_continues(server, tmp_path):
-    part = tmp_path / f"{NAME}.part"
-    server.plan = ["cut", 404]
-    with pytest.raises(WeightsError, match=r"404.*IMGSEARCH_WEIGHTS.*cache.*'mini'"):
-        weights.fetch(server.url, tmp_path / NAME, progress=False)
-    assert folder(tmp_path) == {part.name}
-    assert part.read_bytes() == BODY[:1_000_000]
-    weights.fetch(server.url, tmp_path / NAME, progress=False)
-    assert folder(tmp_path) == {NAME}
-    assert (tmp_path / NAME).read_bytes() == BODY
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"x" * len(BODY), f"another SHA-256 than {SHA}"),
+        (BODY[:1_000_000], f"another SHA-256 than {SHA}"),
+        (404, r"404.*IMGSEARCH_WEIGHTS.*another machine.*'mini'"),
+        (503, "Service Unavailable"),
+    ],
+)
+def test_nothing_but_the_whole_file_reaches_the_cache(server, tmp_path, answer, why):
+    server.answer = answer
+    with pytest.raises(WeightsError, match=why):
+        weights.locate("net", None, tmp_path)
+    assert list((tmp_path / "weights").iterdir()) == []
+    server.answer = BODY
+    assert weights.locate("net", None, tmp_path).read_bytes() == BODY
 
 
-@pytest.mark.parametrize("left", [BODY, BODY + b"more", b"of another file" * 9, BODY[:5000]])
-@pytest.mark.parametrize("plan", [[], ["whole"]])
-def test_whatever_lies_there_the_file_becomes_whole(server, tmp_path, left, plan):
-    (tmp_path / f"{NAME}.part").write_bytes(left)
-    server.plan = plan
-    weights.fetch(server.url, tmp_path / NAME, progress=False)
-    assert (tmp_path / NAME).read_bytes() == BODY
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data[:-1] + b"x"])
+def test_a_damaged_cache_is_replaced(server, tmp_path, change):
+    path = weights.locate("net", None, tmp_path)
+    path.write_bytes(change(BODY))
+    assert weights.locate("net", None, tmp_path).read_bytes() == BODY
 
 
-def test_wrong_bytes_never_reach_the_cache(server, tmp_path):
-    server.plan = ["wrong"]
-    with pytest.raises(WeightsError, match="SHA-256"):
-        weights.fetch(server.url, tmp_path / NAME, progress=False)
-    assert folder(tmp_path) == set()
-
-
-def test_a_damaged_cache_is_replaced(server, tmp_path):
-    (tmp_path / NAME).write_bytes(BODY[:-1])
-    weights.fetch(server.url, tmp_path / NAME, progress=False)
-    assert (tmp_path / NAME).read_bytes() == BODY
-
-
-def test_server_errors_and_no_network(server, tmp_path):
-    server.plan = [503, 503, 503, 503]
-    with pytest.raises(WeightsError, match="Service Unavailable"):
-        weights.fetch(server.url, tmp_path / NAME, progress=False)
-    server.plan = [503]
-    weights.fetch(server.url, tmp_path / NAME, progress=False)
+def test_no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "SOURCE", "http://127.0.0.1:9")
     with pytest.raises(WeightsError, match=r"refused.*'mini'"):
-        weights.locate("resnet50", home=tmp_path, source="http://127.0.0.1:9", progress=False)
+        weights.locate("resnet50", None, tmp_path)
 
 
-def _fetch(url, target):
-    weights.fetch(url, target, progress=False)
-
-
-def test_two_processes_download_once(server, tmp_path):
+def test_two_processes_may_download_at_once(server, tmp_path):
+    """Without a lock each has a whole file, and one of them stays."""
     context = multiprocessing.get_context("fork")
-    both = [context.Process(target=_fetch, args=(server.url, tmp_path / NAME)) for _ in range(2)]
+    both = [context.Process(target=weights.locate, args=("net", None, tmp_path)) for _ in range(2)]
     for each in both:
         each.start()
     for each in both:
         each.join(60)
     assert [each.exitcode for each in both] == [0, 0]
-    assert len(server.seen) == 1
-    assert (tmp_path / NAME).read_bytes() == BODY
+    (only,) = (tmp_path / "weights").iterdir()
+    assert only.read_bytes() == BODY
 
 
 def test_a_local_file_wins_and_must_be_there(tmp_path):
     file = tmp_path / "mine.pth"
     with pytest.raises(WeightsError, match=r"no such file.*IMGSEARCH_WEIGHTS"):
-        weights.locate("resnet50", file=file, home=tmp_path)
+        weights.locate("resnet50", str(file), tmp_path)
     file.touch()
-    assert weights.locate("resnet50", file=file, home=tmp_path) == file
+    assert weights.locate("resnet50", str(file), tmp_path) == file
 
 
 # ---------------------------------------------------------------- reading
@@ -203,8 +166,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, old):
         (b"", "cannot be read"),
         (b"<html>", "cannot be read|is damaged"),
         ([1, 2], "no state dict"),
-        ({"a": 3}, "is no tensor"),
-        ({"a": torch.tensor([1, 2])}, "floats are wanted"),
+        ({"a": 3}, "is not a tensor"),
+        ({"a": torch.tensor([1, 2])}, "floats are needed"),
         ({"a": torch.tensor([1.0, float("nan")])}, "NaN"),
     ],
 )
@@ -231,13 +194,13 @@ def test_truncated_files_are_refused(tmp_path):
             weights.read_state(file)
 
 
-def test_fit_names_what_does_not_fit():
+def test_weights_of_another_network_are_named():
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     state = {k: v for k, v in network.state_dict().items() if "num" not in k}
-    weights.fit(network, dict(state), "net")
+    weights.load_state(network, dict(state), "net")
     state["0.weight"] = torch.zeros(5, 3)
     state["extra"] = state.pop("1.bias")
     with pytest.raises(WeightsError) as caught:
-        weights.fit(network, state, "net")
+        weights.load_state(network, state, "net")
     for part in ("1 missing (1.bias)", "not of this network (extra)", "(5, 3) instead of (2, 3)"):
         assert part in str(caught.value)

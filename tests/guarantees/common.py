@@ -17,7 +17,7 @@ soak = pytest.mark.soak
 
 INGEST = """
 from imgsearch.ingest import ingest
-from imgsearch.encoders.base import load_encoder
+from imgsearch.encoders import load_encoder
 encoder = load_encoder("resnet18", weights="random:0", backend="eager")
 report(begins=True)
 done = ingest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -10,11 +11,13 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imgsearch.config import load_settings
@@ -23,9 +26,10 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
+from imgsearch.stores.connection import Connection
 from imgsearch.stores.locks import FOLDER, FileLock
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
-from imgsearch.stores.vectors import VectorStore
+from imgsearch.stores.vectors import IndexSpec, VectorStore
 from tests.guarantees.common import (
     assert_consistent,
     rounds,
@@ -303,6 +307,119 @@ def test_a_repair_with_a_server_short_of_memory_loses_nothing(tmp_path, spares):
                 found = verify(gallery)
                 assert (found.sound, found.images) == (True, n), str(found)
     end_server(home)
+
+
+SIZE, STEP = 25_000, 2_500  # vectors of 256 numbers, and how many are written at a time
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A home of 25,000 vectors, most of them written out, the rest in the log."""
+    home = tmp_path_factory.mktemp("memory") / "home"
+    points = np.random.default_rng(0).standard_normal((SIZE, 256), dtype=np.float32)
+    with VectorStore.open(load_settings(imgsearch_home=home)) as store:
+        store.create("c", 256, IndexSpec.parse("FLAT"))
+        for start in range(0, SIZE, STEP):
+            store.upsert("c", np.arange(start, start + STEP), points[start : start + STEP])
+            if start == SIZE - 3 * STEP:
+                store.flush("c")
+        end_server(home)
+        yield home, store, points
+    end_server(home)
+
+
+def whole(store: VectorStore, points: np.ndarray, extra: int) -> None:
+    store.restart()
+    assert store.ids("c").tolist() == list(range(SIZE + extra))
+    chosen = np.random.default_rng(1).choice(SIZE, 500, replace=False)
+    ids, vectors = store.get("c", chosen)
+    assert np.array_equal(ids, chosen)
+    assert np.array_equal(vectors, points[chosen])
+    store.delete("c", np.arange(SIZE, SIZE + extra))
+    end_server(store._home)
+
+
+@contextlib.contextmanager
+def servers_limited_to(megabytes: int, folder: Path) -> Iterator[None]:
+    """Servers that are started meanwhile may have so much address space."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nulimit -v {megabytes * 1024}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        yield
+
+
+def tried(store: VectorStore, points: np.ndarray, refused: list[StoreError]) -> int:
+    """Ask for everything, and write; how many batches were acknowledged."""
+    store._loaded.add("c")  # there is nothing to load, and a load may take an hour
+    calls = (
+        lambda: store.count("c"),
+        lambda: store.search("c", points[:200], 100),
+        lambda: store.ids("c"),
+        lambda: store.get("c", np.arange(5_000)),
+        lambda: store.flush("c"),
+        lambda: store.about("c"),
+        store.collections,
+    )
+    written = 0
+    for call in calls:
+        try:
+            call()
+        except StoreError as error:
+            refused.append(error)
+        try:
+            first = SIZE + 100 * written
+            store.upsert("c", np.arange(first, first + 100), points[:100])
+            written += 1
+        except StoreError as error:
+            refused.append(error)
+    return written
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        pytest.param([450], id="quick"),
+        pytest.param([150, 250, 350, 550, 900], id="soak", marks=[soak]),
+    ],
+)
+def test_a_server_that_starts_short_of_memory_loses_nothing(large, tmp_path, limits, monkeypatch):
+    """Attack row 1: `ulimit -v 250` at start cost the whole store."""
+    home, store, points = large
+    monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
+    for limit in limits:
+        refused, written = [], 0
+        with servers_limited_to(limit, tmp_path):
+            written = tried(store, points, refused)
+        print(f"{limit} MB at start: {written} writes, {len(refused)} refusals", refused[:1])
+        assert not [error for error in refused if isinstance(error, StoreDamaged)]
+        assert not (home / "damaged").exists()
+        whole(store, points, 100 * written)
+
+
+@pytest.mark.parametrize(
+    "spares",
+    [
+        pytest.param([60], id="quick"),
+        pytest.param([0, 20, 100, 200, 400], id="soak", marks=[soak]),
+    ],
+)
+def test_a_server_that_runs_short_of_memory_loses_nothing(large, spares, monkeypatch):
+    """Attack row 1: "malloc of size ... failed" became damage, and `repair` deleted the rows."""
+    home, store, points = large
+    monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
+    for spare in spares:
+        store.collections()
+        pid = server_pid(home)
+        size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + spare * 2**20,) * 2)
+        refused: list[StoreError] = []
+        written = tried(store, points, refused)
+        print(f"{spare} MB to spare: {written} writes, {len(refused)} refusals", refused[:1])
+        assert not [error for error in refused if isinstance(error, StoreDamaged)]
+        assert not (home / "damaged").exists()
+        whole(store, points, 100 * written)
 
 
 # ---------------------------------------------------------------- a full disk

@@ -22,7 +22,7 @@ class Notebook:
     """A notebook whose cells have run, and whose kernel takes more code."""
 
     def __init__(self, client: NotebookClient):
-        self.client, self.panel_cell = client, len(client.nb.cells) - 1
+        self.client = client
 
     def __call__(self, code: str, result: str = "None"):
         """Run code, wait for the panel's threads, and return the value of an expression."""
@@ -40,10 +40,6 @@ class Notebook:
             "execute_request", content, metadata={"cellId": cell_id}
         )
         self.client.kc.shell_channel.send(message)
-
-    def run_panel_cell(self) -> None:
-        """Run the cell that creates the panel once more."""
-        self.client.execute_cell(self.client.nb.cells[self.panel_cell], self.panel_cell)
 
     @property
     def outputs(self) -> str:

@@ -33,6 +33,8 @@ def sampled(tmp_path_factory):
 def evaluation(sampled, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     with opened("evaluation", work, IMGSEARCH_HOME=str(sampled), DEFAULT_TABLE="mini") as notebook:
+        # Photographs take longest to draw.
+        notebook("from imgsearch.widgets import evaluation\nevaluation.CASES = 1")
         yield notebook
 
 

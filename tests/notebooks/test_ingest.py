@@ -77,7 +77,7 @@ def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
         ("photos", "no name", "", "is not a valid collection name"),
         ("photos", "mine", "resnet18@random:0", "with mini"),
         ("photos", "another", "no-such-encoder", "encoder no-such-encoder"),
-        ("photos", "another", "/no/such.pt2", "/no/such.json"),
+        ("photos", "another", "/no/such.onnx", "/no/such.onnx: no such file"),
         ("empty", "mine", "", "holds no files"),
     ],
 )

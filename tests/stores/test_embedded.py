@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_one_writes_two_search_and_the_server_ends_after_the_last(home):
     writer = """
 say("ready"); sys.stdin.readline()
 with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-    say(store._lease.pid)
+    say(store.connection.lease.pid)
     store.create("c", 8, IndexSpec.parse("auto", embedded=True))
     for start in range(0, 1500, 50):
         rng = np.random.default_rng(start)
@@ -53,7 +54,7 @@ say("written")
     reader = """
 say("ready"); sys.stdin.readline()
 with VectorStore.open(load_settings(imgsearch_home=home)) as store:
-    say(store._lease.pid)
+    say(store.connection.lease.pid)
     while "c" not in store.collections(): time.sleep(0.02)
     store.create("c", 8, IndexSpec.parse("auto", embedded=True))
     n = searches = 0
@@ -94,14 +95,14 @@ def test_a_killed_server_is_replaced_and_nothing_acknowledged_is_lost(home):
         def kill():
             while not stop.wait(0.4):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(store._lease.pid, signal.SIGKILL)
+                    os.kill(store.connection.lease.pid, signal.SIGKILL)
 
         killer = threading.Thread(target=kill)
         killer.start()
         try:
             start, until = 0, time.monotonic() + 60
             while len(pids) < 3 and time.monotonic() < until:
-                pids.add(store._lease.pid)
+                pids.add(store.connection.lease.pid)
                 part = np.arange(start, start + 20)
                 try:
                     store.upsert("c", part, points[part % 1200])
@@ -129,7 +130,7 @@ with VectorStore.open(load_settings(imgsearch_home=home)) as store:
         store.create("c", DIM, FLAT)
         for script in [Script(home, code, first) for first in (0, 10_000)]:
             script.end()
-        os.kill(store._lease.pid, signal.SIGKILL)
+        os.kill(store.connection.lease.pid, signal.SIGKILL)
         assert store.ids("c").tolist() == [*range(4000), *range(10_000, 14_000)]
 
 
@@ -148,7 +149,7 @@ def test_writers_that_heed_no_lock_are_kept_apart_by_the_server(home, monkeypatc
             thread.start()
         for thread in threads:
             thread.join()
-        os.kill(store._lease.pid, signal.SIGKILL)
+        os.kill(store.connection.lease.pid, signal.SIGKILL)
         assert store.count("c") == 8000
 
 
@@ -241,3 +242,71 @@ def test_a_home_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="IMGSEARCH_HOME"):
         embedded.lease(tmp_path / "file" / "home")
+
+
+@pytest.fixture
+def former(home):
+    """A home made at commit 7c5ed6d, whose default was HNSW with a checksum behind each index.
+
+    Random vectors of 8 numbers (seed 0): ids 0 to 39 written out, 7 and 8 deleted, 40 to 44 in
+    the log of a server that was killed.
+    """
+    with tarfile.open(Path(__file__).parent / "data" / "former-home.tar.gz") as archive:
+        archive.extractall(home, filter="data")
+    points = np.random.default_rng(0).normal(size=(45, DIM)).astype(np.float32)
+    return home, points
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["whole", "torn index"])
+def test_a_home_of_the_former_version_is_opened_searched_and_written(former, torn):
+    home, points = former
+    (index,) = (home / embedded.STORE).rglob("*.idx")
+    assert index.read_bytes()[-13:-4] == b"imgsearch"
+    if torn:  # by a kill while it was written
+        os.truncate(index, 3000)
+    kept = [i for i in range(45) if i not in (7, 8)]
+    with VectorStore.open(load_settings(imgsearch_home=home)) as store:
+        assert str(store.describe("old").index) == "HNSW:M=16,efConstruction=200,ef=128"
+        assert store.about("old") == {"encoder": "mini"}
+        assert store.stored_rows("old") == store.count("old") == 43
+        assert store.ids("old").tolist() == kept
+        ids, vectors = store.get("old", range(45))
+        assert ids.tolist() == kept
+        assert np.array_equal(vectors, points[kept])
+        found = store.search("old", points[kept], 1)
+        assert [hits.tolist() for hits, _ in found] == [[i] for i in kept]
+        store.create("old", DIM, FLAT)  # as every writer does
+        store.upsert("old", [7], points[7:8])
+        store.flush("old")
+        assert store.search("old", points[7:8], 1)[0][0].tolist() == [7]
+        assert store.count("old") == 44
+        store.restart()
+        assert store.search("old", points[40:41], 1)[0][0].tolist() == [40]
+
+
+def test_searches_of_one_hnsw_collection_do_not_change_each_others_ef(home):
+    """Review 8.14: a search at ef=10 lowered the recall of those beside it."""
+    points = np.random.default_rng(0).normal(size=(3000, 32)).astype(np.float32)
+    with VectorStore.open(load_settings(imgsearch_home=home)) as store:
+        store.create("c", 32, IndexSpec.parse("HNSW:M=4,efConstruction=8"))
+        store.upsert("c", np.arange(3000), points)
+        store.flush("c")
+        store.restart()  # so that the index is built before the first search
+        alone = [ids.tolist() for ids, _ in store.search("c", points[:20], 10)]
+        stop = threading.Event()
+
+        def narrow():
+            while not stop.is_set():
+                store.search("c", points[:1], 1, search_params={"ef": 17})
+
+        threads = [threading.Thread(target=narrow) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(10):
+                beside = [ids.tolist() for ids, _ in store.search("c", points[:20], 10)]
+                assert beside == alone
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()

@@ -93,7 +93,7 @@ def test_a_damaged_collection_is_named_and_others_go_on(home):
         for name in ("good", "bad"):
             points = filled(store, name)
             store.flush(name)
-        os.kill(store._lease.pid, signal.SIGKILL)
+        os.kill(store.connection.lease.pid, signal.SIGKILL)
         for data in (home / embedded.STORE / "collections" / "bad").rglob("*.parquet"):
             data.write_bytes(data.read_bytes()[:100])
         assert store.collections() == ["bad", "good"]
@@ -133,11 +133,11 @@ def test_a_collection_is_set_aside_though_no_server_can_open_the_store(home, mon
 def test_a_server_is_restarted_whoever_uses_it(home):
     with opened(home) as store, opened(home) as other:
         points = filled(store)
-        pid = store._lease.pid
+        pid = store.connection.lease.pid
         store.restart()
-        assert store._lease.pid != pid
+        assert store.connection.lease.pid != pid
         assert other.search("c", points[:1], 1)[0][0].tolist() == [0]
-        os.kill(store._lease.pid, signal.SIGSTOP)
+        os.kill(store.connection.lease.pid, signal.SIGSTOP)
         embedded_patience = embedded.LEAVING_TIMEOUT
         try:
             embedded.LEAVING_TIMEOUT = 0.5
@@ -201,9 +201,9 @@ def test_nobody_else_can_connect_and_no_port_is_open(home):
     """Attack row 6: idle connections and large messages of strangers cost the server nothing."""
     with opened(home) as store:
         path = json.loads((home / "embedded/server.json").read_text())["socket"]
-        assert store._lease.uri.startswith("unix:")
+        assert store.connection.lease.uri.startswith("unix:")
         ports = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True)
-        assert f"pid={store._lease.pid}," not in ports.stdout
+        assert f"pid={store.connection.lease.pid}," not in ports.stdout
         if os.getuid():
             pytest.skip("another user is tried as root only")
         code = (
@@ -244,7 +244,7 @@ def test_a_home_with_a_long_path_is_served_from_a_private_folder(tmp_path, monke
         path = json.loads((home / "embedded/server.json").read_text())["socket"]
         assert len(path) < 108
         assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700  # noqa: PTH116, PTH120
-        os.kill(store._lease.pid, signal.SIGKILL)
+        os.kill(store.connection.lease.pid, signal.SIGKILL)
         assert store.count("c") == 100
 
 

@@ -74,7 +74,7 @@ def filled(store):
     return store
 
 
-# ---------------------------------------------------------------- what both kinds do
+# ---------------------------------------------------------------- collections and images
 
 
 def test_a_collection_comes_back_as_it_was(store):
@@ -122,7 +122,7 @@ def test_unknown_collections_are_named_with_those_there_are(filled):
         assert caught.value.known == ("c",)
 
 
-def test_every_path_comes_back_and_is_told_from_the_others(store):
+def test_every_path_comes_back_and_differs_from_all_others(store):
     store.create_collection(ROW)
     store.prepare("c", [row(path, i) for i, path in enumerate(ODD_PATHS)])
     store.commit("c", ODD_PATHS)
@@ -158,7 +158,7 @@ def test_states_go_from_pending_to_ready_to_deleting_to_gone(store):
     assert store.count("c") == (0, 0, 0, 0)
 
 
-def test_announcing_again_replaces_the_row_and_keeps_when_it_came(filled):
+def test_preparing_again_replaces_the_row_and_keeps_its_time_of_addition(filled):
     old = filled.by_path("c", ["/a/1"])["/a/1"]
     filled.prepare("c", [row("/a/1", 7, size=5), row("/a/1", 8, size=6)])
     new = filled.by_path("c", ["/a/1"])["/a/1"]
@@ -258,7 +258,7 @@ MetadataStore.open(load_settings()).start_run("c", "/a")
         quiet = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=3)
         elsewhere = {"host": "elsewhere"}
         store._sql.write(lambda link: link.execute(sa.update(schema.runs).values(**elsewhere)))
-        assert [r.state for r in store.runs()] == ["running", "running"]  # who could know
+        assert [r.state for r in store.runs()] == ["running", "running"]  # nobody can know
         old = {"updated_at": quiet}
         store._sql.write(lambda link: link.execute(sa.update(schema.runs).values(**old)))
         assert [r.state for r in store.runs()] == ["stale", "stale"]
@@ -392,7 +392,7 @@ def statements():
     sa.event.remove(sa.Engine, "before_cursor_execute", listen)
 
 
-def test_one_statement_tells_what_is_known_of_ids_and_paths(filled, statements):
+def test_one_statement_finds_rows_by_ids_and_paths(filled, statements):
     collection, rows = filled.lookup("c", image_ids=[2, 99], paths=["/a/1", "/a/2", "/nowhere"])
     assert len(statements) == 1
     assert collection == filled.collection("c")

@@ -1,4 +1,4 @@
-"""The database itself: what goes wrong with it, and whose its files are."""
+"""Errors of the database, and the permissions of its files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.servers import free_port
 from tests.stores.test_metadata import ROW, row
 
 
-def test_a_connection_that_the_server_ended_is_replaced_unseen(own_mariadb):
+def test_a_connection_that_the_server_closed_is_replaced(own_mariadb):
     name = f"t_{uuid.uuid4().hex[:12]}"
     with MetadataStore.open(load_settings(**own_mariadb.settings(name))) as store:
         store.create_collection(ROW)
@@ -43,7 +43,7 @@ def test_a_connection_that_the_server_ended_is_replaced_unseen(own_mariadb):
     own_mariadb.sql(f"DROP DATABASE {name}")
 
 
-def test_a_server_that_is_not_there_is_named(mariadb):
+def test_a_server_that_cannot_be_reached_is_named(mariadb):
     port = free_port()
     given = mariadb.settings("x") | {"mysql_port": port}
     with pytest.raises(StoreUnavailable, match=f"tester@127.0.0.1:{port}/x.*MYSQL_HOST") as caught:
@@ -51,7 +51,7 @@ def test_a_server_that_is_not_there_is_named(mariadb):
     assert mariadb.password not in str(caught.value)
 
 
-def test_a_silent_server_is_given_up():
+def test_a_silent_server_is_an_error_in_time():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -79,7 +79,7 @@ def test_wrong_credentials_are_refused_and_never_shown(mariadb, changes, blamed,
     assert "wr0ng" not in shown
 
 
-def test_a_database_that_the_user_may_not_make_or_use_is_explained(mariadb):
+def test_a_database_that_the_user_may_not_create_or_use_is_explained(mariadb):
     mariadb.sql(
         "CREATE USER IF NOT EXISTS small@'127.0.0.1' IDENTIFIED BY 'x'",
         "GRANT ALL ON small_ones.* TO small@'127.0.0.1'",
@@ -107,7 +107,7 @@ def test_a_database_url_without_database_or_file_is_refused():
 
 
 @pytest.mark.parametrize("damage", ["no database", "cut", "scrambled"])
-def test_a_damaged_file_is_told_and_left_as_it_is(tmp_path, damage):
+def test_a_damaged_file_is_named_and_not_changed(tmp_path, damage):
     file = tmp_path / "metadata.sqlite"
     config = load_settings(database_url=f"sqlite:///{file}")
     with MetadataStore.open(config) as store:
@@ -157,7 +157,7 @@ def test_a_file_that_may_only_be_read_is_an_error(tmp_path):
             store.prepare("c", [row("/1")])
 
 
-def test_a_full_disk_is_told_and_what_was_confirmed_stays(tmp_path):
+def test_a_full_disk_is_an_error_and_what_was_stored_stays(tmp_path):
     config = load_settings(database_url=f"sqlite:///{tmp_path / 'm.sqlite'}")
     with MetadataStore.open(config) as store:
         store.create_collection(ROW)
@@ -197,7 +197,7 @@ def test_a_database_name_with_a_percent_sign_is_created(mariadb):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022])
-def test_the_home_and_its_files_are_the_owner_s_whatever_the_umask(tmp_path, umask):
+def test_the_home_and_its_files_are_private_whatever_the_umask(tmp_path, umask):
     """Attack row 5: with umask 022 anybody could read metadata.sqlite."""
     code = """
 import os, sys
@@ -225,7 +225,7 @@ assert os.umask(0) == int(sys.argv[1])
     ]
 
 
-def test_files_that_an_older_version_left_readable_are_closed(tmp_path):
+def test_files_that_an_older_version_left_readable_become_private(tmp_path):
     """Attack row 5: a home that was made before keeps no file that others can read."""
     home = tmp_path / "home"
     with MetadataStore.open(load_settings(imgsearch_home=home)) as first:
@@ -245,3 +245,22 @@ def test_a_relative_database_url_names_one_file_wherever_the_program_goes(tmp_pa
         store.close()
         assert store.collection("c").dim == 8
     assert (tmp_path / "here.sqlite").exists()
+
+
+def test_a_file_on_a_read_only_disk_is_an_error_and_stays_as_it_is(tmp_path):
+    """Attack row 1: a read-only disk was called damage."""
+    home = tmp_path / "home"
+    with MetadataStore.open(load_settings(imgsearch_home=home)) as store:
+        store.create_collection(ROW)
+    before = (home / "metadata.sqlite").read_bytes()
+    command = ["mount", "--bind", "-o", "ro", home, home]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a read-only mount needs root")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", home], check=True)
+        with pytest.raises(StoreError, match="permissions") as caught:
+            MetadataStore.open(load_settings(imgsearch_home=home)).collections()
+        assert type(caught.value) is StoreError
+    finally:
+        subprocess.run(["umount", home], check=True)
+    assert (home / "metadata.sqlite").read_bytes() == before

@@ -1,23 +1,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import socket
-import subprocess
-import sys
 import threading
-import time
 from concurrent import futures
 
 import numpy as np
 import pytest
 
-from imgsearch.config import load_settings
-from imgsearch.errors import CollectionNotFound, ConfigError, StoreError, StoreUnavailable
+from imgsearch.errors import CollectionNotFound, ConfigError, StoreError
 from imgsearch.stores import vectors
 from imgsearch.stores.vectors import IndexSpec, VectorStore
-from tests.conftest import ROOT
-from tests.servers import free_port
 
 DIM = 16
 AUTO = IndexSpec.parse("auto")
@@ -63,50 +55,6 @@ def own(store, collection):
     store.upsert(collection, ids, points)
     yield store, collection, ids, points
     store.drop(collection)
-
-
-# ---------------------------------------------------------------- index specifications
-
-
-@pytest.mark.parametrize(
-    ("text", "full"),
-    [
-        ("auto", "HNSW:M=16,efConstruction=200,ef=128"),
-        ("HNSW:ef=auto", "HNSW:M=16,efConstruction=200,ef=128"),
-        ("hnsw: m=8 , EF=100", "HNSW:M=8,efConstruction=200,ef=100"),
-        ("FLAT", "FLAT"),
-        ("IVF_FLAT:nlist=64", "IVF_FLAT:nlist=64,nprobe=16"),
-        ("autoindex", "AUTOINDEX"),
-    ],
-)
-def test_an_index_is_read_with_its_defaults_and_written_back(text, full):
-    assert str(IndexSpec.parse(text)) == full
-    assert IndexSpec.parse(full) == IndexSpec.parse(text)
-
-
-def test_auto_is_exact_embedded():
-    assert str(IndexSpec.parse("auto", embedded=True)) == "FLAT"
-
-
-@pytest.mark.parametrize(
-    ("text", "blamed"),
-    [
-        ("HSNW", "HSNW"),
-        ("", "unknown"),
-        ("HNSW:M=3", "M=3"),
-        ("HNSW:M=65", "M=65"),
-        ("HNSW:M=-8", "M=-8"),
-        ("HNSW:M=eight", "M=eight"),
-        ("HNSW:M", "M="),
-        ("HNSW:nlist=9", "nlist"),
-        ("FLAT:M=8", "FLAT"),
-        ("IVF_FLAT:nlist=8,nprobe=9", "nprobe=9"),
-        ("IVF_FLAT:nlist=0", "nlist=0"),
-    ],
-)
-def test_a_wrong_index_is_refused_with_what_is_wrong(text, blamed):
-    with pytest.raises(ConfigError, match=blamed):
-        IndexSpec.parse(text)
 
 
 # ---------------------------------------------------------------- what every store does
@@ -183,7 +131,7 @@ def test_hnsw_looks_at_its_ef_or_at_what_was_asked_or_at_what_it_returns(
 ):
     ids, points = cloud(200)
     store.create(collection, DIM, IndexSpec.parse("HNSW:ef=70"))
-    client, asked = store._connected(10), []
+    client, asked = store.connection.client(), []
     search = client.search
 
     def spy(*args, search_params, **others):
@@ -273,7 +221,7 @@ def test_rows_are_counted_and_the_maker_is_read_without_loading(stores, own):
     assert store.stored_rows(name) == 290
     assert store.about(name) is None
     store.flush(name)
-    client = store._connected(10)
+    client = store.connection.client()
     client.release_collection(name)
     with VectorStore.open(stores) as other:
         assert other.stored_rows(name) in (290, 300)
@@ -390,101 +338,6 @@ def test_a_closed_store_opens_again_when_it_is_used(filled):
     assert store.count(name) == 300
 
 
-# ---------------------------------------------------------------- servers that fail
-
-
-def test_a_refused_connection_names_the_address_and_what_to_check():
-    port = free_port()
-    with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}.*MILVUS_PORT"):
-        VectorStore.open(load_settings(milvus_host="127.0.0.1", milvus_port=port))
-
-
-def test_a_port_that_never_answers_is_given_up():
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        port = silent.getsockname()[1]
-        with pytest.raises(StoreUnavailable, match=f":{port}"):
-            VectorStore.open(
-                load_settings(milvus_uri=f"http://127.0.0.1:{port}", imgsearch_timeout=0.5)
-            )
-
-
-@pytest.mark.parametrize("uri", ["localhost:19530", "./milvus.db", "ftp://host", "http://"])
-def test_an_address_that_is_none_is_refused_before_anything_is_tried(uri):
-    with pytest.raises(ConfigError, match="MILVUS_URI"):
-        VectorStore.open(load_settings(milvus_uri=uri))
-
-
-class Fake:
-    """A server of no more than a few answers."""
-
-    def __init__(self, *, raw=None, **answers):
-        import grpc
-        from pymilvus.grpc_gen import common_pb2, milvus_pb2, milvus_pb2_grpc
-
-        self.status, self.codes = common_pb2.Status, grpc.StatusCode
-        given = {
-            "Connect": lambda *_: milvus_pb2.ConnectResponse(status=self.status(), identifier=1),
-            "GetVersion": lambda *_: milvus_pb2.GetVersionResponse(
-                status=self.status(), version="v2.6.0"
-            ),
-        }
-        names = {n: (lambda self, *a, call=c: call(*a)) for n, c in {**given, **answers}.items()}
-        servicer = type("Servicer", (milvus_pb2_grpc.MilvusServiceServicer,), names)
-
-        class Raw(grpc.ServerInterceptor):
-            def intercept_service(self, continuation, details):
-                return (raw or {}).get(details.method.rsplit("/", 1)[-1]) or continuation(details)
-
-        self.server = grpc.server(
-            futures.ThreadPoolExecutor(4),
-            interceptors=[Raw()],
-            options=[("grpc.http2.max_ping_strikes", 0)],
-        )
-        milvus_pb2_grpc.add_MilvusServiceServicer_to_server(servicer(), self.server)
-        self.uri = f"http://127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
-
-    def __enter__(self):
-        self.server.start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.stop(None).wait()
-
-
-def test_credentials_are_never_shown():
-    def refuse(request, context):
-        given = dict(context.invocation_metadata()).get("authorization")
-        assert given
-        context.abort(server.codes.UNAUTHENTICATED, "unauthenticated")
-
-    with Fake(Connect=refuse) as server:
-        address = server.uri.replace("http://", "http://root:hunter2@")
-        with pytest.raises(StoreError, match="MILVUS_TOKEN") as caught:
-            VectorStore.open(load_settings(milvus_uri=address, milvus_token="root:hunter3"))
-        assert "hunter" not in str(caught.value)
-        assert "hunter" not in caught.value.where
-
-
-def test_a_slow_server_that_answers_pings_is_waited_for_and_does_not_mind_them():
-    """Review 8.19: pings must not make a server close the connection."""
-    from pymilvus.grpc_gen import milvus_pb2
-
-    def slowly(request, context):
-        time.sleep(2)
-        return milvus_pb2.ShowCollectionsResponse(status=server.status(), collection_names=["c"])
-
-    with (
-        Fake(ShowCollections=slowly) as server,
-        pytest.MonkeyPatch.context() as patch,
-        VectorStore.open(load_settings(milvus_uri=server.uri, imgsearch_timeout=0.6)) as store,
-    ):
-        patch.setattr(vectors, "_LEAST_PING", 0.1)
-        store.close()
-        assert store.collections() == ["c"]
-
-
 def test_a_programming_error_is_not_told_as_a_lost_connection(filled):
     """Review 8.8: a TypeError became "cannot be reached: check the firewall"."""
     store, name, *_ = filled
@@ -492,19 +345,6 @@ def test_a_programming_error_is_not_told_as_a_lost_connection(filled):
     with pytest.raises(TypeError, match="'NoneType' object is not subscriptable"):
         store._call(lambda client, t: t and nothing[0])
     assert store.count(name) == 300
-
-
-def test_an_answer_that_cannot_be_read_is_an_error_of_its_own(monkeypatch):
-    """Attack row 1: a truncated answer is no damage."""
-    import grpc
-
-    monkeypatch.setitem(VectorStore._call.__kwdefaults__, "limit", 1.0)
-    cut = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x0a\xff\xff")
-    with Fake(raw={"ShowCollections": cut}) as server:
-        store = VectorStore.open(load_settings(milvus_uri=server.uri))
-        with store, pytest.raises(StoreError, match="deserializ") as caught:
-            store.collections()
-        assert type(caught.value) is StoreError
 
 
 def test_a_connection_closed_by_another_thread_is_made_again(filled):
@@ -521,75 +361,3 @@ def test_a_connection_closed_by_another_thread_is_made_again(filled):
 
     store._call(count)
     assert len(set(map(id, calls))) == 2
-
-
-def test_too_old_a_server_is_refused():
-    from pymilvus.grpc_gen import milvus_pb2
-
-    def version(request, context):
-        return milvus_pb2.GetVersionResponse(status=server.status(), version="v2.2.16")
-
-    with (
-        Fake(GetVersion=version) as server,
-        pytest.raises(StoreError, match=r"v2\.2\.16.*2\.3 or newer"),
-    ):
-        VectorStore.open(load_settings(milvus_uri=server.uri))
-
-
-def test_importing_milvus_leaves_environment_and_logging_alone(tmp_path):
-    """Review 8.9: variables that other threads set meanwhile were deleted, a logger silenced."""
-    # In a notebook pymilvus would load a .env of the working folder as it is imported.
-    (tmp_path / ".env").write_text("MILVUS_URI=http://elsewhere:1\n")
-    code = """
-import logging, os, threading
-from imgsearch.stores import vectors
-thread = threading.Thread(target=vectors._pymilvus)
-thread.start()
-os.environ["MEANWHILE"] = "kept"
-thread.join()
-assert os.environ.get("MEANWHILE") == "kept"
-assert "MILVUS_URI" not in os.environ and "PYTHON_DOTENV_DISABLED" not in os.environ
-assert logging.getLogger("pymilvus").getEffectiveLevel() <= logging.ERROR
-records = []
-handler = logging.Handler(); handler.emit = records.append
-log = logging.getLogger("pymilvus.decorators"); log.addHandler(handler)
-log.error("of the user")
-with vectors._quietly(): log.error("of ours")
-assert [record.getMessage() for record in records] == ["of the user"]
-"""
-    env = {name: value for name, value in os.environ.items() if "DOTENV" not in name}
-    subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**env, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-
-
-def test_a_server_that_is_not_whole_yet_is_waited_for_and_not_for_ever(
-    milvus_server, collection, monkeypatch, tmp_path
-):
-    from pymilvus import MilvusException
-
-    config = load_settings(
-        imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, imgsearch_timeout=1.5
-    )
-    with VectorStore.open(config) as store:
-        store.create(collection, DIM, AUTO)
-        client, refusals = store._connected(10), [2]
-        search = client.search
-
-        def refusing(*args, **others):
-            refusals[0] -= 1
-            if refusals[0] >= 0:
-                raise MilvusException(code=503, message="channel not available[channel=c]")
-            return search(*args, **others)
-
-        monkeypatch.setattr(client, "search", refusing)
-        assert len(store.search(collection, np.ones((1, DIM), np.float32), 1)) == 1
-        refusals[0] = 10**6
-        start = time.monotonic()
-        with pytest.raises(StoreUnavailable, match=r"not ready .*channel not available"):
-            store.search(collection, np.ones((1, DIM), np.float32), 1)
-        assert time.monotonic() - start < 10
-        store.drop(collection)
