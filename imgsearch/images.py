@@ -43,7 +43,7 @@ MAX_BYTES = 128 * 2**20
 MAX_PIXELS = 64 * 2**20
 """Pixels of the largest picture that is decoded."""
 
-MAX_MEMORY = 576 * 2**20
+MAX_MEMORY = 512 * 2**20
 """Bytes that decoding one picture may take: enough for `MAX_PIXELS`, except where a decoder
 keeps a copy of its own (progressive JPEG, WebP, AVIF, HEIC, some TIFF)."""
 
@@ -80,7 +80,7 @@ _READERS = {
     "HEIC": (rb".{4}ftyp(?:he[iv][cmsx]|m[is]f1)", "pillow_heif:HeifImageFile"),
 }
 # Bytes for each pixel that these decoders keep beside Pillow's own 4 (measured).
-_OVERHEAD = {"WEBP": 12, "AVIF": 10, "HEIC": 8}
+_OVERHEAD = {"WEBP": 12, "AVIF": 10, "HEIC": 6}
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -272,6 +272,7 @@ class LoadedImage:
         self.name, self.info = name, info
         self.width, self.height = picture.size[::-1] if turn >= 5 else picture.size
         self._picture: Image.Image | None = picture
+        self._file = getattr(picture, "fp", None)
         self._turn, self._overhead = turn, overhead
 
     def memory(self, *, box: Box | None = None, draft: int | None = None) -> int:
@@ -290,6 +291,8 @@ class LoadedImage:
             if scale > 1:
                 picture.draft("RGB", (picture.width // scale, picture.height // scale))
             picture.load()
+            if self._file:
+                self._file.close()  # it holds the file's bytes
             # Each step frees the picture of the step before.
             picture = _rgb(picture)
             if self._turn in _TRANSPOSE:

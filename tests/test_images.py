@@ -573,6 +573,7 @@ def test_a_decoded_image_lets_go_of_its_bytes():
     kept = weakref.ref(loaded._picture)
     loaded.decode()
     assert kept() is None
+    assert loaded._file.closed
 
 
 def test_pictures_that_take_too_much_memory_are_refused(monkeypatch):

@@ -111,13 +111,13 @@ PNGS = {"RGBA": (8, 6, 4), "P": (8, 3, 1), "I;16": (16, 0, 2), "LA": (8, 4, 2), 
 JPEGS = {
     "baseline": ("RGB", 8192, {}),
     "progressive": ("RGB", 8192, {"progressive": True}),
-    "progressive 4:4:4": ("RGB", 7680, {"progressive": True, "subsampling": 0}),
-    "progressive CMYK": ("CMYK", 7000, {"progressive": True}),
+    "progressive 4:4:4": ("RGB", 7200, {"progressive": True, "subsampling": 0}),
+    "progressive CMYK": ("CMYK", 6600, {"progressive": True}),
 }
 OTHERS = {
     "TIFF": ("RGBA", 8192, {"compression": "tiff_lzw", "strip_size": 2**31}),
-    "WEBP": ("RGBA", 6000, {"method": 0}),
-    "AVIF": ("RGBA", 6400, {"speed": 10, "subsampling": "4:4:4"}),
+    "WEBP": ("RGBA", 5700, {"method": 0}),
+    "AVIF": ("RGBA", 6000, {"speed": 10, "subsampling": "4:4:4"}),
 }
 HUGE = (*PNGS, *JPEGS, *OTHERS)
 
