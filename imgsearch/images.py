@@ -14,6 +14,7 @@ import pkgutil
 import re
 import stat
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -474,12 +475,8 @@ def _overhead(name: str, kind: str, picture: Image.Image, data: bytes) -> float:
         _, across, down, _ = zip(*picture.layer, strict=True)
         samples = sum(map(operator.mul, across, down)) / (max(across) * max(down))
         return 2 * samples
-    if kind == "PNG" and "transparency" in picture.info:  # Pillow scales pixels, but not this
-        value, rawmode = picture.info["transparency"], picture.tile[0].args
-        if rawmode == "RGB;16B":
-            picture.info["transparency"] = tuple(channel >> 8 for channel in value)
-        elif rawmode in ("L;2", "L;4"):
-            picture.info["transparency"] = value * {"L;2": 85, "L;4": 17}[rawmode]
+    if kind == "PNG":
+        _complete_png(picture, data)
     if kind == "BMP" and picture.tile[0].codec_name == "bmp_rle":  # a slow loop in Python
         raise ImageError(name, "run-length encoded BMP is not supported: save it as PNG")
     if kind == "TIFF":
@@ -488,6 +485,20 @@ def _overhead(name: str, kind: str, picture: Image.Image, data: bytes) -> float:
         if picture.tile[0].codec_name == "libtiff":  # a strip may be the whole picture
             return max(4, sum(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) / 8)
     return _OVERHEAD.get(kind, 0)
+
+
+def _complete_png(picture: Image.Image, data: bytes) -> None:
+    """Scale the transparent colour as Pillow scales pixels, and find Exif data behind them."""
+    info, rawmode = picture.info, picture.tile[0].args
+    if "transparency" in info and rawmode == "RGB;16B":
+        info["transparency"] = tuple(channel >> 8 for channel in info["transparency"])
+    elif "transparency" in info and rawmode in ("L;2", "L;4"):
+        info["transparency"] *= {"L;2": 85, "L;4": 17}[rawmode]
+    at = data.rfind(b"eXIf")
+    end = at + 4 + int.from_bytes(data[at - 4 : at])
+    found = at > 0 and zlib.crc32(data[at:end]) == int.from_bytes(data[end : end + 4])
+    if found and "exif" not in info:
+        info["exif"] = data[at + 4 : end]
 
 
 def _check_size(name: str, width: int, height: int) -> None:
@@ -502,7 +513,8 @@ def _check_size(name: str, width: int, height: int) -> None:
 def _orientation(picture: Image.Image) -> int:
     """Orientation 1 to 8; 1 if the Exif data cannot be read."""
     try:
-        turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        # The method of the base class: that of a PNG would decode it.
+        turn = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
     return turn if turn in _TRANSPOSE else 1

@@ -262,6 +262,22 @@ def test_orientation(format, turn):
     assert np.array_equal(images.decode(Image.open(io.BytesIO(data))), expected)
 
 
+def test_orientation_behind_the_pixels_of_a_png():
+    data = saved(picture())
+    exif_chunk = chunk(b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0"))
+    loaded = images.load(data[:-12] + exif_chunk + data[-12:])
+    assert (loaded.width, loaded.height) == (32, 48)
+    assert np.array_equal(loaded.decode(), picture().transpose(Image.Transpose.ROTATE_270))
+
+
+@pytest.mark.parametrize("format", EVERY)
+def test_loading_does_not_decode(format):
+    """Attack row 4: what is not decoded yet must not take the memory of pixels."""
+    loaded = images.load(saved(picture(), format))
+    assert loaded._picture._im is None
+    assert loaded.decode().size == (48, 32)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_modes(mode):
     data = saved(picture().convert(mode), "JPEG" if mode == "CMYK" else "PNG")
