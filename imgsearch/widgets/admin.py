@@ -261,12 +261,15 @@ class AdminPanel(panel.Panel):
         name, options = self._chosen(), self._repair_options()
 
         def work() -> None:
-            self.planned = self._run_repair(name, options, dry_run=True)
-            self.account.value = _repair_account(self.planned)
+            planned = self.planned = self._run_repair(name, options, dry_run=True)
+            self.account.value = _repair_account(planned)
+            if planned == Repair(name, dry_run=True):
+                self.status.show(str(planned), "good")
+                return
             self._ask_to_repair(True)
-            self.status.show("This is what a repair would do. Nothing was changed yet.")
+            self.status.show("Repair would do what is listed below. Nothing was changed yet.")
 
-        self._submit(work, f"Looking at what there is to repair in {name} …")
+        self._submit(work, f"Checking {name} …")
 
     def _repair(self) -> None:
         name, options = self._chosen(), self._repair_options()
@@ -290,7 +293,9 @@ class AdminPanel(panel.Panel):
             **options,
             dry_run=dry_run,
             settings=self.settings,
-            progress=lambda account: self.report_progress(f"Repairing {account} …"),
+            progress=lambda report: self.report_progress(
+                f"{'Checking' if dry_run else 'Repairing'} {name}: {report.encoded:,} vectors …"
+            ),
         )
 
     def _ask_to_repair(self, ask: bool) -> None:

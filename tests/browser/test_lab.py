@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from imgsearch.gallery import Gallery
 from imgsearch.stores.metadata import MetadataStore
-from tests.browser.conftest import PHOTOS, run_all
+from tests.browser.conftest import PATIENCE, PHOTOS, run_all
 from tests.helpers import paint
 
 
@@ -25,6 +26,13 @@ def _heads(page) -> list[str]:
 
 def _upload(page, *files) -> None:
     page.locator("input[type=file]").set_input_files(list(files))
+
+
+def _wait_for(condition) -> None:
+    until = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def _title(page, text: str) -> None:
@@ -187,9 +195,10 @@ def damaged(stores, tmp_path):
         gallery.drop()
 
 
-def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged, stores):
+def test_admin_verifies_repairs_and_deletes_by_name(lab, notebook, damaged, stores):
     count = "sum(isinstance(w, widgets.AdminPanel) for w in panel.widgets.values())"
-    page = notebook("admin", f"print('open panels:', {count})")
+    counted = lab.folder / "notebooks" / "open-panels"
+    page = notebook("admin", f"open({str(counted)!r}, 'w').write(str({count}))")
     page.locator(".imgsearch-tile img").first.wait_for()
     page.locator(".imgsearch-table", has_text="8 images, but 6 vectors: run `verify`").wait_for()
     page.get_by_role("combobox", name="Collection").select_option(damaged)
@@ -221,5 +230,6 @@ def test_admin_verifies_repairs_and_drops_by_name(notebook, damaged, stores):
         with MetadataStore.open(stores) as metadata:
             metadata.finish_run(metadata.start_run("elsewhere", folder, 10), "done")
         page.locator(".imgsearch-table", has_text=folder).wait_for()
-        page.get_by_text("open panels: 1").wait_for()
+        _wait_for(lambda: counted.exists() and counted.read_text() == "1")
+        counted.unlink()
         run_all(page)

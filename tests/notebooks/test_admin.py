@@ -127,6 +127,53 @@ def test_damage_is_found_explained_and_repaired(admin, scratch):
     assert str(scratch / "0.png") in account
 
 
+def test_a_sound_collection_is_not_offered_a_repair(admin, scratch):
+    hidden = "'imgsearch-hidden' in panel.really_repair._dom_classes"
+    assert admin("panel.repair.click()", f"[panel.status.text, {hidden}]") == [
+        "scratch: nothing to repair",
+        True,
+    ]
+
+
+def test_a_repair_asks_first_and_can_be_stopped(admin, scratch):
+    """Review 8.16: Stop did not work while a repair read the folders."""
+    admin(
+        "gallery = Gallery.open('scratch')\n"
+        "gallery.vectors.delete('scratch', gallery.metadata.ids('scratch')[:2])\n"
+        "report = panel.report_progress\n"
+        "panel.report_progress = lambda text: (panel.stop.click(), report(text))\n"
+        "panel.planned = panel.repaired = None; panel.repair.click()"
+    )
+    assert admin("", "[panel.status.text, panel.planned]") == ["Stopped.", None]
+    admin("panel.report_progress = report; panel.repair.click()")
+    assert admin("", "[panel.planned.encoded, panel.repaired]") == [2, None]
+    admin(
+        "panel.report_progress = lambda text: (panel.stop.click(), report(text))\n"
+        "panel.really_repair.click()"
+    )
+    assert admin("", "[panel.status.text, panel.repaired]") == ["Stopped.", None]
+    admin("panel.report_progress = report; panel.repair.click(); panel.wait(100)")
+    assert admin("panel.really_repair.click()", "panel.repaired.encoded") == 2
+
+
+def test_a_collection_that_only_the_vector_store_knows_is_deleted(admin):
+    """Review 8.10, attack row 10: the leftovers of a sweep could not be dropped."""
+    listed = admin(
+        "import json\n"
+        "from imgsearch.stores.index import IndexSpec\n"
+        "gallery = Gallery.open('mine')\n"
+        "gallery.vectors.create('mine_sweep_1', 4, IndexSpec.parse('FLAT'),\n"
+        "    description=json.dumps({'sweep': 'index sweep of mine'}))\n"
+        "panel.refresh.click(); panel.wait(100); panel.collection.value = 'mine_sweep_1'",
+        "panel.overview.value",
+    )
+    assert "temporary collection of an index sweep of mine" in listed
+    admin("panel.typed.value = 'mine_sweep_1'; panel.drop.click()")
+    assert admin("", "panel.status.text").startswith("Deleted the collection mine_sweep_1.")
+    assert admin("", "'mine_sweep_1' in gallery.vectors.collections()") is False
+    assert admin("", "list(panel.collection.options)") == ["mine"]
+
+
 def test_a_verification_can_be_stopped(admin, scratch):
     admin(
         "report = panel.report_progress\n"
