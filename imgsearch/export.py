@@ -30,8 +30,9 @@ from imgsearch.encoders.base import fingerprint_of
 from imgsearch.errors import ConfigError, DatasetError, ImgSearchError, StoreDamaged, printable
 from imgsearch.gallery import Gallery, checksum
 from imgsearch.io import absolute, atomic
+from imgsearch.stores.index import IndexSpec
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
-from imgsearch.stores.vectors import IndexSpec, VectorStore
+from imgsearch.stores.vectors import VectorStore
 
 GROUP_BYTES = 32 * 1024 * 1024
 """Bytes of vectors in a row group, which is read and written as a whole."""

@@ -17,8 +17,9 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.maintenance import drop, overview, repair, verify
 from imgsearch.stores import embedded
+from imgsearch.stores.index import IndexSpec
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
-from imgsearch.stores.vectors import IndexSpec, VectorStore
+from imgsearch.stores.vectors import VectorStore
 from tests.guarantees.test_damage import end_server
 from tests.helpers import paint, rows_and_vectors
 
