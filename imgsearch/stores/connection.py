@@ -151,6 +151,8 @@ class Connection:
         options = {
             "grpc.keepalive_time_ms": int(1000 * pings),
             "grpc.keepalive_timeout_ms": int(1000 * self._timeout / 6),
+            # gRPC's own pings, of bandwidth: one that is under way keeps the others waiting.
+            "grpc.http2.ping_timeout_ms": int(1000 * self._timeout / 6),
             "grpc.keepalive_permit_without_calls": 0,
             "grpc.http2.max_pings_without_data": 0,
             "grpc.use_local_subchannel_pool": 1,  # no back-off left by a server that is gone
