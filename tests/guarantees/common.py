@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from imgsearch.config import Settings
 from imgsearch.gallery import Gallery
 from imgsearch.maintenance import verify
-from imgsearch.stores.locks import FOLDER
+from imgsearch.stores import locks
 
 soak = pytest.mark.soak
 
@@ -54,7 +55,20 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def server_pid(home: Path) -> int:
     """Return the process id of the embedded server of a home."""
-    return json.loads((home / FOLDER / "server.json").read_text())["pid"]
+    return json.loads((home / locks.FOLDER / "server.json").read_text())["pid"]
+
+
+def end_server(home: Path) -> None:
+    """Kill the server, so that it writes nothing more, and wait until its locks are free."""
+    try:
+        os.kill(server_pid(home), signal.SIGKILL)
+    except (OSError, ValueError):
+        return
+    lock = locks.FileLock(home / locks.FOLDER / "server.lock")
+    try:
+        assert lock.wait(30)
+    finally:
+        lock.close()
 
 
 def searchable_paths(gallery: Gallery) -> set[str]:
