@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from imgsearch.config import load_settings
-from imgsearch.encoders import Entry, entries, load_encoder, register, registry, resnet, weights
+from imgsearch.encoders import (
+    Entry,
+    entries,
+    load_encoder,
+    mini,
+    register,
+    registry,
+    resnet,
+    weights,
+)
 from imgsearch.errors import ConfigError, EncoderError, WeightsError
 from tests.encoders.test_base import RANDOM
 
@@ -35,12 +44,12 @@ def test_fingerprints_stay_what_they_are(name, fingerprint):
 
 
 def test_every_entry_describes_its_encoder():
-    for entry in entries():
-        assert entry.licence
-        assert entry.needs
-        if entry.dim and entry.name.startswith("resnet"):
-            encoder = load_encoder(entry.name, weights="random:0", precision="fp32")
-            assert (encoder.dim, encoder.preprocessing.crop) == (entry.dim, entry.input_size)
+    known = {entry.name: entry for entry in entries()}
+    assert all(entry.licence and entry.needs for entry in known.values())
+    assert (known["mini"].dim, known["mini"].input_size) == (mini.DIM, mini.PREPROCESSING.crop)
+    assert {name for name, entry in known.items() if entry.dim} == {"mini", *resnet.LAYERS}
+    for name in resnet.LAYERS:
+        assert known[name].dim == resnet.resnet(name).dim
 
 
 def test_a_registered_encoder_is_found_by_its_name(monkeypatch):
@@ -61,16 +70,16 @@ def test_fingerprint_is_of_what_the_vectors_mean(tmp_path):
     state = weights.random_state(network, 7)
     torch.save(state, tmp_path / "a.pth")
     save_file(state, tmp_path / "b.safetensors")
-    random = load_encoder("resnet18", weights="random:7", backend="eager")
+    random = load_encoder("resnet18", weights="random:7", precision="fp32")
     files = [
-        load_encoder("resnet18", weights=tmp_path / name, backend="eager")
+        load_encoder("resnet18", weights=tmp_path / name, precision="fp32")
         for name in ("a.pth", "b.safetensors")
     ]
     assert random.name == RANDOM
     assert {each.fingerprint for each in files} == {random.fingerprint}
     assert files[0].name == f"resnet18@{tmp_path / 'a.pth'}"
-    assert load_encoder(files[0].name, backend="eager") is files[0]
-    assert load_encoder("resnet18@random:8", backend="eager").fingerprint != random.fingerprint
+    assert load_encoder(files[0].name, precision="fp32") is files[0]
+    assert load_encoder("resnet18@random:8", precision="fp32").fingerprint != random.fingerprint
     assert json.loads(json.dumps(random.identity)) == random.identity
     assert random.describe()["fingerprint"] == random.fingerprint
     assert len(random.fingerprint) == 16
@@ -81,7 +90,7 @@ def test_weights_by_setting_and_an_exchanged_file(tmp_path, monkeypatch):
     torch.save(weights.random_state(network, 1), file)
     monkeypatch.setenv("IMGSEARCH_WEIGHTS", str(file))
     monkeypatch.setenv("IMGSEARCH_ENCODER", "resnet18")
-    monkeypatch.setenv("IMGSEARCH_BACKEND", "eager")
+    monkeypatch.setenv("IMGSEARCH_PRECISION", "fp32")
     first = load_encoder()
     assert load_encoder() is first
     torch.save(weights.random_state(network, 2), file)
