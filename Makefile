@@ -10,6 +10,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 TORCH_INDEX ?=
 TORCH_URL = $(if $(findstring ://,$(TORCH_INDEX)),$(TORCH_INDEX),https://download.pytorch.org/whl/$(TORCH_INDEX))
 
+# What is compiled when it is imported is kept in the environments of this folder.
+unexport PYTHONDONTWRITEBYTECODE
+
 EXTRAS = notebooks,openvino,test
 PY = .venv/bin/python
 SAMPLE = data/VOCsample
@@ -37,7 +40,8 @@ env: .venv/stamp ## install everything into .venv, as pinned in requirements.loc
 	@echo 'Installing into .venv: about 1.3 GB, more with CUDA. Once.'
 # torch by itself: that index holds PyTorch's packages, but not these versions of all the others.
 	$(if $(TORCH_INDEX),$(PY) -m pip install --no-deps -c requirements.lock --index-url '$(TORCH_URL)' torch)
-	$(PY) -m pip install -c requirements.lock -e '.[$(EXTRAS)]'
+# Uncompiled: Python compiles what is imported, which is a small part and takes seconds, not half a minute.
+	$(PY) -m pip install --no-compile -c requirements.lock -e '.[$(EXTRAS)]'
 	@touch $@
 
 # A real Milvus server for the tests, in an environment of its own: it wants other versions. There
@@ -45,7 +49,7 @@ env: .venv/stamp ## install everything into .venv, as pinned in requirements.loc
 .venv-milvus/stamp: Makefile
 	@test "$$(uname -sm)" = 'Linux x86_64' || { echo 'No Milvus server for tests on this system.'; exit 0; }; \
 	{ test -x .venv-milvus/bin/python || $(PYTHON) -m venv .venv-milvus; } \
-	&& .venv-milvus/bin/python -m pip install -q milvus==2.3.5 \
+	&& .venv-milvus/bin/python -m pip install -q --no-compile milvus==2.3.5 \
 	&& touch $@ \
 	|| echo 'The Milvus server for tests could not be installed: tests that need it will be skipped.'
 
@@ -53,7 +57,7 @@ env: .venv/stamp ## install everything into .venv, as pinned in requirements.loc
 # small build of torch, torchvision's compiled operators do not load, and the tests do without them.
 .timm/stamp: Makefile .venv/stamp
 	@rm -rf .timm
-	@{ $(PY) -m pip install -q --no-deps --target .timm timm==1.0.31 torchvision==0.28.0 && touch $@; } \
+	@{ $(PY) -m pip install -q --no-compile --no-deps --target .timm timm==1.0.31 torchvision==0.28.0 && touch $@; } \
 	|| { rm -rf .timm; echo 'timm could not be installed: tests that need it will be skipped.'; }
 
 demo: export IMGSEARCH_HOME ?= $(CURDIR)/output/demo/home
@@ -71,7 +75,11 @@ demo: env ## ingest the sample and search it, in a minute, with nothing to downl
 		-p output_dir output/demo
 	@$(PY) scripts/demo_summary.py output/demo
 
-test: env .venv-milvus/stamp .timm/stamp ## run the tests
+.PHONY: test-env
+test-env:
+	@$(MAKE) --no-print-directory -j2 env .venv-milvus/stamp .timm/stamp
+
+test: test-env ## run the tests
 	$(PY) -m pytest -n $(PYTEST_WORKERS) -m 'not soak' $(PYTEST_ARGS)
 
 lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
@@ -99,8 +107,8 @@ lint: env ## check style, formatting, and that no notebook holds outputs
 bench: env .venv-milvus/stamp .peers/stamp ## measure what the README reports
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
-soak: env .venv-milvus/stamp .timm/stamp ## the long proofs: many rounds of ingest, kills and repairs
-	$(PY) -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
+soak: test-env ## the long robustness tests, many rounds each; their figures go to output/soak.md
+	$(PY) -m pytest -n $(PYTEST_WORKERS) -m soak --timeout 0 $(PYTEST_ARGS)
 
 lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows
 	rm -rf build/lock

@@ -86,11 +86,12 @@ _LONGEST = [
 
 
 def _unit(nodeid: str) -> str:
-    """What one worker runs in one go: a file, but each test on servers by itself.
+    """What one worker runs in one go: a file, but tests on servers and long ones by themselves.
 
     Tests on servers mostly wait, and what they share is shared by all workers.
     """
-    return nodeid if "[servers" in nodeid else nodeid.partition("::")[0]
+    alone = "[servers" in nodeid or "soak]" in nodeid
+    return nodeid if alone else nodeid.partition("::")[0]
 
 
 def pytest_collection_modifyitems(config, items):
@@ -116,6 +117,26 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
+
+
+# ---------------------------------------------------------------- figures of `make soak`
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what the long tests found, one line each, and write it to output/soak.md."""
+    lines = []
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            if "soak" in report.keywords and (report.when == "call" or outcome == "error"):
+                figures = dict(report.user_properties).get("figures", "")
+                name = report.nodeid.removeprefix("tests/guarantees/")
+                lines.append(f"| `{name}` | {outcome} | {report.duration:.0f} s | {figures} |")
+    if lines:
+        table = ["| test | outcome | time | figures |", "| --- | --- | --- | --- |", *sorted(lines)]
+        (ROOT / "output").mkdir(exist_ok=True)
+        (ROOT / "output" / "soak.md").write_text("\n".join(table) + "\n", encoding="utf-8")
+        terminalreporter.section("figures, also in output/soak.md")
+        terminalreporter.write("\n".join(table) + "\n")
 
 
 # ---------------------------------------------------------------- real servers
