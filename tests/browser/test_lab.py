@@ -196,7 +196,7 @@ def damaged(stores, tmp_path):
 
 
 def test_admin_verifies_repairs_and_deletes_by_name(lab, notebook, damaged, stores):
-    count = "sum(isinstance(w, widgets.AdminPanel) for w in panel.widgets.values())"
+    count = "sum(isinstance(w, type(panel)) for w in type(panel).widgets.values())"
     counted = lab.folder / "notebooks" / "open-panels"
     page = notebook("admin", f"open({str(counted)!r}, 'w').write(str({count}))")
     page.locator(".imgsearch-tile img").first.wait_for()
