@@ -205,12 +205,14 @@ def test_the_readme_names_every_setting():
     assert named == {name.upper() for name in Settings.model_fields}
 
 
-def test_the_readme_and_the_help_name_every_make_target():
+def test_the_help_lists_every_make_target_and_the_documents_name_no_other():
     makefile = _text("Makefile")
-    targets = set(re.search(r"^\.PHONY: (.+)$", makefile, re.M)[1].split()) - {"help"}
-    assert targets == set(re.findall(r"^([a-z]+):[^#\n]*##", makefile, re.M)) - {"help"}
-    readme = _text("README.md")
-    assert {target for target in targets if not re.search(rf"make {target}\b", readme)} == set()
+    targets = set(re.search(r"^\.PHONY: (.+)$", makefile, re.M)[1].split())
+    assert targets - {"help"} == set(re.findall(r"^([a-z]+):[^#\n]*##", makefile, re.M)) - {"help"}
+    documents = "".join(map(_text, ["README.md", "CONTRIBUTING.md"]))
+    documents += "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    assert {"demo", "test", "lab"} <= set(re.findall(r"\bmake ([a-z]+)\b", _text("README.md")))
+    assert set(re.findall(r"`make ([a-z]+)\b", documents)) <= targets
 
 
 def test_files_that_the_readme_links_to_exist():
