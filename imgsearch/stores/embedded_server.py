@@ -326,6 +326,9 @@ def _serve(home: Path, end: Callable[[], None]) -> tuple[Any, str, Callable[[], 
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MESSAGE_BYTES),
+            # Small windows: a message that filled the socket of a frozen server would keep the
+            # pings waiting that find it silent.
+            ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.max_ping_strikes", 0),  # clients ping as often as IMGSEARCH_TIMEOUT asks
         ],
     )
