@@ -64,3 +64,17 @@ def load_torchvision() -> None:
             operators.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
         load_torchvision.operators = operators  # they live as long as this
         import torchvision  # noqa: F401
+
+
+PEAK_MEMORY = """
+import re, resource
+from pathlib import Path
+def peak_memory():
+    # ru_maxrss would count the memory of the process that started this one, too.
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024
+"""
+"""Defines ``peak_memory()`` in a program: the most memory that it has held so far, in bytes."""

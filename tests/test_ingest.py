@@ -22,7 +22,7 @@ from imgsearch.ingest import ingest, parse_shard
 from imgsearch.maintenance import verify
 from tests.conftest import ROOT
 from tests.guarantees.common import environment
-from tests.helpers import paint
+from tests.helpers import PEAK_MEMORY, paint
 
 
 @pytest.fixture
@@ -358,13 +358,13 @@ def test_memory_is_bounded_by_bytes_not_by_files(shared_home, tmp_path, collecti
         imgsearch_home=shared_home, database_url=f"sqlite:///{tmp_path / 'm.sqlite'}"
     )
     code = """
-import resource, sys
+import sys
 from imgsearch.ingest import ingest
 report = ingest(sys.argv[1], sys.argv[2], encoder="mini")
-print(report.encoded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(report.encoded, peak_memory())
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, folder, collection],
+        [sys.executable, "-c", PEAK_MEMORY + code, folder, collection],
         env=os.environ | environment(settings),
         cwd=ROOT,
         capture_output=True,

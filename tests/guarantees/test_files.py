@@ -20,15 +20,17 @@ from imgsearch.ingest import ingest
 from tests.conftest import ROOT
 from tests.guarantees.common import assert_consistent, rounds, soak
 from tests.guarantees.mangle import EXTENSIONS, HUGE, mangled
-from tests.helpers import paint
+from tests.helpers import PEAK_MEMORY, paint
 
-DECODE = """
-import resource, time
+DECODE = (
+    PEAK_MEMORY
+    + """
+import time
 from imgsearch import images
 from imgsearch.errors import ImageError
 from tests.guarantees.mangle import BASES, mangled
 images.decode(BASES[0])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 good, worst, reasons = 0, (0.0, -1), set()
 for number in range(arguments["count"]):
     data = mangled(number)
@@ -41,9 +43,10 @@ for number in range(arguments["count"]):
         assert error.reason and len(error.reason) < 200, error.reason
         reasons.add(error.reason)
     worst = max(worst, (time.thread_time() - start, number))
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+grown = (peak_memory() - before) // 2**20
 report(good=good, seconds=worst[0], slowest=worst[1], grown=grown, reasons=len(reasons))
 """
+)
 
 
 @pytest.mark.parametrize("count", rounds("MANGLED", 300, 10_000))
