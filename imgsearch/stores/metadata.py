@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +27,14 @@ from sqlalchemy.dialects import mysql, sqlite
 from imgsearch.config import Settings, collection_name
 from imgsearch.errors import CollectionNotFound, ConfigError, StoreError, printable
 from imgsearch.io import absolute
-from imgsearch.stores.schema import RUN_COUNTS, collections, images, runs
+from imgsearch.stores.schema import collections, images, runs
 from imgsearch.stores.sql import Database
 
 QUIET = timedelta(minutes=2)
 """A running ingest that has not updated its row for so long is stale."""
 
 _AT_ONCE = 500  # values in one IN (...)
-_SLICES = 64  # statements for a change of a whole collection
+_SLICE = 4  # first bytes of the keys that one statement for a whole collection changes
 
 
 class ImageRow(NamedTuple):
@@ -170,16 +169,12 @@ class MetadataStore:
     def create_collection(self, row: CollectionRow) -> None:
         """Add a collection. StoreError if its name is taken by one of another encoder."""
         collection_name(row.name)
-        values = row._asdict() | {
-            "identity": json.dumps(row.identity, sort_keys=True),
-            "vector_index": row.index,
-            "created_at": _without_zone(row.created_at),
-        }
-        del values["id"], values["index"]  # the database counts ids itself
-        if self._sql.sqlite:
-            insert: Any = sqlite.insert(collections).on_conflict_do_nothing()
-        else:
-            insert = mysql.insert(collections).prefix_with("IGNORE")
+        values = row._asdict() | {"identity": json.dumps(row.identity, sort_keys=True)}
+        del values["id"]  # the database counts ids itself
+        if row.created_at is None:
+            del values["created_at"]
+        insert = sa.insert(collections).prefix_with("OR IGNORE", dialect="sqlite")
+        insert = insert.prefix_with("IGNORE", dialect="mysql")
         self._sql.write(lambda link: link.execute(insert, values))
         stored = self.collection(row.name)
         if (stored.fingerprint, stored.dim) != (row.fingerprint, row.dim):
@@ -190,14 +185,13 @@ class MetadataStore:
 
     def collection(self, name: str) -> CollectionRow:
         """Return one collection."""
-        for row in self._sql.read(sa.select(collections).where(collections.c.name == name)):
+        for row in self._sql.read(sa.select(*_COLLECTION).where(collections.c.name == name)):
             return _collection(row)
         raise self._not_found(name)
 
     def collections(self) -> list[CollectionRow]:
         """All collections, sorted by name."""
-        rows = self._sql.read(sa.select(collections))
-        return sorted((_collection(row) for row in rows), key=lambda c: c.name)
+        return sorted(map(_collection, self._sql.read(sa.select(*_COLLECTION))))
 
     def drop_collection(self, name: str) -> None:
         """Remove a collection and its images' rows. Its ingest runs stay as history."""
@@ -220,18 +214,16 @@ class MetadataStore:
 
         A row that is ready, with the same content and the same vector, stays ready.
         """
-        number, now = self._id(collection), _without_zone(None)
+        number = self._id(collection)
         values = {}
         for row in rows:
-            path = _checked(row.path)
-            values[_key(path)] = {
-                **row._asdict(),
+            key = _key(_checked(row.path))
+            values[key] = row._asdict() | {
                 "collection_id": number,
-                "path_key": _key(path),
-                "path": path,
+                "path_key": key,
                 "state": "pending",
-                "added_at": now,
             }
+            del values[key]["added_at"]
         if values:
             ordered = [values[key] for key in sorted(values)]  # the same order for all: no deadlock
             self._sql.write(lambda link: link.execute(self._upsert(), ordered))
@@ -274,7 +266,7 @@ class MetadataStore:
 
     def _change(self, number: int, change: Any, paths: Iterable[str]) -> None:
         """Change rows by path in one transaction; paths that are not stored are passed over."""
-        parts = list(_parts(_key(_encode(path)) for path in paths))
+        parts = list(_parts(map(_key, paths)))
 
         def work(link: sa.Connection) -> None:
             for keys in parts:
@@ -289,12 +281,11 @@ class MetadataStore:
 
         For a million rows, one statement would take longer than a server may be silent.
         """
-        for first in range(0, 256, 256 // _SLICES):
-            last = first + 256 // _SLICES
+        for first in range(0, 256, _SLICE):
+            last = bytes([first + _SLICE - 1]) + b"\xff" * 31
             part = change.where(
                 images.c.collection_id == number,
-                images.c.path_key >= bytes([first]),
-                images.c.path_key < bytes([last]) if last < 256 else sa.true(),
+                images.c.path_key.between(bytes([first]), last),
             )
             self._sql.write(lambda link, part=part: link.execute(part))
 
@@ -307,25 +298,27 @@ class MetadataStore:
 
         One statement for up to 500 of each.
         """
-        by_id = [images.c.image_id.in_(part) for part in _parts(map(int, image_ids))]
-        by_path = [
-            images.c.path_key.in_(part) for part in _parts(_key(_encode(path)) for path in paths)
-        ]
+        conditions = [
+            *(images.c.image_id.in_(part) for part in _parts(map(int, image_ids))),
+            *(images.c.path_key.in_(part) for part in _parts(map(_key, paths))),
+        ] or [sa.false()]
         found: dict[str, ImageRow] = {}
-        for pair in zip_longest(by_id, by_path) if by_id or by_path else [()]:
-            conditions = [condition for condition in pair if condition is not None]
+        for start in range(0, len(conditions), 2):
             # Not one query with OR, for which not every database uses both indexes.
             query = sa.union_all(
                 *(
-                    _joined(collection, condition, *collections.c, *images.c)
-                    for condition in conditions or [sa.false()]
+                    _joined(collection, condition, *_COLLECTION, *_IMAGE)
+                    for condition in conditions[start : start + 2]
                 )
             )
             rows = self._sql.read(query)
             if not rows:
                 raise self._not_found(collection)
-            found |= {row.path: row for row in map(_image, rows) if row is not None}
-        return _collection(rows[0]), list(found.values())
+            for row in rows:
+                image = ImageRow(*row[len(_COLLECTION) :])
+                if image.path is not None:
+                    found[image.path] = image
+        return _collection(rows[0][: len(_COLLECTION)]), list(found.values())
 
     def by_path(self, collection: str, paths: Iterable[str]) -> dict[str, ImageRow]:
         """Rows by path, in any state."""
@@ -345,16 +338,15 @@ class MetadataStore:
 
     def unfinished(self, collection: str) -> list[ImageRow]:
         """Rows that are ``pending`` or ``deleting``."""
-        return [
-            _image(row) for row in self._select(collection, images.c.state != "ready", *images.c)
-        ]
+        rows = self._select(collection, images.c.state != "ready", *_IMAGE)
+        return [ImageRow(*row) for row in rows]
 
     def checksums(self, collection: str) -> dict[int, int]:
         """CRC-32 of the vector of each ready image, by image id."""
         rows = self._select(
             collection, images.c.state == "ready", images.c.image_id, images.c.vector_crc
         )
-        return {row.image_id: row.vector_crc for row in rows}
+        return dict(map(tuple, rows))
 
     def known(self, collection: str, prefix: str = "") -> dict[str, FileState]:
         """State of every file whose path starts with `prefix`, by path."""
@@ -365,7 +357,7 @@ class MetadataStore:
             images.c.path,
             *(images.c[name] for name in FileState._fields),
         )
-        return {_decode(row.path): FileState(*row[2:]) for row in rows}
+        return {path: FileState(*state) for path, *state in rows}
 
     def ids(self, collection: str, state: str | None = "ready") -> np.ndarray:
         """Image ids in a state, or in any: int64, ascending, each once."""
@@ -375,11 +367,10 @@ class MetadataStore:
 
     def _select(self, collection: str, condition: Any, *columns: sa.Column) -> list[sa.Row]:
         """Columns of a collection's rows, and whether it exists, in one statement."""
-        query = _joined(collection, condition, images.c.collection_id.label("member"), *columns)
-        rows = self._sql.read(query)
+        rows = self._sql.read(_joined(collection, condition, *columns))
         if not rows:
             raise self._not_found(collection)
-        return [row for row in rows if row.member is not None]
+        return [row for row in rows if row[0] is not None]
 
     def count(self, collection: str) -> Counts:
         """Number of images and paths."""
@@ -407,21 +398,20 @@ class MetadataStore:
 
         `like` is a part of the path, in which case matters; `since` is when they were added.
         """
-        query = sa.select(images).where(
+        query = sa.select(*_IMAGE).where(
             images.c.collection_id == self._id(collection), images.c.state == "ready"
         )
         if like:
             query = query.where(sa.func.instr(images.c.path, _encode(like)) > 0)
         if since is not None:
-            query = query.where(images.c.added_at >= _without_zone(since))
+            query = query.where(images.c.added_at >= since)
         query = query.order_by(images.c.path).limit(max(0, limit)).offset(max(0, offset))
-        return [_image(row) for row in self._sql.read(query)]
+        return [ImageRow(*row) for row in self._sql.read(query)]
 
     # ------------------------------------------------------------ ingest runs
 
     def start_run(self, collection: str, folder: str | Path, total: int = 0) -> int:
         """Record that an ingest by this process starts, and return the number of its row."""
-        now = _without_zone(None)
         values = {
             "collection": collection,
             "folder": _checked(str(folder)),
@@ -431,36 +421,29 @@ class MetadataStore:
             "pid": os.getpid(),
             "pid_started": _process_start(os.getpid()),
             "who": _user(),
-            "started_at": now,
-            "updated_at": now,
         }
         return self._sql.write(
             lambda link: int(link.execute(sa.insert(runs), values).inserted_primary_key[0])
         )
 
-    def update_run(self, run_id: int, **counts: int) -> None:
-        """Record progress, any of `RUN_COUNTS`; it also shows that the process is alive."""
-        if unknown := set(counts) - set(RUN_COUNTS):
-            raise TypeError(f"a run has no {', '.join(sorted(unknown))}")
-        self._change_run(run_id, **counts)
+    def update_run(self, run_id: int, **values: object) -> None:
+        """Record progress: columns of `runs`. It also shows that the process is alive."""
+        change = sa.update(runs).where(runs.c.run_id == run_id).values(values)
+        self._sql.write(lambda link: link.execute(change))
 
     def finish_run(
         self, run_id: int, state: str, *, error: str | None = None, **counts: int
     ) -> None:
         """Record how an ingest ended: ``done``, ``stopped`` or ``failed``."""
-        if state not in ("done", "stopped", "failed"):
-            raise ValueError(f"a run ends as done, stopped or failed, not {state!r}")
         text = None if error is None else error.encode("utf-8", "backslashreplace").decode()
-        self._change_run(run_id, state=state, error=text, finished_at=_without_zone(None), **counts)
-
-    def _change_run(self, run_id: int, **values: object) -> None:
-        change = sa.update(runs).where(runs.c.run_id == run_id)
-        change = change.values(updated_at=_without_zone(None), **values)
-        self._sql.write(lambda link: link.execute(change))
+        now = datetime.now(UTC)
+        self.update_run(run_id, state=state, error=text, finished_at=now, **counts)
 
     def runs(self, collection: str | None = None, limit: int = 50) -> list[RunRow]:
         """Ingest runs, newest first."""
-        query = sa.select(runs).order_by(runs.c.run_id.desc()).limit(max(0, limit))
+        query = (
+            sa.select(*_RUN, runs.c.pid_started).order_by(runs.c.run_id.desc()).limit(max(0, limit))
+        )
         if collection is not None:
             query = query.where(runs.c.collection == collection)
         return [_run(row) for row in self._sql.read(query)]
@@ -468,7 +451,7 @@ class MetadataStore:
     def folders(self, collection: str) -> list[str]:
         """Every folder that was ever ingested into a collection, sorted."""
         query = sa.select(runs.c.folder).where(runs.c.collection == collection).distinct()
-        return sorted(_decode(row.folder) for row in self._sql.read(query))
+        return sorted(row.folder for row in self._sql.read(query))
 
 
 def _joined(collection: str, condition: Any, *columns: sa.Column) -> sa.Select:
@@ -493,51 +476,36 @@ def _encode(path: str) -> bytes:
         raise ConfigError("path", f"{printable(path)[:200]} is not a valid file name") from None
 
 
-def _checked(path: str) -> bytes:
-    """Encode a path that is to be stored. Each file has exactly one such path."""
+def _checked(path: str) -> str:
+    """Check a path that is to be stored. Each file has exactly one such path."""
     if str(absolute(path)) != path:
         raise ConfigError("path", f"{printable(path)[:200]!r} is not absolute and normalised")
-    return _encode(path)
+    _encode(path)
+    return path
 
 
-def _decode(path: bytes) -> str:
-    return bytes(path).decode("utf-8", "surrogateescape")
+def _key(path: str) -> bytes:
+    return hashlib.sha256(_encode(path)).digest()
 
 
-def _key(path: bytes) -> bytes:
-    return hashlib.sha256(path).digest()
+_COLLECTION = [collections.c[name] for name in CollectionRow._fields]
+_IMAGE = [images.c[name] for name in ImageRow._fields]
+_RUN = [runs.c[name] for name in RunRow._fields]
 
 
-def _without_zone(when: datetime | None) -> datetime:
-    return (when or datetime.now(UTC)).astimezone(UTC).replace(tzinfo=None)
-
-
-def _utc(when: datetime | None) -> datetime | None:
-    return None if when is None else when.replace(tzinfo=UTC)
-
-
-def _collection(row: sa.Row) -> CollectionRow:
-    values = {name: getattr(row, name) for name in CollectionRow._fields if name != "index"}
-    values |= {"identity": json.loads(row.identity), "created_at": _utc(row.created_at)}
-    return CollectionRow(**values, index=row.vector_index)
-
-
-def _image(row: sa.Row) -> ImageRow | None:
-    if row.path is None:  # an outer join without an image
-        return None
-    values = {name: getattr(row, name) for name in ImageRow._fields}
-    return ImageRow(**values | {"path": _decode(row.path), "added_at": _utc(row.added_at)})
+def _collection(row: Sequence[Any]) -> CollectionRow:
+    found = CollectionRow(*row)
+    return found._replace(identity=json.loads(found.identity))
 
 
 def _run(row: sa.Row) -> RunRow:
-    values = {name: getattr(row, name) for name in RunRow._fields} | {"folder": _decode(row.folder)}
-    values |= {name: _utc(values[name]) for name in values if name.endswith("_at")}
-    if row.state == "running":
-        quiet = _without_zone(None) - row.updated_at > QUIET
-        here = row.host == socket.gethostname()[:255]
-        if quiet or (here and _process_start(row.pid) != row.pid_started):
-            values["state"] = "stale"
-    return RunRow(**values)
+    run = RunRow(*row[: len(_RUN)])
+    if run.state == "running":
+        quiet = datetime.now(UTC) - run.updated_at > QUIET
+        here = run.host == socket.gethostname()[:255]
+        if quiet or (here and _process_start(run.pid) != row.pid_started):
+            return run._replace(state="stale")
+    return run
 
 
 def _process_start(pid: int) -> str:

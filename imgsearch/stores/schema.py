@@ -6,13 +6,44 @@ same change to existing tables, and extend ``tests/stores/test_schema.py``.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
+
+class _Path(sa.TypeDecorator[str]):
+    """A path, stored as the bytes that the file system holds."""
+
+    impl = sa.LargeBinary(65_535)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> bytes | None:
+        return None if value is None else value.encode("utf-8", "surrogateescape")
+
+    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else bytes(value).decode("utf-8", "surrogateescape")
+
+
+class _Time(sa.TypeDecorator[datetime]):
+    """A time, stored in UTC without its zone."""
+
+    impl = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 tables = sa.MetaData()
-_Bytes = sa.LargeBinary(65_535)
 _Text = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql")
-_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")  # UTC without a time zone
 _Key = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql")
 _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up INTEGER only
 _options = {
@@ -20,8 +51,6 @@ _options = {
     "mysql_charset": "utf8mb4",
     "mysql_collate": "utf8mb4_bin",
 }
-
-RUN_COUNTS = ("total", "done", "encoded", "skipped", "failed")
 
 schema = sa.Table(
     "imgsearch_schema", tables, sa.Column("version", sa.Integer, primary_key=True), **_options
@@ -35,8 +64,8 @@ collections = sa.Table(
     sa.Column("identity", _Text, nullable=False),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("dim", sa.Integer, nullable=False),
-    sa.Column("vector_index", sa.String(255), nullable=False),
-    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("vector_index", sa.String(255), key="index", nullable=False),
+    sa.Column("created_at", _Time, nullable=False, default=_now),
     sqlite_autoincrement=True,
     **_options,
 )
@@ -45,7 +74,7 @@ images = sa.Table(
     tables,
     sa.Column("collection_id", _Id, primary_key=True, autoincrement=False),
     sa.Column("path_key", _Key, primary_key=True),
-    sa.Column("path", _Bytes, nullable=False),
+    sa.Column("path", _Path, nullable=False),
     sa.Column("image_id", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
@@ -54,7 +83,7 @@ images = sa.Table(
     sa.Column("format", sa.String(32), nullable=False),
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(8), nullable=False),
-    sa.Column("added_at", _Time, nullable=False),
+    sa.Column("added_at", _Time, nullable=False, default=_now),
     sa.Column("vector_crc", sa.BigInteger, nullable=False),
     sa.Index("imgsearch_images_by_id", "collection_id", "image_id"),
     **_options,
@@ -64,15 +93,18 @@ runs = sa.Table(
     tables,
     sa.Column("run_id", _Id, primary_key=True, autoincrement=True),
     sa.Column("collection", sa.String(64), nullable=False),
-    sa.Column("folder", _Bytes, nullable=False),
+    sa.Column("folder", _Path, nullable=False),
     sa.Column("state", sa.String(8), nullable=False),
-    *(sa.Column(name, sa.BigInteger, nullable=False, default=0) for name in RUN_COUNTS),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, default=0)
+        for name in ("total", "done", "encoded", "skipped", "failed")
+    ),
     sa.Column("host", sa.String(255), nullable=False),
     sa.Column("pid", sa.BigInteger, nullable=False),
     sa.Column("pid_started", sa.String(64), nullable=False),
     sa.Column("who", sa.String(255), nullable=False),
-    sa.Column("started_at", _Time, nullable=False),
-    sa.Column("updated_at", _Time, nullable=False),
+    sa.Column("started_at", _Time, nullable=False, default=_now),
+    sa.Column("updated_at", _Time, nullable=False, default=_now, onupdate=_now),
     sa.Column("finished_at", _Time),
     sa.Column("error", _Text),
     sqlite_autoincrement=True,
