@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import sys
@@ -34,16 +35,11 @@ class FileLock:
     """An ``flock`` of its own: excludes other processes and other threads alike."""
 
     def __init__(self, path: Path):
-        try:
-            import fcntl
-        except ImportError:
-            raise StoreError(
-                str(path.parent), "embedded stores need Linux or macOS: use MILVUS_URI here"
-            ) from None
-        self._fcntl, self.path = fcntl, path
+        self.path = path
+        self.fd: int | None = None
         try:
             private_folder(path.parent)
-            self.fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreError(
                 str(path.parent), f"cannot be written: {error.strerror}; check IMGSEARCH_HOME"
@@ -52,9 +48,9 @@ class FileLock:
 
     def take(self, *, shared: bool = False) -> bool:
         """Try to lock, without waiting."""
-        mode = self._fcntl.LOCK_SH if shared else self._fcntl.LOCK_EX
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            self._fcntl.flock(self.fd, mode | self._fcntl.LOCK_NB)
+            fcntl.flock(self.fd, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -72,7 +68,7 @@ class FileLock:
 
     def release(self) -> None:
         """Unlock, and keep the file open."""
-        self._fcntl.flock(self.fd, self._fcntl.LOCK_UN)
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the file; the lock goes when no fork holds the same file open."""
@@ -81,8 +77,7 @@ class FileLock:
             os.close(fd)
 
     def __del__(self) -> None:
-        if getattr(self, "fd", None) is not None:
-            self.close()
+        self.close()
 
     def note(self, text: str) -> None:
         """Write who holds the lock, if the disk has room for it."""
@@ -104,8 +99,7 @@ def _forget_locks_of_parent() -> None:
     _turns.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks_of_parent)
+os.register_at_fork(after_in_child=_forget_locks_of_parent)
 
 
 def _me() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import sqlite3
 import threading
 import time
@@ -28,9 +27,36 @@ from imgsearch.io import absolute
 from imgsearch.stores import locks, schema
 
 _ATTEMPTS = 4  # of a transaction that the server ended because of another one
-_LEAST_FREE = 64 * 1024  # bytes: more than SQLite asks of the disk at a time
 _NO_DATABASE = 1049
 _DEADLOCK = (1205, 1213)
+_ENDED = 1927  # an administrator ended the connection
+_MYSQL_ERRORS: list[tuple[tuple[int, ...], type[StoreError], str]] = [
+    (
+        (_ENDED, 1053),
+        StoreUnavailable,
+        "does not answer, or ended the connection: check that it runs, and is not overloaded",
+    ),
+    (
+        (2003, 2005),
+        StoreUnavailable,
+        "cannot be reached: check that it runs, MYSQL_HOST and MYSQL_PORT or DATABASE_URL, and "
+        "the firewall",
+    ),
+    ((1040,), StoreUnavailable, "has no connection left: close some notebooks"),
+    (
+        (1045, 1698),
+        StoreError,
+        "refuses user {user!r} or the password: check MYSQL_USER and MYSQL_PASSWORD, or "
+        "DATABASE_URL",
+    ),
+    (
+        (1044, 1142, 1227, 1370),
+        StoreError,
+        "user {user!r} may not do this: {text}; have an administrator GRANT all privileges on "
+        "{database}.*, or name another database in MYSQL_DB",
+    ),
+    ((3, 28, 1021, 1114), StoreError, "its disk is full: {text}"),
+]
 
 T = TypeVar("T")
 
@@ -124,16 +150,16 @@ class Database:
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in one transaction, so that all of it happens or nothing."""
-        for left in reversed(range(_ATTEMPTS)):
-            try:
-                with self._translated(), self._connection() as link:
-                    link = link.execution_options(imgsearch_writes=True)
-                    with link.begin():
-                        return work(link)
-            except _Deadlock:
-                if not left:
-                    raise
-        raise AssertionError("unreachable")
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(_Deadlock):
+                return self._transact(work)
+        return self._transact(work)
+
+    def _transact(self, work: Callable[[sa.Connection], T]) -> T:
+        with self._translated(), self._connection() as link:
+            link = link.execution_options(imgsearch_writes=True)
+            with link.begin():
+                return work(link)
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float, holder: Callable[[], str]) -> Iterator[None]:
@@ -233,18 +259,9 @@ class Database:
     def _create_database(self) -> None:
         """Create the MySQL database that the URL names."""
         engine = sa.create_engine(self._url.set(database=""), hide_parameters=True)
-        create = sa.schema.CreateSchema(self._url.database, if_not_exists=True)
         try:
-            with engine.begin() as link:
-                link.execute(create)
-        except sa.exc.DBAPIError as error:
-            if isinstance(self._error(error), StoreUnavailable):
-                raise
-            raise StoreError(
-                self.where, f"there is no database {self._url.database!r}, and user "
-                f"{self._url.username!r} may not create it: have an administrator do it, or name "
-                "another one in MYSQL_DB"
-            ) from None  # fmt: skip
+            with self._translated(), engine.begin() as link:
+                link.execute(sa.schema.CreateSchema(self._url.database, if_not_exists=True))
         finally:
             engine.dispose()
 
@@ -267,43 +284,15 @@ class Database:
 
     def _mysql_error(self, error: sa.exc.DBAPIError) -> StoreError:
         code, text = _code(error), str(error.orig.args[-1] if error.orig.args else error.orig)
-        user, database = self._url.username, self._url.database
         if code in _DEADLOCK:
             return _Deadlock(self.where, "other transactions", "its rows are being written")
-        kind: type[StoreError] = StoreError
-        reason = f"{text} (MySQL error {code})"
-        # 1053, 1927: the server shuts down, or an administrator ended the connection
-        if error.connection_invalidated or code in (1053, 1927):
-            kind, reason = (
-                StoreUnavailable,
-                (
-                    "does not answer, or ended the connection: check that it runs, and is not "
-                    "overloaded"
-                ),
-            )
-        elif code in (2003, 2005):
-            kind, reason = (
-                StoreUnavailable,
-                (
-                    "cannot be reached: check that it runs, MYSQL_HOST and MYSQL_PORT or "
-                    "DATABASE_URL, and the firewall"
-                ),
-            )
-        elif code == 1040:
-            kind, reason = StoreUnavailable, "has no connection left: close some notebooks"
-        elif code in (1045, 1698):
-            reason = (
-                f"refuses user {user!r} or the password: check MYSQL_USER and MYSQL_PASSWORD, "
-                "or DATABASE_URL"
-            )
-        elif code in (1044, 1142, 1227, 1370):
-            reason = (
-                f"user {user!r} may not do this: {text}; have an administrator GRANT all "
-                f"privileges on {database}.*"
-            )
-        elif code in (3, 28, 1021, 1114):
-            reason = f"its disk is full: {text}"
-        return kind(self.where, reason)
+        if error.connection_invalidated:
+            code = _ENDED
+        for codes, kind, reason in _MYSQL_ERRORS:
+            if code in codes:
+                user, database = self._url.username, self._url.database
+                return kind(self.where, reason.format(user=user, database=database, text=text))
+        return StoreError(self.where, f"{text} (MySQL error {code})")
 
     def _sqlite_error(self, error: BaseException) -> StoreError:
         code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
@@ -314,17 +303,15 @@ class Database:
             )  # fmt: skip
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreBusy(self.where, "another process", "it is being written")
-        # Without room for its shared memory, SQLite calls a full disk a failing one.
-        full = code == sqlite3.SQLITE_IOERR and _free(self._file.parent) < _LEAST_FREE
-        if code == sqlite3.SQLITE_FULL or full:
+        if code == sqlite3.SQLITE_FULL:
             return StoreError(self.where, "its disk is full: free some space")
+        if code == sqlite3.SQLITE_IOERR:  # without room for its shared memory, too
+            return StoreError(self.where, f"its disk is full or fails ({error})")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return StoreError(
                 self.where, f"cannot be written ({error}): check the permissions of its folder, "
                 "or set IMGSEARCH_HOME to another"
             )  # fmt: skip
-        if code == sqlite3.SQLITE_IOERR:
-            return StoreError(self.where, f"its disk fails ({error}): check space and hardware")
         return StoreError(self.where, str(error))
 
 
@@ -350,10 +337,3 @@ def _begin_sqlite(link: sa.Connection) -> None:
     # fails at once if another one has written meanwhile, however long it may wait.
     writes = link.get_execution_options().get("imgsearch_writes")
     link.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _free(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
