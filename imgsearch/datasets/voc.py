@@ -32,7 +32,6 @@ GROUPS = {"without person": tuple(name for name in CLASSES if name != "person")}
 MAX_ANNOTATION = 1 << 20  # bytes; the largest official one has 14,142
 MAX_SET = 1 << 24  # bytes; the largest official one has about 300,000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}(\.[A-Za-z0-9_-]{1,50})*")
-_COLUMNS = {name: column for column, name in enumerate(CLASSES)}
 
 
 class Voc(Dataset):
@@ -79,17 +78,23 @@ class Voc(Dataset):
         if not path.is_file():
             known = ", ".join(self.image_sets()) or "(none)"
             raise DatasetError(path, f"is missing; the sets of this dataset are {known}")
+        try:
+            text = read_bounded(path, MAX_SET).decode("ascii")
+        except UnicodeDecodeError as error:
+            raise DatasetError(path, f"byte {error.start} is not ASCII") from None
         annotated = self.annotated()
         lines: dict[str, int] = {}
-        for number, image in _set_lines(path):
+        for number, image in enumerate(map(str.strip, text.splitlines()), 1):
+            if not image:
+                continue
+            where = f"line {number}"
+            if not _NAME.fullmatch(image):
+                raise DatasetError(path, f"{where}: {_shorten(image)!r} is not an image name")
             if image in lines:
-                raise DatasetError(path, f"line {number}: {image} is also in line {lines[image]}")
+                raise DatasetError(path, f"{where}: {image} is also in line {lines[image]}")
             if image not in annotated:
-                raise DatasetError(
-                    path,
-                    f"line {number}: Annotations/{image}.xml is missing: the dataset is "
-                    "incomplete, unpack it again",
-                )
+                missing = f"{where}: Annotations/{image}.xml is missing"
+                raise DatasetError(path, f"{missing}: the dataset is incomplete, unpack it again")
             lines[image] = number
         if not lines:
             raise DatasetError(path, "lists no image")
@@ -136,13 +141,13 @@ def _objects(data: bytes, path: Path) -> Iterator[tuple[int, bool]]:
     for number, element in enumerate(root.findall("object"), 1):
         where = f"object {number}"
         name = (element.findtext("name") or "").strip()
-        if name not in _COLUMNS:
+        if name not in CLASSES:
             raise DatasetError(path, f"{where}: {_shorten(name)!r} is not a VOC class")
         difficult = (element.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
             reason = f"{where}: <difficult> must be 0 or 1, not {_shorten(difficult)!r}"
             raise DatasetError(path, reason)
-        yield _COLUMNS[name], difficult == "1"
+        yield CLASSES.index(name), difficult == "1"
 
 
 def _shorten(text: str) -> str:
@@ -156,20 +161,6 @@ def _checked_name(name: str, where: Path, kind: str) -> str:
     return name
 
 
-def _set_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and image name of each line that is not blank."""
-    try:
-        text = read_bounded(path, MAX_SET).decode("ascii")
-    except UnicodeDecodeError as error:
-        raise DatasetError(path, f"byte {error.start} is not ASCII") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            if not _NAME.fullmatch(line.strip()):
-                reason = f"line {number}: {_shorten(line.strip())!r} is not an image name"
-                raise DatasetError(path, reason)
-            yield number, line.strip()
-
-
 def _locate(root: Path, year: int | str | None) -> Path:
     """Find the folder of one year in, or below, the folder that was given."""
     if year is not None and not re.fullmatch(r"(VOC)?[0-9]{4}", str(year)):
@@ -181,8 +172,8 @@ def _locate(root: Path, year: int | str | None) -> Path:
         if year is not None and re.fullmatch(r"VOC[0-9]{4}", root.name) and root.name != folder:
             raise DatasetError(root, f"is not {folder}: choose another folder or another year")
         return root
-    found = [p for parent in ("", "VOCdevkit/") for p in sorted(root.glob(parent + folder))]
-    found = [p for p in found if _is_voc(p)]
+    below = [*sorted(root.glob(folder)), *sorted(root.glob(f"VOCdevkit/{folder}"))]
+    found = [path for path in below if _is_voc(path)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -13,24 +13,15 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_MODULES = {
-    "Comparison": "comparison",
-    "Evaluation": "scoring",
-    "IndexPoint": "index_sweep",
-    "METRICS": "metrics",
-    "Metric": "metrics",
-    "Protocol": "protocols",
-    "SWEEP": "index_sweep",
-    "Score": "scoring",
-    "Task": "scoring",
-    "compare": "comparison",
-    "evaluate": "scoring",
-    "evaluate_collections": "report",
-    "prepare": "protocols",
-    "sweep": "index_sweep",
-    "task": "scoring",
-    "write_evaluations": "report",
+_NAMES = {
+    "comparison": ("Comparison", "compare"),
+    "index_sweep": ("IndexPoint", "SWEEP", "sweep"),
+    "metrics": ("METRICS", "Metric"),
+    "protocols": ("Protocol", "prepare"),
+    "report": ("evaluate_collections", "write_evaluations"),
+    "scoring": ("Evaluation", "Score", "Task", "evaluate", "task"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_MODULES)
 

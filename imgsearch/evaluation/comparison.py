@@ -109,14 +109,15 @@ def compare(
     def difference(view: str) -> Difference:
         a, b = (e.views[view].values[name] for e in (first, second))
         changes = np.where(np.abs(b - a) > 1e-9, b - a, 0.0)
-        weights = statistics.bootstrap_weights(len(changes), resamples, seed)
-        low, high = statistics.interval(statistics.weighted_means(weights, b - a))
         return Difference(
-            view, metric, float(a.mean()), float(b.mean()), float((b - a).mean()), float(low),
-            float(high), statistics.paired_randomisation(changes, draws, seed),
-            statistics.effect_size(changes), int((changes > 0).sum()), int((changes < 0).sum()),
-            int((changes == 0).sum()),
-        )  # fmt: skip
+            view,
+            metric,
+            *(float(values.mean()) for values in (a, b, b - a)),
+            *statistics.mean_interval(b - a, resamples, seed),
+            statistics.paired_randomisation(changes, draws, seed),
+            statistics.effect_size(changes),
+            *(int(some.sum()) for some in (changes > 0, changes < 0, changes == 0)),
+        )
 
     classes = [difference(view) for view in first.classes]
     adjusted = statistics.holm(np.array([d.p for d in classes]))

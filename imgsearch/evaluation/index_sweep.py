@@ -15,7 +15,8 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -101,7 +102,8 @@ def sweep(
         left out of both rankings.
     indexes : sequence of str
         Such as ``FLAT`` or ``HNSW:M=16,efConstruction=200,ef=32``. Milvus requires `ef` to
-        be at least the number of hits, and the store raises it to that.
+        be at least the number of hits, and the store raises it to that. Neighbours in the
+        sequence that differ only in search parameters share one temporary collection.
     k : int
         Depth of recall.
     queries : int
@@ -134,24 +136,19 @@ def sweep(
     drop_abandoned(gallery)
     sample = _Sample(ids, vectors, min(k, len(ids) - 1), queries, seed)
     own = IndexSpec.parse(gallery.row.index)
-    found: list[IndexPoint | None] = [None] * len(specs)
-    builds: dict[tuple, list[int]] = {}
-    for i, spec in enumerate(specs):
-        builds.setdefault((spec.kind, tuple(sorted(spec.params.items()))), []).append(i)
-    for same in builds.values():
-        spec = specs[same[0]]
-        own_index = (spec.kind, spec.params) == (own.kind, own.params)
-        with (
-            _own(gallery) if own_index else _temporary(gallery, spec, ids, vectors) as (
-                name,
-                seconds,
-            )
-        ):
-            for i in same:
+    points = []
+    for build, group in groupby(specs, key=lambda spec: (spec.kind, spec.params)):
+        same = list(group)
+        if build == (own.kind, own.params):
+            collection = nullcontext((gallery.name, 0.0))
+        else:
+            collection = _temporary(gallery, same[0], ids, vectors)
+        with collection as (name, seconds):
+            for spec in same:
                 if progress is not None:
-                    progress(f"{specs[i]}: {len(sample.chosen)} queries")
-                found[i] = _measure(gallery, name, specs[i], sample, seconds)
-    return found
+                    progress(f"{spec}: {len(sample.chosen)} queries")
+                points.append(_measure(gallery, name, spec, sample, seconds))
+    return points
 
 
 def drop_abandoned(gallery: Gallery) -> None:
@@ -176,11 +173,6 @@ class _Sample:
         self.kth = np.array(
             [block.scores(row)[depth - 1] for block in blocks for row in range(len(block.order))]
         )
-
-
-@contextmanager
-def _own(gallery: Gallery) -> Iterator[tuple[str, float]]:
-    yield gallery.name, 0.0
 
 
 @contextmanager
@@ -225,11 +217,10 @@ def _measure(
         hits = np.searchsorted(ids, hits[hits != ids[i]][:depth])
         scores = ranking.cosine(vectors[i], vectors[hits])
         recall[row] = np.count_nonzero(scores >= sample.kth[row] - TOLERANCE) / depth
-    weights = statistics.bootstrap_weights(len(chosen), 1000, sample.seed)
-    low, high = statistics.interval(statistics.weighted_means(weights, recall))
+    low, high = statistics.mean_interval(recall, 1000, sample.seed)
     median, p95 = np.percentile(seconds * 1000, [50, 95])
     return IndexPoint(
-        str(spec), depth, float(recall.mean()), float(low), float(high), len(chosen),
+        str(spec), depth, float(recall.mean()), low, high, len(chosen),
         float(median), float(p95), build_seconds, len(ids),
     )  # fmt: skip
 

@@ -19,11 +19,13 @@ trec_eval where it has the metric.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from imgsearch.evaluation.statistics import ratio
 
 #: Recall levels of the 11-point curve.
 ELEVEN = tuple(i / 10 for i in range(11))
@@ -58,30 +60,19 @@ def ranks(gains: np.ndarray, junk: np.ndarray | None = None) -> Ranks:
     A gain of 0 is not relevant. Places marked in `junk` are removed from the ranking, and
     what follows moves up; it also marks the padding of short rankings.
     """
-    if gains.ndim != 2 or (junk is not None and junk.shape != gains.shape):
-        raise ValueError(
-            f"gains {gains.shape} and junk {None if junk is None else junk.shape}: "
-            "both must be (queries, depth)"
-        )
+    if junk is None:
+        junk = np.zeros(gains.shape, bool)
+    if gains.ndim != 2 or junk.shape != gains.shape:
+        raise ValueError(f"gains {gains.shape} and junk {junk.shape} must be (queries, depth)")
     relevant = gains != 0
-    if junk is not None and (relevant & junk).any():
+    if (relevant & junk).any():
         raise ValueError("an item is both relevant and junk")
-    queries, depth = gains.shape
     counts = np.count_nonzero(relevant, axis=1)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     flat = np.flatnonzero(relevant)
-    if junk is None or not junk.any():
-        rank = flat - np.repeat(np.arange(queries) * depth - 1, counts)
-    else:
-        rank = np.cumsum(~junk, axis=1, dtype=np.int32).ravel()[flat]
+    rank = np.cumsum(~junk, axis=1, dtype=np.int32).ravel()[flat]
     hit = np.arange(1, len(flat) + 1) - np.repeat(offsets[:-1], counts)
-    gain = gains.ravel()[flat]
-    return Ranks(
-        rank.astype(np.int32, copy=False),
-        hit.astype(np.int32),
-        gain.astype(np.uint8) if gain.dtype == bool else gain,
-        offsets,
-    )
+    return Ranks(rank, hit.astype(np.int32), gains.ravel()[flat], offsets)
 
 
 def average_precision(found: Ranks, counts: Counts) -> np.ndarray:
@@ -91,7 +82,7 @@ def average_precision(found: Ranks, counts: Counts) -> np.ndarray:
     ``map``). Some libraries divide by the relevant items *found*, which gives a ranking
     with one hit at rank 1 the value 1.
     """
-    return _ratio(_segments(found.hit / found.rank, found.offsets), counts.relevant)
+    return ratio(_segments(found.hit / found.rank, found.offsets), counts.relevant)
 
 
 def average_precision_at_r(found: Ranks, counts: Counts) -> np.ndarray:
@@ -102,7 +93,7 @@ def average_precision_at_r(found: Ranks, counts: Counts) -> np.ndarray:
     """
     within = found.rank <= np.repeat(counts.relevant, np.diff(found.offsets))
     precision = np.where(within, found.hit / found.rank, 0.0)
-    return _ratio(_segments(precision, found.offsets), counts.relevant)
+    return ratio(_segments(precision, found.offsets), counts.relevant)
 
 
 def reciprocal_rank(found: Ranks, counts: Counts) -> np.ndarray:
@@ -116,7 +107,7 @@ def reciprocal_rank(found: Ranks, counts: Counts) -> np.ndarray:
 def r_precision(found: Ranks, counts: Counts) -> np.ndarray:
     """R-precision: relevant items within rank R, over R (trec_eval ``Rprec``)."""
     within = found.rank <= np.repeat(counts.relevant, np.diff(found.offsets))
-    return _ratio(_segments(within, found.offsets, np.int64), counts.relevant)
+    return ratio(_segments(within, found.offsets, np.int64), counts.relevant)
 
 
 def precision_at(found: Ranks, counts: Counts, k: int) -> np.ndarray:
@@ -130,7 +121,7 @@ def recall_at(found: Ranks, counts: Counts, k: int) -> np.ndarray:
     R@k cannot reach 1 if R > k. It is not the share of queries with a hit within rank k,
     which some papers call recall@k.
     """
-    return _ratio(_within(found, k), counts.relevant)
+    return ratio(_within(found, k), counts.relevant)
 
 
 def ndcg_at(found: Ranks, counts: Counts, k: int) -> np.ndarray:
@@ -148,7 +139,7 @@ def ndcg_at(found: Ranks, counts: Counts, k: int) -> np.ndarray:
         weights=found.gain[top] / np.log2(found.rank[top] + 1.0),
         minlength=len(found.offsets) - 1,
     )
-    return _ratio(dcg, _ideal_dcg(counts, k))
+    return ratio(dcg, _ideal_dcg(counts, k))
 
 
 def interpolated_precision(
@@ -220,17 +211,17 @@ def expected_reciprocal_rank(counts: Counts) -> np.ndarray:
 
 def expected_r_precision(counts: Counts) -> np.ndarray:
     """Expectation of R-precision in random order, exact: R/N."""
-    return _ratio(counts.relevant, counts.candidates)
+    return ratio(counts.relevant, counts.candidates)
 
 
 def expected_precision_at(counts: Counts, k: int) -> np.ndarray:
     """Expectation of P@k in random order, exact: min(k, N) · R/N, over k."""
-    return _ratio(np.minimum(k, counts.candidates) * counts.relevant, counts.candidates) / k
+    return ratio(np.minimum(k, counts.candidates) * counts.relevant, counts.candidates) / k
 
 
 def expected_recall_at(counts: Counts, k: int) -> np.ndarray:
     """Expectation of R@k in random order, exact: min(k, N) / N, and 0 if R = 0."""
-    share = _ratio(np.minimum(k, counts.candidates), counts.candidates)
+    share = ratio(np.minimum(k, counts.candidates), counts.candidates)
     return np.where(counts.relevant > 0, share, 0.0)
 
 
@@ -240,9 +231,9 @@ def expected_ndcg_at(counts: Counts, k: int) -> np.ndarray:
     The expected gain at each of the first min(k, N) ranks is the mean gain of the N
     candidates; the denominator is the ideal DCG, a constant of the query.
     """
-    mean_gain = _ratio(counts.at_least.sum(axis=1), counts.candidates)
+    mean_gain = ratio(counts.at_least.sum(axis=1), counts.candidates)
     dcg = mean_gain * _discounts(k)[np.minimum(counts.candidates, k)]
-    return _ratio(dcg, _ideal_dcg(counts, k))
+    return ratio(dcg, _ideal_dcg(counts, k))
 
 
 def simulated_interpolated_precision(
@@ -298,25 +289,21 @@ The functions of a metric whose name ends in ``@k`` take the depth `k` as well.
 """
 
 
-def at_depths(ks: Iterable[int]) -> dict[str, Metric]:
+def at_depths(ks: Sequence[int]) -> dict[str, Metric]:
     """The metrics of :data:`METRICS`, with one entry per depth for those that have a `k`."""
-    ks = tuple(ks)
     found = {}
     for name, metric in METRICS.items():
         if not name.endswith("@k"):
             found[name] = metric
             continue
         for k in ks:
-            named = f"{name[:-1]}{k}"
-            value, baseline = partial(metric.value, k=k), partial(metric.baseline, k=k)
-            found[named] = Metric(named, value, baseline)
+            at_k = name.replace("@k", f"@{k}")
+            found[at_k] = Metric(at_k, partial(metric.value, k=k), partial(metric.baseline, k=k))
     return found
 
 
 def _within(found: Ranks, k: int) -> np.ndarray:
     """Number of relevant items within rank k, int64 (q,)."""
-    if k < 1:
-        raise ValueError(f"k is {k}, and must be at least 1")
     return _segments(found.rank <= k, found.offsets, np.int64)
 
 
@@ -329,14 +316,6 @@ def _segments(values: np.ndarray, offsets: np.ndarray, dtype: type = np.float64)
     return sums
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotient, 0 where the denominator is 0."""
-    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
-    return np.divide(
-        numerator, denominator, out=np.zeros(denominator.shape), where=denominator != 0
-    )
-
-
 def _ideal_dcg(counts: Counts, k: int) -> np.ndarray:
     """DCG within rank k of the best possible ranking."""
     return _discounts(k)[np.minimum(counts.at_least, k)].sum(axis=1)
@@ -344,6 +323,4 @@ def _ideal_dcg(counts: Counts, k: int) -> np.ndarray:
 
 def _discounts(k: int) -> np.ndarray:
     """DCG of 0, 1, …, k items of gain 1 at the top, float64 (k + 1,)."""
-    if k < 1:
-        raise ValueError(f"k is {k}, and must be at least 1")
     return np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])

@@ -56,15 +56,14 @@ def per_class(
 ) -> Figure:
     """Draw one metric of each class as bars, with 95 % intervals and the random baseline.
 
-    At most seven evaluations fit. The number behind each class is that of its queries in the
-    first evaluation that has it.
+    At most seven evaluations fit. Classes, and the numbers of queries behind their names, are
+    those of the first evaluation.
     """
     _require(evaluations, "evaluations")
     if len(evaluations) > len(COLOURS):
         raise ConfigError("evaluations", f"at most {len(COLOURS)} fit in one figure")
     scores = {name: {s.average: s for s in e.per_class(metric)} for name, e in evaluations.items()}
-    order = next(iter(evaluations.values())).task.classes
-    classes = [c for c in order if any(c in some for some in scores.values())]
+    classes = next(iter(scores.values()))
     high = 0.8 / len(scores)
     figure, axes = _figure(6.4, 1.5 + len(classes) * (0.16 + 0.14 * len(scores)), title)
     for i, (name, some) in enumerate(scores.items()):
@@ -82,8 +81,8 @@ def per_class(
             [s.baseline for _, s in shown], y, "|", color="black", ms=9 * high + 3,
             label="random order, expected" if i == 0 else None,
         )  # fmt: skip
-    sizes = {c: next(s[c].queries for s in scores.values() if c in s) for c in classes}
-    axes.set_yticks(range(len(classes)), [f"{c}  ({sizes[c]})" for c in classes], fontsize=8)
+    labels = [f"{name}  ({score.queries})" for name, score in classes.items()]
+    axes.set_yticks(range(len(classes)), labels, fontsize=8)
     axes.set(xlabel=f"{metric}, 95 % interval over queries", xlim=(0, 1))
     axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
     axes.grid(axis="x", alpha=0.3)

@@ -77,11 +77,9 @@ class Protocol:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        text = (
-            f"{_LEAVE_ONE_OUT} {self.gallery}"
-            if self.gallery == self.query
-            else f"{self.gallery} -> {self.query}"
-        )
+        text = f"{self.gallery} -> {self.query}"
+        if self.gallery == self.query:
+            text = f"{_LEAVE_ONE_OUT} {self.gallery}"
         return text + (", with distractors" if self.distractors else "")
 
 
@@ -140,7 +138,16 @@ def prepare(
     number = {image_id: i for i, image_id in enumerate(ids.tolist())}
     here = [name for name in wanted if contents.get(name) in number]
     if len(here) < len(wanted) and not (here and allow_missing):
-        raise _missing(gallery, dataset, protocol, wanted, here, files)
+        lost = sorted(set(wanted) - set(here))
+        without_file = sum(name not in files for name in lost)
+        raise DatasetError(
+            dataset.root,
+            f"{len(lost)} of {len(wanted)} images of {protocol} are not in collection "
+            f"{gallery.name!r}, the first is {lost[0]}"
+            + (f"; the dataset lacks the files of {without_file} of them" if without_file else "")
+            + ": ingest the dataset's image folder"
+            + (", or go on without them with allow_missing" if here else ""),
+        )
     present, difficult = dataset.labels(here)
     numbers = [number[contents[name]] for name in here]
     paths = [str(files[name]) for name in here]
@@ -201,19 +208,15 @@ def _image_ids(
         except (OSError, ImageError):
             return None
 
-    found: dict[str, int] = {}
-    names = list(files)
+    found: list[int | None] = []
+    paths = list(files.values())
     with ThreadPoolExecutor(4) as pool:
-        for start in range(0, len(names), _REPORT_EVERY):
+        while len(found) < len(paths):
             if progress is not None:
-                progress(f"identifying {len(names):,} images by content, {start:,} done")
-            some = names[start : start + _REPORT_EVERY]
-            for name, image_id in zip(
-                some, pool.map(identify, [files[name] for name in some]), strict=True
-            ):
-                if image_id is not None:
-                    found[name] = image_id
-    return found
+                progress(f"identifying {len(paths):,} images by content, {len(found):,} done")
+            found += pool.map(identify, paths[len(found) : len(found) + _REPORT_EVERY])
+    ids = zip(files, found, strict=True)
+    return {name: image_id for name, image_id in ids if image_id is not None}
 
 
 def _annotated_classes(
@@ -228,26 +231,3 @@ def _annotated_classes(
         present, difficult = dataset.labels([names[int(ids[row])] for row in rows])
         shown[rows] = present | difficult
     return shown
-
-
-def _missing(
-    gallery: Gallery,
-    dataset: Dataset,
-    protocol: Protocol,
-    wanted: Sequence[str],
-    here: Sequence[str],
-    files: Mapping[str, Path],
-) -> DatasetError:
-    lost = sorted(set(wanted) - set(here))
-    gone = sum(name not in files for name in lost)
-    reason = (
-        f"{len(lost)} of {len(wanted)} images of {protocol} are not in collection "
-        f"{gallery.name!r}, the first is {lost[0] if lost else '(none)'}"
-    )
-    if gone:
-        reason += f"; the dataset lacks the files of {gone} of them"
-    return DatasetError(
-        dataset.root,
-        reason + ": ingest the dataset's image folder"
-        + (", or go on without them with allow_missing" if here else ""),
-    )  # fmt: skip

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -60,7 +60,7 @@ class Task:
     names : tuple of str
         Unique.
     paths : tuple of str
-        Image files; empty if there are none.
+        Image files; an empty text stands for none.
     vectors : ndarray of float, shape (n, d)
         Of any length but zero.
     labels : Labels
@@ -123,8 +123,7 @@ class Task:
         ConfigError
             There is no such view.
         """
-        if view not in self.masks:
-            raise ConfigError("view", f"{view!r} is unknown; use one of {', '.join(self.masks)}")
+        _require_known("view", view, self.masks)
         return self.masks[view]
 
     def ranked(self, *, block_bytes: int = ranking.BLOCK_BYTES) -> Iterator[Callable[[], Block]]:
@@ -165,11 +164,8 @@ class Task:
         labelled = np.flatnonzero(self.labels.present)
         source = np.arange(len(self.ids))
         source[labelled] = np.random.default_rng(seed).permutation(labelled)
-        return Task(
-            self.ids, self.names, self.paths, self.vectors, self.labels[source], self.queries,
-            self.gallery, self.classes, self.groups,
-            self.about | {"labels": f"permuted with seed {seed}"},
-        )  # fmt: skip
+        about = self.about | {"labels": f"permuted with seed {seed}"}
+        return replace(self, labels=self.labels[source], about=about)
 
 
 def task(
@@ -245,7 +241,7 @@ def task(
     return Task(
         np.asarray(ids, np.int64)[order],
         tuple(names[i] for i in order),
-        tuple(str(paths[i]) for i in order) if paths else (),
+        tuple(str(paths[i]) for i in order) if paths else ("",) * n,
         np.asarray(vectors)[order],
         Labels.of(present, difficult)[order],
         np.flatnonzero(queries[order]),
@@ -267,7 +263,6 @@ class View:
     simulated random rankings, because the expectation has no closed form.
     """
 
-    name: str
     rows: np.ndarray
     without_relevant: int
     counts: Counts
@@ -425,7 +420,7 @@ class Evaluation:
         ConfigError
             The metric is unknown.
         """
-        _known("metric", metric, self.metrics)
+        _require_known("metric", metric, self.metrics)
         scores = (score for c in self.classes for score in self._scores(c, [c]))
         return [score for score in scores if score.metric == metric]
 
@@ -433,12 +428,9 @@ class Evaluation:
         """Means over the queries of each view, and then over the views."""
         views = [self.views[name] for name in names]
         samples = np.stack([self._samples[name] for name in names])
-        valid = ~np.isnan(samples)
-        sums = np.where(valid, samples, 0).sum(axis=0)
-        number = valid.sum(axis=0)
-        low, high = statistics.interval(
-            np.divide(sums, number, out=np.full(sums.shape, np.nan), where=number > 0)
-        )
+        number = np.count_nonzero(~np.isnan(samples), axis=0)
+        means = statistics.ratio(np.nansum(samples, axis=0), number, empty=np.nan)
+        low, high = statistics.interval(means)
         return [
             Score(
                 average,
@@ -483,10 +475,7 @@ class Evaluation:
         shown = _indicators(present[near], classes) * pairs[..., None]
         own = _indicators(present[self.task.queries], classes)
         total = own.T @ pairs.sum(axis=1)
-        sums = own.T @ shown.sum(axis=1)
-        return np.divide(
-            sums, total[:, None], out=np.full(sums.shape, np.nan), where=total[:, None] > 0
-        )
+        return statistics.ratio(own.T @ shown.sum(axis=1), total[:, None], empty=np.nan)
 
     def cases(
         self, n: int = 8, *, worst: bool = False, view: str = ALL, metric: str = "AP", k: int = 5
@@ -515,38 +504,33 @@ class Evaluation:
         ConfigError
             The view or the metric is unknown.
         """
-        _known("metric", metric, self.metrics.values())
-        _known("view", view, self.views)
-        mask, chosen = self.task.mask(view), self.views[view]
-        values = chosen.values[metric]
-        names = [self.task.names[i] for i in self.task.queries[chosen.rows]]
+        _require_known("metric", metric, self.metrics.values())
+        _require_known("view", view, self.views)
+        task, chosen = self.task, self.views[view]
+        values, queries = chosen.values[metric], task.queries[chosen.rows]
         sign = 1 if worst else -1
-        order = sorted(range(len(values)), key=lambda i: (sign * values[i], names[i]))
+        order = sorted(range(len(values)), key=lambda i: (sign * values[i], task.names[queries[i]]))
         return [
-            self._case(int(chosen.rows[i]), values[i], int(chosen.counts.relevant[i]), mask, k)
+            Case(
+                task.names[queries[i]], task.paths[queries[i]], float(values[i]),
+                int(chosen.counts.relevant[i]), self._class_names(queries[i]),
+                self._neighbours(chosen.rows[i], task.mask(view), k),
+            )
             for i in order[:n]
-        ]
+        ]  # fmt: skip
 
-    def _case(self, row: int, value: float, relevant: int, mask: int, k: int) -> Case:
-        task, query = self.task, int(self.task.queries[row])
-        own = int(task.labels.present[query]) & mask
-        neighbours = tuple(
+    def _neighbours(self, row: int, mask: int, k: int) -> tuple[Neighbour, ...]:
+        task = self.task
+        own = int(task.labels.present[task.queries[row]]) & mask
+        nearest = zip(self.neighbours[row, :k], self.neighbour_scores[row, :k], strict=True)
+        return tuple(
             Neighbour(
-                rank, task.names[i], self._path(i), float(score),
+                rank, task.names[i], task.paths[i], float(score),
                 bool(int(task.labels.present[i]) & own), self._class_names(i),
             )
-            for rank, (i, score) in enumerate(
-                zip(self.neighbours[row, :k], self.neighbour_scores[row, :k], strict=True), 1
-            )
+            for rank, (i, score) in enumerate(nearest, 1)
             if i >= 0
         )  # fmt: skip
-        return Case(
-            task.names[query], self._path(query), float(value), relevant,
-            self._class_names(query), neighbours,
-        )  # fmt: skip
-
-    def _path(self, i: int) -> str:
-        return self.task.paths[i] if self.task.paths else ""
 
     def _class_names(self, i: int) -> tuple[str, ...]:
         bits = int(self.task.labels.present[i])
@@ -606,27 +590,24 @@ def evaluate(
     neighbours = np.full((len(task.queries), NEIGHBOURS), -1, np.int32)
     scores = np.zeros(neighbours.shape)
 
-    def judged(make: Callable[[], Block]) -> tuple[int, int, dict[str, _Judged]]:
+    def score(make: Callable[[], Block]) -> tuple[int, int]:
         block = make()
         stop = block.start + len(block.order)
         if stop > len(task.queries):
             raise ConfigError("blocks", f"reach {stop}, beyond {len(task.queries)} queries")
         places = judge.places(block.order)
-        results = {}
         for name, part in parts.items():
-            results[name], junk = part.judged(judge, block.start, stop, places, queries)
+            rows, junk = part.score(judge, block.start, stop, places, queries)
             if name == ALL:
-                _keep_neighbours(block, part.within(block.start, stop), junk, neighbours, scores)
-        return block.start, stop, results
+                _keep_neighbours(block, rows, junk, neighbours, scores)
+        return block.start, stop
 
     done = 0
     makers = task.ranked() if blocks is None else ((lambda b=block: b) for block in blocks)
-    for start, stop, results in _in_threads(judged, makers):
+    for start, stop in _in_threads(score, makers):
         if start != done:
             raise ConfigError("blocks", f"query {done} is next, not {start}")
         done = stop
-        for name, result in results.items():
-            parts[name].results.append(result)
     if done != len(task.queries):
         raise ConfigError("blocks", f"end after {done} of {len(task.queries)} queries")
     return Evaluation(
@@ -634,7 +615,7 @@ def evaluate(
         about=task.about
         | {"truth": task.fingerprint, "ks": list(ks), "seed": seed, "resamples": resamples}
         | (about or {"ranking": "exact, full depth"}),
-        views={name: part.view(name, seed) for name, part in parts.items()},
+        views={name: part.view(seed) for name, part in parts.items()},
         neighbours=np.where(neighbours >= 0, task.gallery[neighbours], -1).astype(np.int32),
         neighbour_scores=scores,
         unlabelled=len(task.queries) - len(parts[ALL].rows),
@@ -643,53 +624,40 @@ def evaluate(
     )
 
 
-class _Judged(NamedTuple):
-    """Metrics of a view's queries in one block."""
-
-    values: dict[str, np.ndarray]
-    curves: np.ndarray  # float32 (rows, 101)
-
-
 class _Part:
-    """Collects the results of one view, block by block."""
+    """Scores of the queries of one view, filled in block by block."""
 
     def __init__(self, mask: int, rows: np.ndarray, counts: Counts, ks: tuple[int, ...]):
         self.mask, self.rows, self.counts = mask, rows, counts
         self.metrics = metrics.at_depths(ks)
-        self.results: list[_Judged] = []
+        self.values = {name: np.empty(len(rows)) for name in self.metrics}
+        self.curves = np.empty((len(rows), len(LEVELS)), np.float32)
 
-    def within(self, start: int, stop: int) -> np.ndarray:
-        """Numbers of the view's queries in a block."""
-        return self.rows[slice(*np.searchsorted(self.rows, [start, stop]))]
-
-    def judged(
+    def score(
         self, judge: Judge, start: int, stop: int, places: Labels, queries: Labels
-    ) -> tuple[_Judged, np.ndarray]:
-        """Metrics of a block, and its junk, bool (rows of the view in it, depth)."""
-        first, last = np.searchsorted(self.rows, [start, stop])
-        rows = self.rows[first:last]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score a block; return which of its queries are in the view, and their junk."""
+        part = slice(*np.searchsorted(self.rows, [start, stop]))
+        rows = self.rows[part]
         if len(rows) < stop - start:
             places = places[rows - start]
         gains, junk = judge.gains(places, queries[rows], self.mask)
         found = metrics.ranks(gains, junk)
-        counts = Counts(*(part[first:last] for part in self.counts))
-        values = {name: metric.value(found, counts) for name, metric in self.metrics.items()}
-        curve = metrics.interpolated_precision(found, counts.relevant, LEVELS)
-        return _Judged(values, curve.astype(np.float32)), junk
+        counts = Counts(*(array[part] for array in self.counts))
+        for name, metric in self.metrics.items():
+            self.values[name][part] = metric.value(found, counts)
+        self.curves[part] = metrics.interpolated_precision(found, counts.relevant, LEVELS)
+        return rows, junk
 
-    def view(self, name: str, seed: int) -> View:
+    def view(self, seed: int) -> View:
         some = self.counts.relevant > 0
-        counts = Counts(*(part[some] for part in self.counts))
-        curves = np.concatenate([result.curves for result in self.results])[some]
+        counts = Counts(*(array[some] for array in self.counts))
+        curves = self.curves[some]
         return View(
-            name=name,
             rows=self.rows[some],
             without_relevant=int(np.count_nonzero(~some)),
             counts=counts,
-            values={
-                metric: np.concatenate([result.values[metric] for result in self.results])[some]
-                for metric in self.metrics
-            },
+            values={name: values[some] for name, values in self.values.items()},
             baseline={name: metric.baseline(counts) for name, metric in self.metrics.items()},
             # float64, so that the mean does not depend on how queries were cut into blocks
             curve=curves.sum(axis=0, dtype=np.float64) / max(1, len(curves)),
@@ -712,27 +680,16 @@ def _indicators(bits: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
     return (bits[..., None] >> np.arange(len(classes), dtype=bits.dtype) & one).astype(float)
 
 
-def _known(what: str, name: str, names: Iterable[str]) -> None:
+def _require_known(what: str, name: str, names: Iterable[str]) -> None:
     if name not in names:
         raise ConfigError(what, f"{name!r} is unknown; use one of {', '.join(names)}")
 
 
 def _in_threads(call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Map in threads, in order, with about two items per core in memory.
-
-    Sorting and array arithmetic release Python's lock.
-    """
+    """Map in threads, in order, one item per core at a time; NumPy releases the GIL."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores of this container
     workers = len(affinity(0)) if affinity else os.cpu_count() or 1
-    waiting: deque[Future[R]] = deque()
+    items = iter(items)
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(call, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while some := list(islice(items, workers)):
+            yield from pool.map(call, some)

@@ -13,6 +13,13 @@ EXACT_UP_TO = 16
 """Number of differing pairs up to which all sign changes are enumerated instead of drawn."""
 
 
+def ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float = 0.0) -> np.ndarray:
+    """Quotient, `empty` where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    result = np.full(denominator.shape, empty)
+    return np.divide(numerator, denominator, out=result, where=denominator != 0)
+
+
 def bootstrap_weights(queries: int, resamples: int, seed: int) -> np.ndarray:
     """How often each query is in each bootstrap sample, float64 (resamples, queries)."""
     generator = np.random.default_rng(seed)
@@ -28,9 +35,8 @@ def weighted_means(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     The denominator is the number of those queries in the sample, itself random if they are
     a part of all queries. NaN if a sample contains none of them.
     """
-    sums, size = weights @ values, weights.sum(axis=1)
-    size = size.reshape((-1,) + (1,) * (values.ndim - 1))
-    return np.divide(sums, size, out=np.full(sums.shape, np.nan), where=size > 0)
+    size = weights.sum(axis=1).reshape((-1,) + (1,) * (values.ndim - 1))
+    return ratio(weights @ values, size, empty=np.nan)
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -43,6 +49,13 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.n
     tail = (1 - level) / 2
     low, high = np.nanquantile(filled, [tail, 1 - tail], axis=0)
     return np.where(valid, low, np.nan), np.where(valid, high, np.nan)
+
+
+def mean_interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of values, (q,)."""
+    weights = bootstrap_weights(len(values), resamples, seed)
+    low, high = interval(weighted_means(weights, values))
+    return float(low), float(high)
 
 
 def paired_randomisation(differences: np.ndarray, draws: int = 10_000, seed: int = 0) -> float:

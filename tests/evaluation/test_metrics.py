@@ -136,13 +136,6 @@ def test_interpolation_sees_the_last_item_found_when_the_next_level_is_never_rea
     assert curve.tolist() == [0.5] * 4 + [0] * 7
 
 
-def test_k_below_one_is_refused():
-    found = metrics.ranks(np.array([[1]]))
-    for call in (metrics.precision_at, metrics.ndcg_at):
-        with pytest.raises(ValueError, match="at least 1"):
-            call(found, counts([1]), 0)
-
-
 @pytest.mark.parametrize("gains", [[2, 1, 0, 0, 0], [1, 1, 1, 0], [1], [3, 2, 2, 1, 1], [0, 0, 0]])
 def test_every_baseline_is_the_mean_over_all_orders(gains):
     orders = np.array(list(permutations(gains)))
