@@ -11,6 +11,7 @@ from imgsearch import images
 from imgsearch.errors import ImageError, printable
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
@@ -41,7 +42,7 @@ def result_grid(
 
     columns = max(1, min(1 + len(results), columns))
     figure, axes = tile_grid(math.ceil((1 + len(results)) / columns), columns, title)
-    tiles = [tile for row in axes for tile in row]
+    tiles = axes.ravel()
     picture = images.decode(query)
     if box is not None:
         left, upper, right, lower = box
@@ -66,7 +67,7 @@ def thumbnail(source: images.Source, side: int = THUMBNAIL) -> Image.Image:
 
 def tile_grid(
     rows: int, columns: int, title: str = "", *, height: float = 1.12
-) -> tuple[Figure, list[list[Axes]]]:
+) -> tuple[Figure, np.ndarray]:
     """Make a figure of square tiles with captions; `height` is that of a tile in widths."""
     from matplotlib.figure import Figure
 
@@ -74,10 +75,9 @@ def tile_grid(
     figure = Figure(figsize=(columns * TILE, rows * TILE * height + head), layout="constrained")
     if title:
         figure.suptitle(printable(title), fontsize=10, parse_math=False)
-    axes = figure.subplots(rows, columns, squeeze=False).tolist()
-    for tile in (tile for row in axes for tile in row):
-        tile.set_xticks([])
-        tile.set_yticks([])
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for tile in axes.flat:
+        tile.set(xticks=[], yticks=[])
         frame(tile, None)
     return figure, axes
 

@@ -98,14 +98,12 @@ def confusion(evaluation: Evaluation, *, k: int = 1, title: str = "") -> Figure:
     _require(rows, "queries with a class")
     names = evaluation.task.classes
     figure, axes = _figure(2.2 + 0.36 * len(names), 2.0 + 0.3 * len(rows), title)
-    image = axes.imshow(matrix[rows] * 100, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    for y, row in enumerate(matrix[rows]):
-        for x, value in enumerate(row):
-            if value >= 0.005:
-                axes.text(
-                    x, y, f"{value * 100:.0f}", ha="center", va="center", fontsize=6,
-                    color="black" if value > 0.55 else "white",
-                )  # fmt: skip
+    percent = matrix[rows] * 100
+    image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for y, x in np.argwhere(percent >= 0.5):
+        colour = "black" if percent[y, x] > 55 else "white"
+        text = f"{percent[y, x]:.0f}"
+        axes.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(rows)), [names[i] for i in rows], fontsize=8)
     nearest = "nearest neighbour" if k == 1 else f"{k} nearest neighbours"

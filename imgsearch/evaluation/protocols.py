@@ -21,7 +21,6 @@ from imgsearch.evaluation.scoring import Task
 if TYPE_CHECKING:
     from imgsearch.gallery import Gallery
 
-_LEAVE_ONE_OUT = "leave-one-out"
 _REPORT_EVERY = 500  # files that are hashed between two calls of progress
 
 
@@ -67,19 +66,17 @@ class Protocol:
             The text has another form.
         """
         name = "([A-Za-z0-9_-]+)"
-        if found := re.fullmatch(rf"{_LEAVE_ONE_OUT}[ :]+{name}", text.strip()):
+        if found := re.fullmatch(rf"leave-one-out[ :]+{name}", text.strip()):
             return cls(found[1], found[1], distractors)
         if found := re.fullmatch(rf"{name}\s*(?:->|→)\s*{name}", text.strip()):
             return cls(found[1], found[2], distractors)
-        raise ConfigError(
-            "protocol", f"{text[:60]!r} is not a protocol: use 'train -> val' (gallery, then "
-            f"queries), or '{_LEAVE_ONE_OUT} trainval'"
-        )  # fmt: skip
+        usage = "use 'train -> val' (gallery, then queries), or 'leave-one-out trainval'"
+        raise ConfigError("protocol", f"{text[:60]!r} is not a protocol: {usage}")
 
     def __str__(self) -> str:
         text = f"{self.gallery} -> {self.query}"
         if self.gallery == self.query:
-            text = f"{_LEAVE_ONE_OUT} {self.gallery}"
+            text = f"leave-one-out {self.gallery}"
         return text + (", with distractors" if self.distractors else "")
 
 

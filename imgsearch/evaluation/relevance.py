@@ -52,7 +52,7 @@ class Labels:
 
 
 def members(queries: Labels, mask: int) -> np.ndarray:
-    """Numbers of the queries that show a class of `mask` by an object that is not difficult."""
+    """Indices of the queries that show a class of `mask` by an object that is not difficult."""
     return np.flatnonzero(queries.among(mask).present)
 
 
@@ -97,11 +97,7 @@ class Judge:
 
     def places(self, order: np.ndarray) -> Labels:
         """Labels of what is at each place of some rankings, of shape (b, depth)."""
-        # -1 wraps around to the last entry, which stands for no item.
-        return Labels(
-            np.take(self._labels.present, order, mode="wrap"),
-            np.take(self._labels.shown, order, mode="wrap"),
-        )
+        return self._labels[order]  # -1 is the last entry, which stands for no item
 
     def gains(self, places: Labels, queries: Labels, mask: int) -> tuple[np.ndarray, np.ndarray]:
         """Number of shared classes, and junk, at the places of each query's ranking.

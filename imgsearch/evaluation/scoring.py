@@ -66,7 +66,7 @@ class Task:
     labels : Labels
         Classes of the n images, as bits.
     queries, gallery : ndarray of int64
-        Numbers of images, ascending.
+        Indices of images, ascending.
     classes : tuple of str
         Meaning of the bits of `labels`.
     groups : dict of str to tuple of str
@@ -216,9 +216,9 @@ def task(
     """
     n = len(ids)
     names = tuple(names) or tuple(map(str, ids))
-    everything = np.ones(n, bool)
-    queries = everything if queries is None else np.asarray(queries)
-    gallery = everything if gallery is None else np.asarray(gallery)
+    queries, gallery = (
+        np.ones(n, bool) if some is None else np.asarray(some) for some in (queries, gallery)
+    )
     for what, size in [
         ("vectors", len(vectors)), ("present", len(present)), ("names", len(names)),
         ("queries", len(queries)), ("gallery", len(gallery)), ("paths", len(paths) or n),
@@ -256,7 +256,7 @@ def task(
 class View:
     """Scores of the queries that show one of the classes of a view.
 
-    `rows` are the numbers, among the task's queries, of the v queries with at least one
+    `rows` are the indices, among the task's queries, of the v queries with at least one
     relevant item; `without_relevant` counts the others. `values` has each metric for each
     query (``AP``, ``RR``, ``P@5``), float64 (v,), and `baseline` its expectation in random
     order. The curves are mean interpolated precision at :data:`LEVELS`, and that of
@@ -346,7 +346,7 @@ class Evaluation:
     views : dict of str to View
         ``all``, and every group and class that has a query.
     neighbours : ndarray of int32, shape (q, 20)
-        Nearest images, by number among the task's images, without junk; -1 for none.
+        Indices of the nearest images, without junk; -1 for none.
     neighbour_scores : ndarray of float64, shape (q, 20)
         Their cosine similarities.
     unlabelled : int
