@@ -218,3 +218,15 @@ def test_the_help_lists_every_make_target_and_the_documents_name_no_other():
 def test_files_that_the_readme_links_to_exist():
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", _text("README.md"))
     assert [link for link in links if not Path(ROOT / link).exists()] == []
+
+
+def test_the_guarantees_name_tests_that_exist():
+    promised = re.findall(
+        r"`((?:tests/[\w/]+/)?test_\w+\.py|tests/test_\w+\.py)(?:::(\w+))?`",
+        _text("docs/guarantees.md"),
+    )
+    assert len(promised) > 40
+    for file, name in promised:
+        path = ROOT / file if "/" in file else ROOT / "tests" / "guarantees" / file
+        assert path.is_file(), file
+        assert not name or f"\ndef {name}(" in path.read_text(encoding="utf-8"), (file, name)
