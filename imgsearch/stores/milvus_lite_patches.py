@@ -37,20 +37,14 @@ def install(write_failed: Callable[[BaseException], None]) -> ExactSearch:
     # server therefore ends at the first failed write, and the next one replays the log. What fails
     # before anything was written is harmless. Needed until Milvus Lite refuses writes after that.
     writes = _Writes(write_failed)
-    for owner, name in (
-        (wal.WAL, "write_insert"),
-        (wal.WAL, "write_delete"),
-        (Manifest, "remove_data_files"),
-    ):
-        setattr(owner, name, writes.begin(getattr(owner, name)))
-    for owner, name, begun in (
-        (collection.Collection, "insert", False),
-        (collection.Collection, "delete", False),
-        (collection.Collection, "flush", True),
-        (collection.Collection, "close", True),
-        (CompactionManager, "maybe_compact", False),
-    ):
-        setattr(owner, name, writes.watch(getattr(owner, name), begun))
+    writes.watch(wal.WAL, "write_insert", begun=True, report=False)
+    writes.watch(wal.WAL, "write_delete", begun=True, report=False)
+    writes.watch(Manifest, "remove_data_files", begun=True, report=False)
+    writes.watch(collection.Collection, "insert", begun=False)
+    writes.watch(collection.Collection, "delete", begun=False)
+    writes.watch(collection.Collection, "flush", begun=True)
+    writes.watch(collection.Collection, "close", begun=True)
+    writes.watch(CompactionManager, "maybe_compact", begun=False)
 
     # 2. An I/O error while the log is read (too many open files, a failing disk) counts as its
     # end, so that acknowledged rows vanish. Needed until recovery raises such errors.
@@ -71,26 +65,21 @@ class _Writes:
     def __init__(self, failed: Callable[[BaseException], None]) -> None:
         self._failed, self._thread = failed, threading.local()
 
-    def begin(self, write: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(write)
-        def begun(*args: object, **kwargs: object) -> Any:
-            self._thread.begun = True
-            return write(*args, **kwargs)
+    def watch(self, owner: type, name: str, *, begun: bool, report: bool = True) -> None:
+        """Replace a method. `begun`: it writes from its start on, not only in a step of it."""
+        work = getattr(owner, name)
 
-        return begun
-
-    def watch(self, work: Callable[..., Any], begun: bool) -> Callable[..., Any]:
         @functools.wraps(work)
         def watched(*args: object, **kwargs: object) -> Any:
             self._thread.begun = begun
             try:
                 return work(*args, **kwargs)
             except BaseException as error:
-                if self._thread.begun:
+                if report and self._thread.begun:
                     self._failed(error)
                 raise
 
-        return watched
+        setattr(owner, name, watched)
 
 
 def read_log(path: str) -> list[Any]:
@@ -273,10 +262,6 @@ def _nearest(parts: list[_Part], queries: np.ndarray, top_k: int) -> list[list[d
         for ids, far in zip(*(np.concatenate(f, axis=1) for f in found), strict=True):
             order = np.lexsort((ids, far))[:top_k]
             order = order[far[order] < np.inf]
-            answer.append(
-                [
-                    {"id": i, "distance": d, "entity": {}}
-                    for i, d in zip(ids[order].tolist(), far[order].tolist(), strict=True)
-                ]
-            )
+            hits = zip(ids[order].tolist(), far[order].tolist(), strict=True)
+            answer.append([{"id": i, "distance": d, "entity": {}} for i, d in hits])
     return answer

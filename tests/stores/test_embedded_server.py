@@ -1,8 +1,7 @@
-"""Errors of the server process by class: only the content of files is damage."""
+"""The server process: what it refuses, who may connect, how it is ended and replaced."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -10,16 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from concurrent import futures
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from imgsearch.config import load_settings
 from imgsearch.errors import ConfigError, StoreBusy, StoreDamaged, StoreError
-from imgsearch.stores import embedded, embedded_server
+from imgsearch.stores import embedded
 from imgsearch.stores.vectors import IndexSpec, VectorStore
 from tests.conftest import ROOT
 
@@ -46,45 +42,6 @@ def filled(store, name="c", count=100):
     store.create(name, DIM, FLAT)
     store.upsert(name, np.arange(count), points)
     return points
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        pa.ArrowMemoryError("malloc of size 819200 failed"),
-        ImportError("failed to map segment from shared object"),
-        AttributeError("module has no attribute"),
-        RuntimeError("can't start new thread"),
-        OSError("ZSTD decompression failed: not enough memory"),
-        *(
-            OSError(number, os.strerror(number))
-            for number in (
-                errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES,
-                errno.ENOMEM,
-            )
-        ),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_errors_of_the_system_are_no_damage(error):
-    """Attack row 1, review 8.1: a server short of memory made `repair` delete 25,000 rows."""
-    assert not embedded_server.from_content(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        pa.ArrowInvalid("Parquet magic bytes not found in footer"),
-        OSError("Couldn't deserialize thrift: TProtocolException: Invalid data"),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
-        json.JSONDecodeError("Expecting value", "", 0),
-        KeyError("fields"),
-    ],
-    ids=str,
-)
-def test_errors_about_content_are_damage(error):
-    assert embedded_server.from_content(error)
 
 
 def test_a_damaged_collection_is_named_and_others_go_on(home):
@@ -256,21 +213,3 @@ def test_a_server_of_another_version_is_named(home):
     with pytest.raises(StoreBusy, match="another version of imgsearch"):
         opened(home)
     lock.close()
-
-
-def test_threads_that_ask_at_once_get_the_same_gate():
-    """Review 8.7: two threads could get two gates, and a reader came beside a writer."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with futures.ThreadPoolExecutor(8) as pool:
-            for _ in range(300):
-                gates, ready = embedded_server._Gates(), threading.Barrier(8)
-
-                def ask(gates=gates, ready=ready):
-                    ready.wait()
-                    return id(gates["c"])
-
-                assert len({one.result() for one in [pool.submit(ask) for _ in range(8)]}) == 1
-    finally:
-        sys.setswitchinterval(interval)
