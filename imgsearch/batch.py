@@ -24,6 +24,7 @@ from imgsearch.evaluation.scoring import KS
 from imgsearch.gallery import Gallery, Hits
 from imgsearch.ingest import IngestReport, ingest
 from imgsearch.io import absolute, write_figure, write_json
+from imgsearch.overview import overview, run_to_dict
 from imgsearch.stores.metadata import MetadataStore
 
 PARAMETERS = "# Parameters"
@@ -129,7 +130,7 @@ def search_image(
 def status(output_dir: str, collection: str | None = None, files: bool = False) -> dict:
     """Run ``admin.ipynb`` without a panel: verify one or all collections, write ``admin.json``."""
     settings = config.load_settings()
-    collections = maintenance.overview(settings)
+    collections = overview(settings)
     with MetadataStore.open(settings) as metadata:
         if collection:
             metadata.collection(collection)
@@ -142,7 +143,7 @@ def status(output_dir: str, collection: str | None = None, files: bool = False) 
     content = {
         "collections": [one.to_dict() for one in collections],
         "verifications": [one.to_dict() for one in verifications],
-        "runs": [maintenance.run_to_dict(run) for run in runs],
+        "runs": [run_to_dict(run) for run in runs],
     }
     write_json(Path(output_dir) / "admin.json", content)
     return content

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 
@@ -20,6 +20,17 @@ from imgsearch.errors import ConfigError
 from imgsearch.io import absolute
 
 COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+def collection_name(name: str) -> str:
+    """Return the name of a collection unchanged, or raise ConfigError if it is not valid."""
+    if not isinstance(name, str) or not COLLECTION_NAME.fullmatch(name):
+        raise ConfigError(
+            "collection",
+            f"{str(name)[:80]!r} is not a valid collection name: use letters, digits and "
+            "underscores, do not start with a digit, and use 64 characters at most",
+        )
+    return name
 
 
 def _default_home() -> Path:
@@ -36,7 +47,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    imgsearch_home: Path = Field(
+    imgsearch_home: Annotated[Path, AfterValidator(absolute)] = Field(
         default_factory=_default_home,
         description="folder of the embedded stores and of cached weights",
     )
@@ -83,7 +94,9 @@ class Settings(BaseSettings):
     mysql_user: str = Field("root", description="user at MYSQL_HOST")
     mysql_password: SecretStr | None = Field(None, description="password at MYSQL_HOST")
     mysql_db: str = Field("imgsearch", description="database at MYSQL_HOST")
-    default_table: str = Field("images", description="collection to use where none is named")
+    default_table: Annotated[str, AfterValidator(collection_name)] = Field(
+        "images", description="collection to use where none is named"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -97,29 +110,17 @@ class Settings(BaseSettings):
         token = values.get("milvus_token") or unquote(credentials)
         return values | {"milvus_uri": scheme + slashes + host, "milvus_token": token}
 
-    @field_validator("imgsearch_home")
-    @classmethod
-    def _expand(cls, home: Path) -> Path:
-        return absolute(home)
-
-    @field_validator("default_table")
-    @classmethod
-    def _name(cls, name: str) -> str:
-        return collection_name(name)
-
     @property
     def embedded_vectors(self) -> bool:
         """Whether vectors are kept in the embedded store of the home."""
-        return self.milvus_uri is None and self.milvus_host is None
+        return self.milvus_address is None
 
     @property
     def milvus_address(self) -> str | None:
         """``http://host:port`` of the Milvus server, or None for the embedded store."""
-        if self.milvus_uri is not None:
-            return self.milvus_uri
-        if self.milvus_host is not None:
+        if self.milvus_uri is None and self.milvus_host is not None:
             return f"http://{self.milvus_host}:{self.milvus_port}"
-        return None
+        return self.milvus_uri
 
     @property
     def sql_url(self) -> URL:
@@ -129,14 +130,12 @@ class Settings(BaseSettings):
                 url = make_url(self.database_url.get_secret_value())
             except Exception:  # its text holds the URL, and so the password
                 raise ConfigError("DATABASE_URL", "is not a valid SQLAlchemy URL") from None
-            if url.get_backend_name() not in ("mysql", "mariadb", "sqlite"):
-                raise ConfigError(
-                    "DATABASE_URL",
-                    f"{url.drivername} is not supported: use mysql+pymysql://… or sqlite:///…",
-                )
-            return (
-                url.set(drivername="mysql+pymysql") if url.get_backend_name() != "sqlite" else url
-            )
+            if url.get_backend_name() == "sqlite":
+                return url
+            if url.get_backend_name() in ("mysql", "mariadb"):
+                return url.set(drivername="mysql+pymysql")
+            reason = f"{url.drivername} is not supported: use mysql+pymysql://… or sqlite:///…"
+            raise ConfigError("DATABASE_URL", reason)
         if self.mysql_host is not None:
             password = self.mysql_password
             return URL.create(
@@ -179,14 +178,3 @@ def load_settings(**overrides: object) -> Settings:
         name = ".".join(map(str, first["loc"])).upper() or "settings"
         cause = first.get("ctx", {}).get("error")
         raise ConfigError(name, getattr(cause, "reason", first["msg"])) from None
-
-
-def collection_name(name: str) -> str:
-    """Return the name of a collection unchanged, or raise ConfigError if it is not valid."""
-    if not isinstance(name, str) or not COLLECTION_NAME.fullmatch(name):
-        raise ConfigError(
-            "collection",
-            f"{str(name)[:80]!r} is not a valid collection name: use letters, digits and "
-            "underscores, do not start with a digit, and use 64 characters at most",
-        )
-    return name

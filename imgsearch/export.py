@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from imgsearch import config, images
 from imgsearch.encoders.base import fingerprint_of
 from imgsearch.errors import ConfigError, DatasetError, ImgSearchError, StoreDamaged, printable
-from imgsearch.gallery import Gallery, checksum
+from imgsearch.gallery import WITHOUT_VECTORS, Gallery, checksum
 from imgsearch.io import absolute, atomic
 from imgsearch.stores.index import IndexSpec
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
@@ -53,8 +53,6 @@ _COLUMNS = {
     "mtime_ns": pa.int64(),
     "added_at": pa.timestamp("us", "UTC"),
 }
-
-
 _FROM_COLLECTION = {"encoder", "identity", "fingerprint", "index", "dim"}
 
 
@@ -163,9 +161,7 @@ def export_collection(
             images_written += len({row.image_id for row in rows})
             paths_written += len(rows)
             _update(digest, rows, vectors)
-            for first in range(0, len(rows), step):
-                part = slice(first, first + step)
-                writer.write_batch(_to_batch(rows[part], vectors[part], schema))
+            writer.write_batch(_to_batch(rows, vectors, schema), row_group_size=step)
         header = _Header(
             **{name: getattr(row, name) for name in _FROM_COLLECTION},
             collection=row.name,
@@ -184,13 +180,16 @@ def _ready(gallery: Gallery, ids: np.ndarray) -> tuple[list[ImageRow], np.ndarra
     # Read after the vectors: images that were deleted in the meantime have no row any more.
     stored = gallery.metadata.by_id(gallery.name, ids.tolist())
     rows = sorted((row for known in stored.values() for row in known), key=_key)
-    intact = {row.image_id for row in rows if row.image_id in found}
-    intact = {i for i in intact if checksum(found[i]) == stored[i][0].vector_crc}
-    if len(intact) < len(stored):
+    broken = [
+        image_id
+        for image_id, (row, *_) in stored.items()
+        if image_id not in found or checksum(found[image_id]) != row.vector_crc
+    ]
+    if broken:
         raise StoreDamaged(
             gallery.vectors.where,
-            f"{len(stored) - len(intact)} images of {gallery.name!r} have no vector, or another "
-            "one than was written: run `repair` before the export",
+            f"{len(broken)} images of {gallery.name!r} have no vector, or another one than was "
+            f"written: {WITHOUT_VECTORS}",
         )
     return rows, np.stack([found[row.image_id] for row in rows]) if rows else vectors[:0]
 
@@ -247,8 +246,7 @@ def import_collection(
     path = absolute(path)
     settings = settings or config.load_settings()
     progress = progress or (lambda _, __: None)
-    with _open(path) as parquet:
-        header = _read_header(path, parquet)
+    with _open(path) as (parquet, header):
         name = config.collection_name(collection or header.collection)
         with MetadataStore.open(settings) as metadata, VectorStore.open(settings) as vectors:
             if name in [row.name for row in metadata.collections()] + vectors.collections():
@@ -283,46 +281,36 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
+def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, _Header]]:
+    """Open a file and check everything that can be checked without reading a row."""
     with _reading(path):
         file = path.open("rb")
     with file:
-        if file.read(4) == b"PK\3\4":
-            raise DatasetError(
-                path,
-                "was exported by an earlier version of imgsearch, whose archives are no longer "
-                "supported: ingest the images again, or check out the earlier version from git",
-            )
         with _reading(path):
             parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-        with parquet:
-            yield parquet
+            document = (parquet.metadata.metadata or {}).get(b"imgsearch")
+            if document is None:
+                raise ValueError("its metadata have no entry of imgsearch")
+            header = _Header.model_validate_json(document)
+            if not parquet.schema_arrow.remove_metadata().equals(_schema(header.dim)):
+                raise ValueError("it has other columns than an export")
+            if parquet.metadata.num_rows != header.paths:
+                raise ValueError("the number of rows differs from its metadata")
+            for number in range(parquet.metadata.num_row_groups):
+                _check_row_group(number, parquet.metadata.row_group(number), header.dim)
+        yield parquet, header
 
 
-def _read_header(path: Path, parquet: pq.ParquetFile) -> _Header:
-    """Check everything that can be checked without reading a row."""
-    with _reading(path):
-        document = (parquet.metadata.metadata or {}).get(b"imgsearch")
-        if document is None:
-            raise ValueError("its metadata have no entry of imgsearch")
-        header = _Header.model_validate_json(document)
-        if not parquet.schema_arrow.remove_metadata().equals(_schema(header.dim)):
-            raise ValueError("it has other columns than an export")
-        if parquet.metadata.num_rows != header.paths:
-            raise ValueError("the number of rows differs from its metadata")
-        limit = _group_rows(header.dim)
-        for number in range(parquet.metadata.num_row_groups):
-            group = parquet.metadata.row_group(number)
-            columns = [group.column(i) for i in range(group.num_columns)]
-            size = sum(column.total_uncompressed_size for column in columns)
-            if (
-                {column.compression for column in columns} != {"UNCOMPRESSED"}
-                or any({*column.encodings} - {"PLAIN", "RLE"} for column in columns)
-                or group.num_rows > limit
-                or size > limit * (4 * header.dim + ROW_BYTES)
-            ):
-                raise ValueError(f"row group {number} is compressed, or larger than in an export")
-    return header
+def _check_row_group(number: int, group: pq.RowGroupMetaData, dim: int) -> None:
+    columns = [group.column(i) for i in range(group.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns)
+    if (
+        {column.compression for column in columns} != {"UNCOMPRESSED"}
+        or any({*column.encodings} - {"PLAIN", "RLE"} for column in columns)
+        or group.num_rows > _group_rows(dim)
+        or size > _group_rows(dim) * (4 * dim + ROW_BYTES)
+    ):
+        raise ValueError(f"row group {number} is compressed, or larger than in an export")
 
 
 def _read(
@@ -363,13 +351,12 @@ def _row(values: dict[str, Any]) -> ImageRow:
     escaped, path = values["path"], _unescape(values["path"])
     if escaped != _escape(path) or path != str(absolute(path)):
         raise ValueError(f"the path {escaped[:200]!r} is not absolute and normalized")
-    row = ImageRow(**values | {"path": path}, state="pending", vector_crc=0)
+    row = ImageRow(**values | {"path": path})
     digits = re.fullmatch("[0-9a-f]{64}", row.sha256)
     if not digits or images.image_id(row.sha256) != row.image_id:
         raise ValueError(f"the image_id of {escaped[:200]!r} does not belong to its sha256")
-    if min(row.width, row.height, row.size + 1) < 1 or not re.fullmatch(
-        "[A-Z0-9]{1,16}", row.format
-    ):
+    known_format = re.fullmatch("[A-Z0-9]{1,16}", row.format)
+    if row.width < 1 or row.height < 1 or row.size < 0 or not known_format:
         raise ValueError(f"the size or the format of {escaped[:200]!r} is invalid")
     return row
 

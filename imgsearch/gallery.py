@@ -40,6 +40,12 @@ from imgsearch.pipeline import Pipeline
 from imgsearch.stores.metadata import CollectionRow, Counts, ImageRow, MetadataStore
 from imgsearch.stores.vectors import MAX_TOP_K, IndexSpec, VectorStore
 
+WITHOUT_VECTORS = (
+    "run `repair`; delete the images that it cannot complete, because their files are gone too, "
+    "with `Gallery.delete` or `ingest(prune=True)`"
+)
+"""What to do where images have no vector."""
+
 
 class Hit(NamedTuple):
     """One result.
@@ -344,7 +350,7 @@ class Gallery:
             self.metadata.commit(self.row.id, content)
         return left
 
-    def replace(self, rows: Sequence[ImageRow], vectors: Mapping[int, np.ndarray]) -> None:
+    def replace(self, vectors: Mapping[int, np.ndarray]) -> None:
         """Write the vectors of stored images again.
 
         The rows change after the vectors, so that a crash loses no image, and
@@ -352,14 +358,12 @@ class Gallery:
 
         Parameters
         ----------
-        rows : sequence of ImageRow
-            All rows of the images; those that were deleted meanwhile are passed over.
         vectors : mapping of int to numpy.ndarray
-            By image_id: float32, shape ``(dim,)``, L2-normalised.
+            By image_id: float32, shape ``(dim,)``, L2-normalised. Images that were deleted
+            meanwhile are passed over.
         """
         with self.exclusive():
-            stored = {row.path: row.image_id for row in self._lookup((), [r.path for r in rows])}
-            rows = [row for row in rows if stored.get(row.path) == row.image_id]
+            rows = [row for row in self._lookup(vectors, ()) if row.state == "ready"]
             self._upsert({row.image_id: vectors[row.image_id] for row in rows})
             self.metadata.prepare(
                 self.row.id,
@@ -653,7 +657,8 @@ class Gallery:
         if len(found) != len(ids):
             raise StoreDamaged(
                 self.vectors.where,
-                f"{len(ids) - len(found)} images of {self.name!r} have no vector; run repair",
+                f"{len(ids) - len(found)} images of {self.name!r} have no vector: "
+                f"{WITHOUT_VECTORS}",
             )
         return ids, vectors
 

@@ -1,4 +1,4 @@
-"""Inspect, verify and repair collections.
+"""Verify and repair collections.
 
 :func:`verify` compares the two stores with each other and, on request, with the image
 files. :func:`repair` restores either store from the other one and from the files.
@@ -11,7 +11,6 @@ import hashlib
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgsearch import config, images
-from imgsearch.errors import ImageError, StoreDamaged, StoreError, printable
+from imgsearch.errors import ImageError, StoreDamaged, printable
 from imgsearch.gallery import Gallery, checksum, new_row
 from imgsearch.images import ImageFile, ImageInfo
 from imgsearch.io import absolute
+from imgsearch.overview import counted
 from imgsearch.stores import embedded
-from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore, RunRow
+from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
 from imgsearch.stores.milvus_lite_patches import read_log
 from imgsearch.stores.vectors import VectorStore
 
@@ -33,198 +33,6 @@ BATCH = 1_000
 
 ENCODE_BATCH = 32
 """Images read or encoded between two calls of `progress`."""
-
-
-# ---------------------------------------------------------------- overview
-
-
-@dataclass(frozen=True)
-class Overview:
-    """Summary of one collection, as returned by :func:`overview`.
-
-    Attributes
-    ----------
-    name, encoder, fingerprint, index : str
-        The collection, the encoder of its vectors, and their index.
-    dim : int
-        Dimension of the vectors.
-    images, paths, unfinished : int
-        Images, files and half-done rows in the metadata store.
-    vectors : int or None
-        Vectors in the vector store; None if they cannot be counted. A server may
-        include deleted vectors until it has compacted the collection.
-    problem : str
-        What is wrong and what to do about it; empty if nothing is.
-    leftover : bool
-        Whether it is a temporary collection of an interrupted index sweep.
-    size : int or None
-        Bytes of the vectors on disk; None if a server holds them.
-    created_at : datetime or None
-        UTC; None if the metadata store does not have the collection.
-    last_run : RunRow or None
-        The latest ingest.
-    """
-
-    name: str
-    encoder: str = ""
-    fingerprint: str = ""
-    index: str = ""
-    dim: int = 0
-    images: int = 0
-    paths: int = 0
-    unfinished: int = 0
-    vectors: int | None = None
-    problem: str = ""
-    leftover: bool = False
-    size: int | None = None
-    created_at: datetime | None = None
-    last_run: RunRow | None = None
-
-    def to_dict(self) -> dict:
-        """Convert to plain values for JSON; times are in ISO 8601, UTC."""
-        run = self.last_run
-        return asdict(self) | {
-            "created_at": self.created_at and self.created_at.isoformat(),
-            "last_run": None if run is None else run_to_dict(run),
-        }
-
-
-def run_to_dict(run: RunRow) -> dict:
-    """Convert an ingest run to plain values for JSON; times are in ISO 8601, UTC."""
-    times = {
-        name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in run._asdict().items()
-    }
-    return times | {"folder": printable(run.folder)}
-
-
-def rate(run: RunRow) -> float:
-    """Files per second of an ingest run, from its start to its last update."""
-    seconds = (run.updated_at - run.started_at).total_seconds()
-    return run.done / seconds if seconds > 0 else 0.0
-
-
-def overview(settings: config.Settings | None = None) -> list[Overview]:
-    """Summarize every collection of imgsearch in both stores.
-
-    Nothing is changed, and no collection is loaded into the memory of a server.
-    Collections of other programs are not listed.
-
-    Parameters
-    ----------
-    settings : Settings, optional
-        By default read from the environment.
-
-    Returns
-    -------
-    list of Overview
-        Sorted by name. Includes collections that only the vector store has, which
-        :func:`repair` restores, and temporary ones of interrupted index sweeps.
-
-    Raises
-    ------
-    StoreError
-        The metadata store cannot be read. A failure of the vector store is reported as
-        the `problem` of each collection.
-    """
-    settings = settings or config.load_settings()
-    with MetadataStore.open(settings) as metadata:
-        rows = {row.name: row for row in metadata.collections()}
-        try:
-            with VectorStore.open(settings) as store:
-                names = store.collections()
-                counts = {name: _count(name, store, name in rows, settings) for name in names}
-                problem = ""
-        except StoreError as error:
-            counts, problem = {}, str(error)
-        found = [_summary(row, metadata, counts, problem, settings) for row in rows.values()]
-        found += [
-            Overview(name, size=_size(name, settings), **values)
-            for name, values in counts.items()
-            if name not in rows and values is not None
-        ]
-    return sorted(found, key=lambda one: one.name)
-
-
-def _count(name: str, store: VectorStore, known: bool, settings: config.Settings) -> dict | None:
-    """Count the vectors of a collection; None if it belongs to another program."""
-    problem, leftover = "", False
-    try:
-        about = store.about(name)
-        if about is None and not (known or settings.embedded_vectors):
-            return None
-        if "sweep" in (about or {}):
-            leftover, problem = True, f"temporary collection of an {about['sweep']}: drop it"
-        elif not known:
-            problem = "missing in the metadata store: `repair` restores it"
-        return {"vectors": store.stored_rows(name), "problem": problem, "leftover": leftover}
-    except StoreError as error:
-        ours = known or settings.embedded_vectors
-        return {"vectors": None, "problem": str(error)} if ours else None
-
-
-def _summary(
-    row: CollectionRow,
-    metadata: MetadataStore,
-    counts: dict[str, dict | None],
-    problem: str,
-    settings: config.Settings,
-) -> Overview:
-    stored, runs = metadata.count(row.name), metadata.runs(row.name, limit=1)
-    unfinished = stored.pending + stored.deleting
-    counted = counts.get(row.name) or {"vectors": None if problem else 0, "problem": problem}
-    vectors, problem = counted["vectors"], counted["problem"]
-    if unfinished and not problem:
-        problem = f"{_n(unfinished, 'image')} half done: an ingest is running, or was interrupted"
-    elif vectors is not None and not problem:
-        # Servers count deleted vectors of a collection that is not loaded until they compact it.
-        differ = vectors != stored.images if settings.embedded_vectors else vectors < stored.images
-        if differ:
-            problem = f"{_n(stored.images, 'image')}, but {_n(vectors, 'vector')}: run `verify`"
-    return Overview(
-        **{name: getattr(row, name) for name in ("name", "encoder", "fingerprint", "index", "dim")},
-        images=stored.images,
-        paths=stored.paths,
-        unfinished=unfinished,
-        vectors=vectors,
-        problem=problem,
-        size=_size(row.name, settings),
-        created_at=row.created_at,
-        last_run=runs[0] if runs else None,
-    )
-
-
-def _size(name: str, settings: config.Settings) -> int | None:
-    if not settings.embedded_vectors:
-        return None
-    total = 0
-    for file in (settings.imgsearch_home / embedded.STORE / "collections" / name).rglob("*"):
-        with contextlib.suppress(OSError):  # compaction removes files at any moment
-            total += file.stat().st_size if file.is_file() else 0
-    return total
-
-
-def _n(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _counted(*parts: tuple[int, str, str]) -> list[str]:
-    return [f"{_n(count, noun)} {what}" for count, noun, what in parts if count]
-
-
-def drop(collection: str, *, settings: config.Settings | None = None) -> None:
-    """Delete a collection, also one that only the vector store has. Image files stay."""
-    settings = settings or config.load_settings()
-    with MetadataStore.open(settings) as metadata:
-        known = collection in [row.name for row in metadata.collections()]
-    if known:
-        with Gallery.open(collection, settings=settings) as gallery:
-            gallery.drop()
-        return
-    with VectorStore.open(settings) as store:
-        if collection in store.collections() and not _count(collection, store, False, settings):
-            raise StoreError(store.where, f"collection {collection!r} is not one of imgsearch")
-        store.drop(collection)
 
 
 # ---------------------------------------------------------------- verify
@@ -284,20 +92,20 @@ class Verification:
 
     def to_dict(self) -> dict:
         """Convert to plain values for JSON; ids are strings, as JavaScript rounds integers."""
-        ids = ("missing_vectors", "wrong_vectors", "orphan_vectors")
-        return asdict(self) | {
-            "sound": self.sound,
-            "summary": str(self),
-            **{name: [str(i) for i in getattr(self, name)] for name in ids},
-            **{
-                name: [printable(path) for path in getattr(self, name)]
-                for name in ("lost_files", "changed_files")
-            },
-        }
+        values = asdict(self) | {"sound": self.sound, "summary": str(self)}
+        for name in ("missing_vectors", "wrong_vectors", "orphan_vectors"):
+            values[name] = [str(image_id) for image_id in values[name]]
+        for name in ("lost_files", "changed_files"):
+            values[name] = [printable(path) for path in values[name]]
+        return values
 
     def __str__(self) -> str:
-        counts = f"{_n(self.images, 'image')} under {_n(self.paths, 'path')}"
+        counts = f"{counted(self.images, 'image')} under {counted(self.paths, 'path')}"
         return f"{self.collection}: " + (", ".join(self._findings()) or f"sound, {counts}")
+
+
+def _counted(*parts: tuple[int, str, str]) -> list[str]:
+    return [f"{counted(count, noun)} {what}" for count, noun, what in parts if count]
 
 
 def verify(
@@ -537,7 +345,7 @@ def repair(
     report = Repair(name, dry_run=dry_run)
     folders = [absolute(folder) for folder in image_dirs]
 
-    def tick(*_: object) -> None:
+    def tick() -> None:
         if progress is not None:
             progress(report)
 
@@ -548,26 +356,7 @@ def repair(
         return report
     with Gallery.open(name, settings=settings, **how) as gallery:
         folders += [Path(folder) for folder in gallery.metadata.folders(name)]
-        found = verify(gallery, progress=tick)
-        report.damage = found.damage
-        if found.damage and not dry_run:
-            found = _make_readable(gallery, report, tick)
-        broken = {*found.missing_vectors, *found.wrong_vectors}
-        if found.damage:
-            broken = {*gallery.metadata.ids(name).tolist()}
-        broken = _restore(gallery, broken, report, tick)
-        report.recovered = found.unfinished if dry_run else gallery.recover()
-        lost = _encode(gallery, broken, report, tick)
-        orphans = {*found.orphan_vectors}
-        _find_files(gallery, folders, lost, orphans, report, tick)
-        if remove_orphans:
-            report.orphans_removed = _remove(gallery, orphans, dry_run)
-            orphans = set()
-        report.orphans_left = len(orphans)
-        for known in gallery.metadata.by_id(name, lost).values():
-            report.lost += [(row.path, lost[row.image_id]) for row in known]
-        if not dry_run:
-            gallery.flush()
+        _Repairer(gallery, report, folders, tick).run(remove_orphans)
     return report
 
 
@@ -596,22 +385,142 @@ def _rebuild_metadata(report: Repair, settings: config.Settings) -> set[int] | N
         return ids
 
 
-def _make_readable(gallery: Gallery, report: Repair, tick: Callable[..., None]) -> Verification:
-    """Set the vectors aside, after everything that loses nothing was tried."""
-    if gallery.settings.embedded_vectors:
-        gallery.vectors.restart()
-    found = verify(gallery, progress=tick)
-    if found.damage and not _has_other_dimension(gallery):
-        with contextlib.suppress(StoreDamaged), gallery.exclusive():
-            gallery.ensure_vectors()
-        found = verify(gallery, progress=tick)
-        report.index_rebuilt = not found.damage
-    if found.damage:
-        report.set_aside = str(gallery.vectors.set_aside(gallery.name))
-        found = verify(gallery, progress=tick)
-    if found.damage:
-        raise StoreDamaged(gallery.vectors.where, found.damage)
-    return found
+class _Repairer:
+    """The steps of a repair, which add to its report as they go."""
+
+    def __init__(
+        self, gallery: Gallery, report: Repair, folders: list[Path], tick: Callable[[], None]
+    ):
+        self.gallery, self.name = gallery, gallery.name
+        self.report, self.folders, self.tick = report, folders, tick
+
+    def run(self, remove_orphans: bool) -> None:
+        gallery, report = self.gallery, self.report
+        found = self.verify()
+        report.damage = found.damage
+        if found.damage and not report.dry_run:
+            found = self.make_readable()
+        broken = {*found.missing_vectors, *found.wrong_vectors}
+        if found.damage:
+            broken = {*gallery.metadata.ids(self.name).tolist()}
+        broken = self.restore(broken)
+        report.recovered = found.unfinished if report.dry_run else gallery.recover()
+        lost, orphans = self.encode(broken), {*found.orphan_vectors}
+        if lost or orphans:
+            self.find_files(lost, orphans)
+        if remove_orphans and orphans:
+            report.orphans_removed = self.remove(orphans)
+            orphans = set()
+        report.orphans_left = len(orphans)
+        for known in gallery.metadata.by_id(self.name, lost).values():
+            report.lost += [(row.path, lost[row.image_id]) for row in known]
+        if not report.dry_run:
+            gallery.flush()
+
+    def verify(self) -> Verification:
+        return verify(self.gallery, progress=lambda *_: self.tick())
+
+    def make_readable(self) -> Verification:
+        """Set the vectors aside, after everything that loses nothing was tried."""
+        gallery, report = self.gallery, self.report
+        if gallery.settings.embedded_vectors:
+            gallery.vectors.restart()
+        found = self.verify()
+        if found.damage and not _has_other_dimension(gallery):
+            with contextlib.suppress(StoreDamaged), gallery.exclusive():
+                gallery.ensure_vectors()
+            found = self.verify()
+            report.index_rebuilt = not found.damage
+        if found.damage:
+            report.set_aside = str(gallery.vectors.set_aside(self.name))
+            found = self.verify()
+        if found.damage:
+            raise StoreDamaged(gallery.vectors.where, found.damage)
+        return found
+
+    def restore(self, ids: set[int]) -> list[int]:
+        """Write vectors back from files of the embedded store; return the ids that are left."""
+        home, report = self.gallery.settings.imgsearch_home, self.report
+        if not ids or not self.gallery.settings.embedded_vectors:
+            return sorted(ids)
+        folders = [*home.glob(f"damaged/{self.name}-*")]
+        folders += home.glob(f"damaged/*/collections/{self.name}")
+        if report.dry_run and report.damage:
+            folders.append(home / embedded.STORE / "collections" / self.name)
+        crcs = self.gallery.metadata.checksums(self.name)
+        wanted = {image_id: crcs[image_id] for image_id in ids & crcs.keys()}
+        for found, vectors in itertools.chain.from_iterable(map(_read_files, folders)):
+            self.tick()
+            pairs = zip(found.tolist(), vectors, strict=True)
+            intact = {i: v for i, v in pairs if i in wanted and checksum(v) == wanted[i]}
+            if intact and not report.dry_run:
+                self.gallery.replace(intact)
+            report.restored += len(intact)
+            for image_id in intact:
+                del wanted[image_id]
+        return sorted(wanted)
+
+    def encode(self, ids: Sequence[int]) -> dict[int, str]:
+        """Compute vectors again from the files; return why, for each id that has no file."""
+        lost: dict[int, str] = {}
+        for start in range(0, len(ids), ENCODE_BATCH):
+            self.tick()
+            rows = self.gallery.metadata.by_id(self.name, ids[start : start + ENCODE_BATCH])
+            files: dict[int, Path] = {}
+            for image_id, known in rows.items():
+                reasons = [_unusable(row) for row in known]
+                if None in reasons:
+                    files[image_id] = Path(known[reasons.index(None)].path)
+                else:
+                    lost[image_id] = reasons[0]
+            if files and not (self.report.encoded or self.report.dry_run):
+                self.gallery.pipeline.optimize_for(len(ids) - start)
+            lost |= self.encode_files(files)
+        return lost
+
+    def encode_files(self, files: dict[int, Path]) -> dict[int, str]:
+        """Encode files and write their vectors; return the reason for each that failed."""
+        failed: dict[int, str] = {}
+        if files and not self.report.dry_run:
+            vectors = {}
+            results = self.gallery.pipeline([*files.values()])
+            for image_id, result in zip(files, results, strict=True):
+                if isinstance(result, ImageError):
+                    failed[image_id] = result.reason
+                elif result.info.image_id != image_id:
+                    failed[image_id] = "file has changed"
+                else:
+                    vectors[image_id] = result.vector
+            self.gallery.replace(vectors)
+        self.report.encoded += len(files) - len(failed)
+        return failed
+
+    def find_files(self, lost: dict[int, str], orphans: set[int]) -> None:
+        """Add rows for files with the content of `lost` or `orphans`, and shorten both."""
+        gallery, report = self.gallery, self.report
+        known = gallery.metadata.known(self.name)
+        matches = _scan(self.folders, known, lost.keys() | orphans, self.tick)
+        while part := list(itertools.islice(matches, ENCODE_BATCH)):
+            files = {info.image_id: file.path for file, info in part if info.image_id in lost}
+            failed = self.encode_files(files)
+            for image_id in files.keys() - failed.keys():
+                del lost[image_id]
+            rows = [new_row(file, info) for file, info in part if info.image_id not in failed]
+            if not report.dry_run:
+                ids, vectors = gallery.vectors.get(self.name, [row.image_id for row in rows])
+                gallery.add(rows, dict(zip(ids.tolist(), vectors, strict=True)))
+            report.rows_added += len(rows)
+            orphans -= {row.image_id for row in rows}
+
+    def remove(self, orphans: set[int]) -> int:
+        if self.report.dry_run:
+            return len(orphans)
+        with self.gallery.exclusive():
+            # An ingest may have added rows for some of them.
+            rows = self.gallery.metadata.ids(self.name, state=None)
+            unneeded = np.setdiff1d(np.array(sorted(orphans), np.int64), rows)
+            self.gallery.vectors.delete(self.name, unneeded)
+        return len(unneeded)
 
 
 def _has_other_dimension(gallery: Gallery) -> bool:
@@ -619,30 +528,6 @@ def _has_other_dimension(gallery: Gallery) -> bool:
         return gallery.vectors.describe(gallery.name).dim != gallery.row.dim
     except StoreDamaged:
         return False
-
-
-def _restore(
-    gallery: Gallery, ids: set[int], report: Repair, tick: Callable[..., None]
-) -> list[int]:
-    """Write vectors back from files of the embedded store; gives the ids that are left."""
-    home, name = gallery.settings.imgsearch_home, gallery.name
-    if not ids or not gallery.settings.embedded_vectors:
-        return sorted(ids)
-    folders = [*home.glob(f"damaged/{name}-*"), *home.glob(f"damaged/*/collections/{name}")]
-    if report.dry_run and report.damage:
-        folders.append(home / embedded.STORE / "collections" / name)
-    wanted = {i: crc for i, crc in gallery.metadata.checksums(name).items() if i in ids}
-    for found, vectors in itertools.chain.from_iterable(map(_read_files, folders)):
-        tick()
-        pairs = zip(found.tolist(), vectors, strict=True)
-        intact = {i: v for i, v in pairs if i in wanted and checksum(v) == wanted[i]}
-        if intact and not report.dry_run:
-            known = gallery.metadata.by_id(name, intact)
-            gallery.replace([row for rows in known.values() for row in rows], intact)
-        report.restored += len(intact)
-        for image_id in intact:
-            del wanted[image_id]
-    return sorted(wanted)
 
 
 def _read_files(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -661,27 +546,6 @@ def _read_files(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 raise
 
 
-def _encode(
-    gallery: Gallery, ids: Sequence[int], report: Repair, tick: Callable[..., None]
-) -> dict[int, str]:
-    """Compute vectors again from the files; gives the reason for each id that has no file."""
-    lost: dict[int, str] = {}
-    for start in range(0, len(ids), ENCODE_BATCH):
-        tick()
-        rows = gallery.metadata.by_id(gallery.name, ids[start : start + ENCODE_BATCH])
-        files: dict[int, Path] = {}
-        for image_id, known in rows.items():
-            reasons = [_unusable(row) for row in known]
-            if None in reasons:
-                files[image_id] = Path(known[reasons.index(None)].path)
-            else:
-                lost[image_id] = reasons[0]
-        if files and not (report.encoded or report.dry_run):
-            gallery.pipeline.optimize_for(len(ids) - start)
-        lost |= _write_again(gallery, files, rows, report)
-    return lost
-
-
 def _unusable(row: ImageRow) -> str | None:
     """Why a file cannot replace a lost vector; None if it has the content of the row."""
     try:
@@ -690,56 +554,11 @@ def _unusable(row: ImageRow) -> str | None:
         return error.reason
 
 
-def _write_again(
-    gallery: Gallery, files: dict[int, Path], rows: dict[int, list[ImageRow]], report: Repair
-) -> dict[int, str]:
-    """Encode files and write their vectors; gives the reason for each that failed."""
-    failed: dict[int, str] = {}
-    if files and not report.dry_run:
-        vectors = {}
-        for image_id, made in zip(files, gallery.pipeline([*files.values()]), strict=True):
-            if isinstance(made, ImageError):
-                failed[image_id] = made.reason
-            elif made.info.image_id != image_id:
-                failed[image_id] = "file has changed"
-            else:
-                vectors[image_id] = made.vector
-        gallery.replace([row for i in vectors for row in rows[i]], vectors)
-    report.encoded += len(files) - len(failed)
-    return failed
-
-
-def _find_files(
-    gallery: Gallery,
-    folders: Sequence[Path],
-    lost: dict[int, str],
-    orphans: set[int],
-    report: Repair,
-    tick: Callable[..., None],
-) -> None:
-    """Add rows for files with the content of `lost` or `orphans`, and take those out of both."""
-    if not lost and not orphans:
-        return
-    name, known = gallery.name, gallery.metadata.known(gallery.name)
-    matches = _scan(folders, known, lost.keys() | orphans, tick)
-    while part := list(itertools.islice(matches, ENCODE_BATCH)):
-        files = {info.image_id: file.path for file, info in part if info.image_id in lost}
-        failed = _write_again(gallery, files, gallery.metadata.by_id(name, files), report)
-        for image_id in files.keys() - failed.keys():
-            del lost[image_id]
-        rows = [new_row(file, info) for file, info in part if info.image_id not in failed]
-        if not report.dry_run:
-            ids, vectors = gallery.vectors.get(name, [row.image_id for row in rows])
-            gallery.add(rows, dict(zip(ids.tolist(), vectors, strict=True)))
-        report.rows_added += len(rows)
-        orphans -= {row.image_id for row in rows}
-
-
 def _scan(
     folders: Iterable[Path],
     known: Container[str],
     wanted: Container[int],
-    tick: Callable[..., None],
+    tick: Callable[[], None],
 ) -> Iterator[tuple[ImageFile, ImageInfo]]:
     """Find files at unknown paths whose content is wanted."""
     seen: set[str] = set()
@@ -755,18 +574,6 @@ def _scan(
                 continue
             seen.add(path)
             with contextlib.suppress(ImageError):
-                if (
-                    images.is_candidate(path)
-                    and (info := images.load(path).info).image_id in wanted
-                ):
+                info = images.load(path).info if images.is_candidate(path) else None
+                if info is not None and info.image_id in wanted:
                     yield file, info
-
-
-def _remove(gallery: Gallery, orphans: set[int], dry_run: bool) -> int:
-    if not orphans or dry_run:
-        return len(orphans)
-    with gallery.exclusive():
-        rows = gallery.metadata.ids(gallery.name, state=None)  # an ingest may have added some
-        unneeded = np.setdiff1d(np.array(sorted(orphans), np.int64), rows)
-        gallery.vectors.delete(gallery.name, unneeded)
-    return len(unneeded)

@@ -184,6 +184,16 @@ def milvus_server() -> SimpleNamespace:
     return SimpleNamespace(uri=servers.shared("milvus", start)["uri"])
 
 
+@pytest.fixture
+def milvus_client(milvus_server):
+    """A client of the Milvus server, like that of another program."""
+    from pymilvus import MilvusClient
+
+    client = MilvusClient(uri=milvus_server.uri, dedicated=True)
+    yield client
+    client.close()
+
+
 @pytest.fixture(scope="session")
 def own_milvus(tmp_path_factory) -> Iterator[Milvus]:
     """A real Milvus server that a test may freeze and kill."""

@@ -1,23 +1,20 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from pymilvus import DataType, MilvusClient
 
 from imgsearch import maintenance
 from imgsearch.config import load_settings
 from imgsearch.errors import CollectionNotFound, StoreDamaged, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
-from imgsearch.maintenance import drop, overview, repair, verify
+from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
-from imgsearch.stores.index import IndexSpec
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
 from imgsearch.stores.vectors import VectorStore
 from tests.guarantees.test_damage import end_server
@@ -71,18 +68,10 @@ def test_a_changed_vector_is_computed_again(filled, photos, stores):
     assert whole(filled, photos)
 
 
-@pytest.fixture
-def client(milvus_server):
-    """A client of the Milvus server, like that of another program."""
-    other = MilvusClient(uri=milvus_server.uri, dedicated=True)
-    yield other
-    other.close()
-
-
 @pytest.mark.parametrize("stores", ["servers"], indirect=True)
-def test_a_missing_index_is_built_again(filled, photos, stores, client):
-    client.release_collection(filled.name)
-    client.drop_index(filled.name, "vector")
+def test_a_missing_index_is_built_again(filled, photos, stores, milvus_client):
+    milvus_client.release_collection(filled.name)
+    milvus_client.drop_index(filled.name, "vector")
     assert "no index" in verify(filled).damage
     planned = repair(filled.name, settings=stores, dry_run=True)
     assert "the index rebuilt" in str(planned)
@@ -417,66 +406,3 @@ def test_a_deleted_sqlite_file_is_rebuilt_from_the_vectors_and_the_files(home, p
     assert (report.encoded, report.rows_added) == (0, 8)
     with Gallery.open("mine", settings=home) as gallery:
         assert verify(gallery, files=True).sound
-
-
-# ---------------------------------------------------------------- overview
-
-
-def overview_of(name, settings):
-    return next((one for one in overview(settings) if one.name == name), None)
-
-
-def test_the_overview_compares_both_stores(filled, photos, stores):
-    one = overview_of(filled.name, stores)
-    assert (one.images, one.paths, one.vectors, one.unfinished) == (8, 8, 8, 0)
-    assert one.problem == ""
-    assert (one.size is None) == (not stores.embedded_vectors)
-    assert one.last_run.state == "done"
-    assert one.last_run.folder == str(photos)
-    json.dumps(one.to_dict())
-    filled.vectors.delete(filled.name, filled.metadata.ids(filled.name)[:3])
-    assert "8 images, but 5 vectors" in overview_of(filled.name, stores).problem
-    filled.metadata.drop_collection(filled.name)
-    one = overview_of(filled.name, stores)
-    assert (one.vectors, one.images, one.created_at) == (5, 0, None)
-    assert "`repair` restores it" in one.problem
-    drop(filled.name, settings=stores)
-    assert overview_of(filled.name, stores) is None
-
-
-def test_the_overview_names_collections_that_a_sweep_left(filled, stores):
-    """Attack row 10, review 8.10: a left-over of a sweep could neither be repaired nor dropped."""
-    name = f"{filled.name}_sweep"
-    about = json.dumps({"sweep": "index sweep of mine, process 7 on host here"})
-    filled.vectors.create(name, 4, IndexSpec.parse("FLAT"), description=about)
-    one = overview_of(name, stores)
-    assert one.leftover
-    assert "drop it" in one.problem
-    drop(name, settings=stores)
-    assert name not in filled.vectors.collections()
-    assert overview_of(filled.name, stores).problem == ""
-
-
-@pytest.mark.parametrize("stores", ["servers"], indirect=True)
-def test_the_overview_of_a_shared_server_loads_and_lists_nothing_of_others(filled, stores, client):
-    """Attack row 2, review 8.2: the overview loaded every collection of a shared server."""
-    foreign = f"{filled.name}_foreign"
-    schema = client.create_schema(auto_id=False)
-    schema.add_field("id", DataType.INT64, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=4)
-    client.create_collection(foreign, schema=schema)
-    params = client.prepare_index_params()
-    params.add_index("vector", index_type="FLAT", metric_type="COSINE")
-    client.create_index(foreign, params)
-    client.release_collection(filled.name)
-    try:
-        names = [one.name for one in overview(stores)]
-        assert filled.name in names
-        assert foreign not in names
-        for name in (filled.name, foreign):
-            assert client.get_load_state(name)["state"].name == "NotLoad"
-        with pytest.raises(StoreError, match="not one of imgsearch"):
-            drop(foreign, settings=stores)
-        assert foreign in client.list_collections()
-    finally:
-        client.drop_collection(foreign)

@@ -9,7 +9,8 @@ import ipywidgets as ipw
 
 from imgsearch import config, export, maintenance
 from imgsearch.errors import ConfigError, printable
-from imgsearch.maintenance import Overview, Repair, Verification
+from imgsearch.maintenance import Repair, Verification
+from imgsearch.overview import Overview, drop, overview
 from imgsearch.stores.metadata import ImageRow, MetadataStore, RunRow
 from imgsearch.widgets import image_grid, panel
 from imgsearch.widgets.formatting import counted, format_age, format_bytes, format_seconds, table
@@ -133,7 +134,7 @@ class AdminPanel(panel.Panel):
     # ------------------------------------------------------------ overview
 
     def _look(self) -> None:
-        collections = maintenance.overview(self.settings)
+        collections = overview(self.settings)
         self.overview.value = table("Collections", list(map(_collection_columns, collections)))
         self.runs.value = _runs_table(self.metadata)
         names = [one.name for one in collections]
@@ -339,7 +340,7 @@ class AdminPanel(panel.Panel):
             raise ConfigError("Delete collection", f"type {name} to confirm; nothing was deleted")
 
         def work() -> None:
-            maintenance.drop(name, settings=self.settings)
+            drop(name, settings=self.settings)
             self._look()
             self.status.show(f"Deleted the collection {name}. The image files stay.", "good")
 
@@ -376,7 +377,8 @@ def _runs_table(metadata: MetadataStore) -> str:
 
 
 def _run_columns(run: RunRow) -> dict[str, object]:
-    rate = maintenance.rate(run)
+    seconds = (run.updated_at - run.started_at).total_seconds()
+    rate = run.done / seconds if seconds > 0 else 0.0
     left = (run.total - run.done) / rate if rate and run.state == "running" else None
     speed = f"{rate:.1f}/s" + (f", {format_seconds(left)} left" if left else "")
     return {

@@ -1,0 +1,192 @@
+"""Summarize and delete collections, also those that only one of the two stores has."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+
+from imgsearch import config
+from imgsearch.errors import CollectionNotFound, StoreError, printable
+from imgsearch.gallery import Gallery
+from imgsearch.stores import embedded
+from imgsearch.stores.metadata import CollectionRow, MetadataStore, RunRow
+from imgsearch.stores.vectors import VectorStore
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Summary of one collection, as returned by :func:`overview`.
+
+    Attributes
+    ----------
+    name, encoder, fingerprint, index : str
+        The collection, the encoder of its vectors, and their index.
+    dim : int
+        Dimension of the vectors.
+    images, paths, unfinished : int
+        Images, files and half-done rows in the metadata store.
+    vectors : int or None
+        Vectors in the vector store; None if they cannot be counted. A server may
+        include deleted vectors until it has compacted the collection.
+    problem : str
+        What is wrong and what to do about it; empty if nothing is.
+    size : int or None
+        Bytes of the vectors on disk; None if a server holds them.
+    created_at : datetime or None
+        UTC; None if the metadata store does not have the collection.
+    last_run : RunRow or None
+        The latest ingest.
+    """
+
+    name: str
+    encoder: str = ""
+    fingerprint: str = ""
+    index: str = ""
+    dim: int = 0
+    images: int = 0
+    paths: int = 0
+    unfinished: int = 0
+    vectors: int | None = None
+    problem: str = ""
+    size: int | None = None
+    created_at: datetime | None = None
+    last_run: RunRow | None = None
+
+    def to_dict(self) -> dict:
+        """Convert to plain values for JSON; times are in ISO 8601, UTC."""
+        run = self.last_run
+        return asdict(self) | {
+            "created_at": self.created_at and self.created_at.isoformat(),
+            "last_run": None if run is None else run_to_dict(run),
+        }
+
+
+def run_to_dict(run: RunRow) -> dict:
+    """Convert an ingest run to plain values for JSON; times are in ISO 8601, UTC."""
+    times = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in run._asdict().items()
+    }
+    return times | {"folder": printable(run.folder)}
+
+
+def overview(settings: config.Settings | None = None) -> list[Overview]:
+    """Summarize every collection of imgsearch in both stores.
+
+    Nothing is changed, and no collection is loaded into the memory of a server.
+    Collections of other programs are not listed.
+
+    Parameters
+    ----------
+    settings : Settings, optional
+        By default read from the environment.
+
+    Returns
+    -------
+    list of Overview
+        Sorted by name. Includes collections that only the vector store has, which
+        :func:`~imgsearch.maintenance.repair` restores, and those of interrupted sweeps.
+
+    Raises
+    ------
+    StoreError
+        The metadata store cannot be read. A failure of the vector store is reported as
+        the `problem` of each collection.
+    """
+    settings = settings or config.load_settings()
+    unreachable, found = "", {}
+    with MetadataStore.open(settings) as metadata:
+        rows = {row.name: row for row in metadata.collections()}
+        try:
+            with VectorStore.open(settings) as store:
+                for name in store.collections():
+                    ours = settings.embedded_vectors or name in rows
+                    if ours or _is_ours(store, name):
+                        found[name] = _stored(store, name, name in rows)
+        except StoreError as error:
+            unreachable, found = str(error), {}
+        for name, row in rows.items():
+            without = Overview(name, vectors=None if unreachable else 0, problem=unreachable)
+            found[name] = _complete(found.get(name, without), row, metadata, settings)
+    return [replace(found[name], size=_size(name, settings)) for name in sorted(found)]
+
+
+def _is_ours(store: VectorStore, name: str) -> bool:
+    """Whether imgsearch made a collection that only the vector store has."""
+    try:
+        return store.about(name) is not None
+    except StoreError:
+        return False
+
+
+def _stored(store: VectorStore, name: str, known: bool) -> Overview:
+    """What the vector store has of a collection."""
+    try:
+        about, vectors, problem = store.about(name) or {}, store.stored_rows(name), ""
+    except StoreError as error:
+        return Overview(name, problem=str(error))
+    if "sweep" in about:
+        problem = f"temporary collection of an {about['sweep']}: drop it"
+    elif not known:
+        problem = "missing in the metadata store: `repair` restores it"
+    return Overview(name, vectors=vectors, problem=problem)
+
+
+def _complete(
+    one: Overview, row: CollectionRow, metadata: MetadataStore, settings: config.Settings
+) -> Overview:
+    """Add what the metadata store has of a collection, and compare the two."""
+    stored, runs = metadata.count(row.name), metadata.runs(row.name, limit=1)
+    unfinished, problem = stored.pending + stored.deleting, one.problem
+    if unfinished and not problem:
+        problem = (
+            f"{counted(unfinished, 'image')} half done: an ingest is running, or was interrupted"
+        )
+    elif one.vectors is not None and not problem:
+        # Servers count deleted vectors of a collection that is not loaded until they compact it.
+        missing = one.vectors < stored.images
+        if missing or (settings.embedded_vectors and one.vectors > stored.images):
+            images, vectors = counted(stored.images, "image"), counted(one.vectors, "vector")
+            problem = f"{images}, but {vectors}: run `verify`"
+    return replace(
+        one,
+        **{name: getattr(row, name) for name in ("encoder", "fingerprint", "index", "dim")},
+        images=stored.images,
+        paths=stored.paths,
+        unfinished=unfinished,
+        problem=problem,
+        created_at=row.created_at,
+        last_run=runs[0] if runs else None,
+    )
+
+
+def _size(name: str, settings: config.Settings) -> int | None:
+    if not settings.embedded_vectors:
+        return None
+    total = 0
+    for file in (settings.imgsearch_home / embedded.STORE / "collections" / name).rglob("*"):
+        with contextlib.suppress(OSError):  # compaction removes files at any moment
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def drop(collection: str, *, settings: config.Settings | None = None) -> None:
+    """Delete a collection, also one that only the vector store has. Image files stay."""
+    settings = settings or config.load_settings()
+    try:
+        with Gallery.open(collection, settings=settings) as gallery:
+            gallery.drop()
+    except CollectionNotFound:
+        with VectorStore.open(settings) as store:
+            if collection in store.collections() and not (
+                settings.embedded_vectors or _is_ours(store, collection)
+            ):
+                reason = f"collection {collection!r} is not one of imgsearch"
+                raise StoreError(store.where, reason) from None
+            store.drop(collection)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 image``, ``2,000 images``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
