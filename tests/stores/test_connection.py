@@ -102,13 +102,13 @@ def test_a_slow_server_that_answers_pings_is_waited_for_and_does_not_mind_them()
     from pymilvus.grpc_gen import milvus_pb2
 
     def slowly(request, context):
-        time.sleep(2)
+        time.sleep(4)  # longer than IMGSEARCH_TIMEOUT
         return milvus_pb2.ShowCollectionsResponse(status=server.status(), collection_names=["c"])
 
     with (
         Fake(ShowCollections=slowly) as server,
         pytest.MonkeyPatch.context() as patch,
-        VectorStore.open(load_settings(milvus_uri=server.uri, imgsearch_timeout=0.6)) as store,
+        VectorStore.open(load_settings(milvus_uri=server.uri, imgsearch_timeout=3)) as store,
     ):
         patch.setattr(connection, "LEAST_PING", 0.1)
         store.close()
@@ -177,7 +177,7 @@ def test_a_server_that_is_not_whole_yet_is_waited_for_and_not_for_ever(
     from pymilvus import MilvusException
 
     config = load_settings(
-        imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, imgsearch_timeout=1.5
+        imgsearch_home=tmp_path, milvus_uri=milvus_server.uri, imgsearch_timeout=4
     )
     with VectorStore.open(config) as store:
         store.create(collection, DIM, HNSW)
@@ -196,5 +196,5 @@ def test_a_server_that_is_not_whole_yet_is_waited_for_and_not_for_ever(
         start = time.monotonic()
         with pytest.raises(StoreUnavailable, match=r"not ready .*channel not available"):
             store.search(collection, np.ones((1, DIM), np.float32), 1)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         store.drop(collection)

@@ -38,7 +38,7 @@ def test_who_writes_is_named_and_frees_the_lock_by_dying(tmp_path):
         pass
     assert f"process {writer.process.pid} on {socket.gethostname()}" in caught.value.holder
     writer.kill()
-    with writing(tmp_path, 5):
+    with writing(tmp_path, 30):
         pass
 
 
