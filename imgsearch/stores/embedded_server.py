@@ -90,9 +90,8 @@ def main(home: Path, grace: float) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
     def report(**facts: object) -> None:
-        with contextlib.suppress(OSError):  # whoever started this may be gone already
+        with contextlib.suppress(OSError):  # whoever started this has its answer, or is gone
             os.write(answer, json.dumps(facts).encode() + b"\n")
-        os.close(answer)
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -114,10 +113,10 @@ def main(home: Path, grace: float) -> None:
         time.sleep(0.02)
 
     def end() -> None:
-        # Who asks now finds no server and starts the next one, which waits for this one's lock.
-        # The delay is for the answer that says what went wrong.
+        # The delay is for the answer that says what went wrong. An alarm ends the process though
+        # it has no memory for a thread. Who asks now starts the next server, which waits for it.
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         path.unlink(missing_ok=True)
-        threading.Timer(0.2, os._exit, (1,)).start()
 
     try:
         if problem := _unfit(home):
@@ -127,36 +126,31 @@ def main(home: Path, grace: float) -> None:
 
         address = _socket_path(home)
         server, write_out = serve(home, address, end)
+        state = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "socket": str(address),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps(state))
+        draft.replace(path)
+        report(**state)
+        _log.info("serving %s on %s", home / embedded.STORE, address)
+        _watch(home, grace, path, ended)
+        _log.info("leaving")
+        signal.setitimer(signal.ITIMER_REAL, LAST_FLUSH)  # requests that hang must not keep it
+        server.stop(grace=5).wait()
+        write_out()
     except BaseException as error:
-        _log.exception("cannot open %s", home / embedded.STORE)
+        _log.exception("the server of %s fails", home / embedded.STORE)
         if type(error).__name__ == "DataDirLockedError":
             report(kind="busy", reason="the store is open in another program")
         else:
             report(reason=f"{type(error).__name__}: {error}")
-        return
-    state = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "socket": str(address),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(state))
-    draft.replace(path)
-    report(**state)
-    _log.info("serving %s on %s", home / embedded.STORE, address)
-    try:
-        _watch(home, grace, path, ended)
-        _log.info("leaving")
-        server.stop(grace=5).wait()
-        flush = threading.Thread(target=write_out, daemon=True)
-        flush.start()
-        flush.join(LAST_FLUSH)
-    except Exception:
-        _log.exception("leaving after a failure")
-    # Threads of requests that hang must not keep the process, nor its locks.
-    logging.shutdown()
-    os._exit(0)
+    finally:
+        logging.shutdown()
+        os._exit(0)  # whatever threads are left
 
 
 def _unfit(home: Path) -> dict[str, str] | None:

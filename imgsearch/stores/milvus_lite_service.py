@@ -85,6 +85,13 @@ WRITES = {"Insert", "Upsert", "Delete", "Flush", "LoadCollection", "ReleaseColle
 }
 
 
+# A bare ArrowException is anything, such as a thread that could not be started.
+_CONTENT = (
+    ManifestCorruptedError, SchemaValidationError, ValueError, KeyError, pa.ArrowInvalid,
+    pa.ArrowTypeError, pa.ArrowIndexError, pa.ArrowNotImplementedError, pa.ArrowSerializationError,
+)  # fmt: skip
+
+
 class LoggedError(logging.Handler):
     """Keeps the exception that Milvus Lite logs before it answers with no more than its text."""
 
@@ -107,10 +114,7 @@ def from_content(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):  # pyarrow's errors about content have no number
         return error.errno is None and not re.search("memory|alloc", str(error), re.IGNORECASE)
-    return isinstance(
-        error,
-        pa.ArrowException | ManifestCorruptedError | SchemaValidationError | ValueError | KeyError,
-    )
+    return isinstance(error, _CONTENT)
 
 
 def named(error: BaseException) -> str:

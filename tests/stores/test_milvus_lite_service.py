@@ -20,6 +20,8 @@ from imgsearch.stores import milvus_lite_service
     [
         MemoryError(),
         pa.ArrowMemoryError("malloc of size 819200 failed"),
+        pa.ArrowException("Unknown error: Failed to launch worker thread"),
+        pa.ArrowException("Unknown error: std::bad_alloc"),
         ImportError("failed to map segment from shared object"),
         AttributeError("module has no attribute"),
         RuntimeError("can't start new thread"),
