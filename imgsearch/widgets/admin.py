@@ -44,16 +44,14 @@ class AdminPanel(panel.Panel):
         super().__init__(settings)
         self.verification: Verification | None = None
         self.planned: Repair | None = None
-        self.planned: Repair | None = None
         self.repaired: Repair | None = None
-        self._wanted, self._page = collection, 0
+        self._wanted = collection
         self._rows: list[ImageRow] = []
         self._polling: threading.Event | None = None
         self._build()
-        if self.settings is not None:
-            self.submit(self._look, "Reading the collections …")
-            self._view_count = 0  # the browser counts its views of the panel from here on
-            self.observe(lambda _: self._poll_while_displayed(), "_view_count")
+        self._refresh()
+        self._view_count = 0  # the browser counts its views of the panel from here on
+        self.observe(lambda _: self._poll_while_displayed(), "_view_count")
 
     def _build(self) -> None:
         self.overview, self.runs = ipw.HTML(), ipw.HTML()
@@ -61,9 +59,7 @@ class AdminPanel(panel.Panel):
         self.refresh = self.button("Refresh", self._refresh, "Read everything again")
 
         self.find = panel.text_field("Find", "part of a path")
-        self.previous = self.button("Previous", lambda: self._turn_page(-1))
-        self.next = self.button("Next", lambda: self._turn_page(1))
-        self.page = ipw.HTML()
+        self.pager = panel.Pager(self, PAGE, lambda: self.submit(self._show_page), self.find)
         self.delete = self.button("Delete selected …", lambda: self._ask_to_delete(True))
         self.really_delete = self.button("Delete", self._delete, "", "danger")
         self.keep = self.button("Cancel", lambda: self._ask_to_delete(False))
@@ -74,8 +70,12 @@ class AdminPanel(panel.Panel):
         self.verify = self.button("Verify", self._verify, "Changes nothing", "primary")
         self.remove_orphans = panel.checkbox("Remove vectors whose image is missing")
         self.image_dirs = panel.text_field("Look in", "/folder; /another folder", width="420px")
-        self.repair = self.button("Repair …", self._plan, "Shows what it would do, and asks")
-        self.really_repair = self.button("Repair now", self._repair, "", "danger")
+        self.repair = self.button(
+            "Repair …", lambda: self._repair(dry_run=True), "Shows what it would do, and asks"
+        )
+        self.really_repair = self.button(
+            "Repair now", lambda: self._repair(dry_run=False), "", "danger"
+        )
         self.cancel = self.button("Cancel", lambda: self._ask_to_repair(False))
         self.account = ipw.HTML()
 
@@ -89,26 +89,26 @@ class AdminPanel(panel.Panel):
         self.drop = self.button("Delete collection", self._drop, "Cannot be undone", "danger")
         self.warning = ipw.HTML()
 
-        tabs = {
-            "Browse": [
-                panel.row(self.find, self.previous, self.page, self.next),
-                panel.row(self.delete, self.really_delete, self.keep),
-                self.grid,
-            ],
-            "Verify and repair": [
-                panel.row(self.verify, self.files),
-                panel.row(self.repair, self.image_dirs, self.remove_orphans),
-                panel.row(self.really_repair, self.cancel),
-                self.account,
-            ],
-            "Export and import": [
-                panel.row(self.file),
-                panel.row(self.export, self.new_name, self.import_),
-            ],
-            "Delete": [self.warning, panel.row(self.typed, self.drop)],
-        }
-        self.tabs = ipw.Tab([panel.column("imgsearch-main", *widgets) for widgets in tabs.values()])
-        self.tabs.titles = list(tabs)
+        self.tabs = panel.tabs(
+            {
+                "Browse": [
+                    panel.row(self.find, self.pager),
+                    panel.row(self.delete, self.really_delete, self.keep),
+                    self.grid,
+                ],
+                "Verify and repair": [
+                    panel.row(self.verify, self.files),
+                    panel.row(self.repair, self.image_dirs, self.remove_orphans),
+                    panel.row(self.really_repair, self.cancel),
+                    self.account,
+                ],
+                "Export and import": [
+                    panel.row(self.file),
+                    panel.row(self.export, self.new_name, self.import_),
+                ],
+                "Delete": [self.warning, panel.row(self.typed, self.drop)],
+            }
+        )
         self.fill(
             self.overview,
             self.runs,
@@ -117,7 +117,6 @@ class AdminPanel(panel.Panel):
             self.tabs,
         )
         self.watch(self.collection, self._collection_changed)
-        self.watch(self.find, self._browse)
         self._buttons = [
             *(self.refresh, self.collection, self.verify, self.repair, self.really_repair),
             *(self.export, self.import_, self.drop, self.really_delete),
@@ -141,8 +140,8 @@ class AdminPanel(panel.Panel):
         wanted = self.collection.value or self._wanted
         chosen = wanted if wanted in names else next(iter(names), None)
         self.set_options(self.collection, names, chosen)
-        if self.status.kind == "busy":
-            self.status.show("" if names else panel.NO_COLLECTION)
+        if not names:
+            self.status.show(panel.NO_COLLECTION)
         self._collection_changed()
 
     def _refresh(self) -> None:
@@ -157,7 +156,7 @@ class AdminPanel(panel.Panel):
         )
         self.tabs.layout.display = None if name else "none"
         if name:
-            self._browse()
+            self.pager.restart()
 
     def _poll_while_displayed(self) -> None:
         if self._view_count and self._polling is None:
@@ -183,31 +182,17 @@ class AdminPanel(panel.Panel):
 
     # ------------------------------------------------------------ browse and delete
 
-    def _browse(self) -> None:
-        self._page = 0
-        self._turn_page(0)
-
-    def _turn_page(self, step: int) -> None:
-        self._page = max(0, self._page + step)
-        self.submit(self._show_page)
-
     def _show_page(self) -> None:
         name = self.collection.value
         if not name:
             return
-        if name not in self.collection_names():
-            self.grid.items, self._rows = [], []
-            self.page.value = "The metadata store does not know this collection."
-            return
-        like, start = self.find.value.strip() or None, self._page * PAGE
-        rows = self.metadata.browse(name, offset=start, limit=PAGE + 1, like=like)
-        self._rows = rows[:PAGE]
+        if name in self.collection_names():
+            self._rows = self.pager.read(self.metadata, name)
+        else:
+            self._rows = []
+            self.pager.position.value = "The metadata store does not know this collection."
         self.grid.selected = []
         self.grid.items = image_grid.small_tiles(self._rows, "Select")
-        self.page.value = (
-            f"{start + 1:,} to {start + len(self._rows):,}" if self._rows else "No matches"
-        )
-        self.previous.disabled, self.next.disabled = self._page == 0, len(rows) <= PAGE
         self._ask_to_delete(False)
 
     def _select(self, key: str) -> None:
@@ -241,7 +226,7 @@ class AdminPanel(panel.Panel):
     # ------------------------------------------------------------ verify and repair
 
     def _submit(self, work, busy: str) -> None:
-        self.submit_stoppable(work, busy, self._buttons)
+        self.submit(work, busy, disable=self._buttons, stoppable=True)
 
     def _verify(self) -> None:
         name, files = self._chosen(), self.files.value
@@ -250,7 +235,7 @@ class AdminPanel(panel.Panel):
             found = maintenance.verify(
                 self.gallery(name),
                 files=files,
-                progress=lambda n, of: self.report_progress(f"Verifying {name}: {n:,} of {of:,} …"),
+                progress=self.count_progress(f"Verifying {name}"),
             )
             self.verification = found
             self.account.value = _findings(found)
@@ -258,46 +243,37 @@ class AdminPanel(panel.Panel):
 
         self._submit(work, f"Verifying {name} …")
 
-    def _plan(self) -> None:
-        name, options = self._chosen(), self._repair_options()
+    def _repair(self, *, dry_run: bool) -> None:
+        name, remove_orphans = self._chosen(), self.remove_orphans.value
+        folders = [part.strip() for part in self.image_dirs.value.split(";") if part.strip()]
+        busy = f"{'Checking' if dry_run else 'Repairing'} {name}"
 
         def work() -> None:
-            planned = self.planned = self._run_repair(name, options, dry_run=True)
-            self.account.value = _repair_account(planned)
-            if planned == Repair(name, dry_run=True):
-                self.status.show(str(planned), "good")
-                return
-            self._ask_to_repair(True)
-            self.status.show("Repair would do what is listed below. Nothing was changed yet.")
-
-        self._submit(work, f"Checking {name} …")
-
-    def _repair(self) -> None:
-        name, options = self._chosen(), self._repair_options()
-
-        def work() -> None:
-            repaired = self.repaired = self._run_repair(name, options, dry_run=False)
-            self._look()
-            self.account.value = _repair_account(repaired)
-            self.status.show(str(repaired), "good")
+            done = maintenance.repair(
+                name,
+                folders,
+                remove_orphans=remove_orphans,
+                dry_run=dry_run,
+                settings=self.settings,
+                progress=lambda so_far: self.report_progress(
+                    f"{busy}: {so_far.encoded:,} vectors …"
+                ),
+            )
+            if dry_run:
+                self.planned = done
+            else:
+                self.repaired = done
+                self._look()
+            lost = [{"File": printable(path), "Reason": reason} for path, reason in done.lost]
+            self.account.value = panel.facts(str(done)) + table("Lost", lost)
+            if dry_run and done != Repair(name, dry_run=True):
+                self._ask_to_repair(True)
+                self.status.show("Repair would do what is listed below. Nothing was changed yet.")
+            else:
+                self.status.show(str(done), "good")
 
         self._ask_to_repair(False)
-        self._submit(work, f"Repairing {name} …")
-
-    def _repair_options(self) -> dict:
-        folders = [part.strip() for part in self.image_dirs.value.split(";") if part.strip()]
-        return {"image_dirs": folders, "remove_orphans": self.remove_orphans.value}
-
-    def _run_repair(self, name: str, options: dict, *, dry_run: bool) -> Repair:
-        return maintenance.repair(
-            name,
-            **options,
-            dry_run=dry_run,
-            settings=self.settings,
-            progress=lambda report: self.report_progress(
-                f"{'Checking' if dry_run else 'Repairing'} {name}: {report.encoded:,} vectors …"
-            ),
-        )
+        self._submit(work, f"{busy} …")
 
     def _ask_to_repair(self, ask: bool) -> None:
         for widget in (self.really_repair, self.cancel):
@@ -309,11 +285,8 @@ class AdminPanel(panel.Panel):
         name, path = self._chosen(), self._file()
 
         def work() -> None:
-            written = export.export_collection(
-                self.gallery(name),
-                path,
-                progress=lambda n, of: self.report_progress(f"Exporting {name}: {n:,} of {of:,} …"),
-            )
+            progress = self.count_progress(f"Exporting {name}")
+            written = export.export_collection(self.gallery(name), path, progress=progress)
             size = format_bytes(written.stat().st_size)
             self.status.show(f"Exported {name} to {written} ({size}).", "good")
 
@@ -324,10 +297,7 @@ class AdminPanel(panel.Panel):
 
         def work() -> None:
             n = export.import_collection(
-                path,
-                name,
-                settings=self.settings,
-                progress=lambda n, of: self.status.show(f"Importing: {n:,} of {of:,} …", "busy"),
+                path, name, settings=self.settings, progress=self.count_progress("Importing")
             )
             self._look()
             self.status.show(f"Imported {counted(n, 'image')} from {path}.", "good")
@@ -398,15 +368,7 @@ def _findings(found: Verification) -> str:
     """Describe what was found, and what a repair would do about it."""
     if found.sound:
         return panel.facts("No problems found.")
-    rows = []
-    if found.damage:
-        rows.append(
-            {
-                "Problem": f"The vectors cannot be read: {found.damage}",
-                "Repair": "moves them aside and encodes the image files again",
-            }
-        )
-    for n, problem, repair in (
+    problems = [
         (len(found.missing_vectors), "images have no vector, so searches cannot find them",
          "encodes the files again"),
         (len(found.wrong_vectors), "images have a damaged vector, so searches find them wrongly",
@@ -418,14 +380,11 @@ def _findings(found: Verification) -> str:
          "leaves them; an ingest with “Remove missing files” removes them"),
         (len(found.changed_files), "image files have changed",
          "leaves them; an ingest updates them"),
-    ):  # fmt: skip
-        if n:
-            rows.append({"Problem": f"{n:,} {problem}", "Repair": repair})
+    ]  # fmt: skip
+    rows = [{"Problem": f"{n:,} {what}", "Repair": repair} for n, what, repair in problems if n]
+    if found.damage:
+        repair = "moves them aside and encodes the image files again"
+        rows.insert(0, {"Problem": f"The vectors cannot be read: {found.damage}", "Repair": repair})
     files = [{"File": path, "Problem": "missing"} for path in found.lost_files]
     files += [{"File": path, "Problem": "changed"} for path in found.changed_files]
     return table("Problems found", rows) + table("Files", files)
-
-
-def _repair_account(repair: Repair) -> str:
-    lost = [{"File": printable(path), "Reason": reason} for path, reason in repair.lost]
-    return panel.facts(str(repair)) + table("Lost", lost)

@@ -61,9 +61,8 @@ class EvaluationPanel(panel.Panel):
         self.points: list[IndexPoint] = []
         self.comparisons: dict[str, Comparison] = {}
         self._build(voc_root)
-        if self.settings is not None:
-            wanted = [part.strip() for part in collections.split(",")]
-            self.submit(lambda: self._list(wanted))
+        wanted = [part.strip() for part in collections.split(",")]
+        self.submit(lambda: self._list(wanted))
 
     def _build(self, voc_root: str) -> None:
         self.voc_root = panel.text_field("VOC folder", "…/VOCdevkit/VOC2012", voc_root, "auto")
@@ -90,16 +89,16 @@ class EvaluationPanel(panel.Panel):
         self.summary, self.compared, self.curves, self.classes, self.confusion, self.cases = (
             ipw.HTML() for _ in range(6)
         )
-        tabs = {
-            "Summary": (self.summary, self.compared),
-            "Curves": (panel.row(self.view), self.curves),
-            "Classes": (panel.row(self.metric), self.classes),
-            "Confusion": (self.confusion,),
-            "Best and worst": (self.cases,),
-            "Indexes": (self.measure, self.indexes),
-        }
-        self.tabs = ipw.Tab([panel.column("imgsearch-main", *widgets) for widgets in tabs.values()])
-        self.tabs.titles = list(tabs)
+        self.tabs = panel.tabs(
+            {
+                "Summary": (self.summary, self.compared),
+                "Curves": (panel.row(self.view), self.curves),
+                "Classes": (panel.row(self.metric), self.classes),
+                "Confusion": (self.confusion,),
+                "Best and worst": (self.cases,),
+                "Indexes": (self.measure, self.indexes),
+            }
+        )
         self._results = panel.column(
             "imgsearch-main", panel.row(self.shown, self.output, self.save), self.tabs
         )
@@ -146,10 +145,11 @@ class EvaluationPanel(panel.Panel):
             "allow_missing": self.allow_missing.value,
         }
         root, names = self.voc_root.value.strip(), self.collections.value
-        self.submit_stoppable(
+        self.submit(
             lambda: self._evaluate(Voc(root, year), names, options),
             "Reading the dataset …",
-            [self.start],
+            disable=[self.start],
+            stoppable=True,
         )
 
     def _report(self, text: str) -> None:
@@ -238,7 +238,7 @@ class EvaluationPanel(panel.Panel):
                 f"Measured {counted(len(rows), 'index', 'indexes')} over {name}.", "good"
             )
 
-        self.submit_stoppable(work, "Measuring …", [self.measure, self.start])
+        self.submit(work, "Measuring …", disable=[self.measure, self.start], stoppable=True)
 
     def _save(self) -> None:
         folder = self.output.value.strip()

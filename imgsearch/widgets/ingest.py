@@ -51,11 +51,8 @@ class IngestPanel(panel.Panel):
         super().__init__(settings)
         self.report: IngestReport | None = None
         self._rows: list[ImageRow] = []
-        if self.settings is not None:
-            collection = collection or self.settings.default_table
         self._build(image_dir, collection or "", encoder or "")
-        if self.settings is not None:
-            self.submit(self._list)
+        self.submit(self._list)
 
     def _build(self, image_dir: str, collection: str, encoder: str) -> None:
         self.folder = panel.FolderChooser(self, image_dir or ".")
@@ -98,6 +95,7 @@ class IngestPanel(panel.Panel):
             panel.set_visible(widget, False)
 
     def _list(self) -> None:
+        self.collection.value = self.collection.value or self.settings.default_table
         self.collection.options = self.collection_names()
 
     def _start(self) -> None:
@@ -119,10 +117,11 @@ class IngestPanel(panel.Panel):
         self.bar.value = 0
         panel.set_visible(self.bar, True)
         panel.set_visible(self.save_failures, False)
-        self.submit_stoppable(
+        self.submit(
             lambda: self._ingest(folder, name, options, started),
             f"Listing the files of {folder} …",
-            [self.start],
+            disable=[self.start],
+            stoppable=True,
         )
 
     def _press_stop(self) -> None:

@@ -6,7 +6,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from weakref import WeakSet
@@ -20,7 +21,7 @@ from imgsearch import config
 from imgsearch.errors import ConfigError, ImgSearchError, printable
 from imgsearch.gallery import Gallery
 from imgsearch.io import absolute
-from imgsearch.stores.metadata import MetadataStore
+from imgsearch.stores.metadata import ImageRow, MetadataStore
 from imgsearch.widgets.formatting import counted
 
 NO_COLLECTION = "There is no collection yet: ingest a folder of images first, then press Refresh."
@@ -66,7 +67,8 @@ class Panel(ipw.VBox):
         super().__init__()
         self.add_class("imgsearch")
         self.status = Status()
-        self.settings = settings
+        if settings is not None:
+            self.settings = settings
         self.stop = self.button("Stop", self._press_stop, "Stop at the next safe place")
         self.stop.disabled = True
         self._stopping, self._closed = threading.Event(), threading.Event()
@@ -78,11 +80,11 @@ class Panel(ipw.VBox):
         self._galleries: dict[str, Gallery] = {}
         self._metadata: MetadataStore | None = None
         _close_earlier(self)
-        if settings is None:
-            self.attempt(self._read_settings)
 
-    def _read_settings(self) -> None:
-        self.settings = config.load_settings()
+    @cached_property
+    def settings(self) -> config.Settings:
+        """The settings, read from the environment if none were given."""
+        return config.load_settings()
 
     def fill(self, *children: ipw.Widget) -> None:
         """Put widgets into the panel, from top to bottom."""
@@ -141,34 +143,27 @@ class Panel(ipw.VBox):
         busy: str = "",
         *,
         disable: Sequence[ipw.Widget] = (),
-        after: Callable[[], None] | None = None,
+        stoppable: bool = False,
     ) -> None:
-        """Run `work` in the background, then `after`, even if `work` failed."""
+        """Run `work` in the background, with the Stop button enabled if it is `stoppable`."""
         if self._closed.is_set():
             return
         if busy:
             self.status.show(busy, "busy")
+        if stoppable:
+            self._stopping.clear()
+            self.stop.disabled = False
         for widget in disable:
             widget.disabled = True
 
         def job() -> None:
-            try:
-                self.attempt(work)
-            finally:
-                for widget in disable:
-                    widget.disabled = False
-                if after is not None:
-                    self.attempt(after)
+            self.attempt(work)
+            for widget in disable:
+                widget.disabled = False
+            if stoppable:
+                self.stop.disabled = True
 
         self._enqueue(job)
-
-    def submit_stoppable(
-        self, work: Callable[[], None], busy: str, disable: Sequence[ipw.Widget]
-    ) -> None:
-        """Run `work` in the background with the Stop button enabled."""
-        self._stopping.clear()
-        self.stop.disabled = False
-        self.submit(work, busy, disable=disable, after=self._disable_stop)
 
     def report_progress(self, text: str) -> None:
         """Show how far a job is, or end it if Stop was pressed."""
@@ -176,11 +171,12 @@ class Panel(ipw.VBox):
             raise Stopped
         self.status.show(text, "busy")
 
+    def count_progress(self, text: str) -> Callable[[int, int], None]:
+        """Return a callback that reports `text` with how many of how many are done."""
+        return lambda n, of: self.report_progress(f"{text}: {n:,} of {of:,} …")
+
     def _press_stop(self) -> None:
         self._stopping.set()
-        self._disable_stop()
-
-    def _disable_stop(self) -> None:
         self.stop.disabled = True
 
     def _enqueue(self, job: Callable[[], None]) -> None:
@@ -194,6 +190,8 @@ class Panel(ipw.VBox):
         while True:
             with self._idle:
                 if not self._jobs:
+                    if self.status.kind == "busy":
+                        self.status.show("")
                     self._working = False
                     self._idle.notify_all()
                     return
@@ -339,22 +337,55 @@ class FolderChooser(ipw.VBox):
             self.path.value = str(absolute(self.value) / self.subfolders.value)
 
     def _list(self) -> None:
-        folders, files = [], 0
+        folders = []
         try:
             with os.scandir(absolute(self.value)) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        folders.append(entry.name)
-                    else:
-                        files += 1
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
+            folders = sorted(entry.name for entry in shown if entry.is_dir())
+            files = len(shown) - len(folders)
             text = f"{counted(len(folders), 'subfolder')}, {counted(files, 'file')}"
         except (OSError, ConfigError) as error:
             text = f"Cannot be read: {getattr(error, 'strerror', None) or error}"
-        options = [(printable(name), name) for name in sorted(folders)]
-        self._panel.set_options(self.subfolders, options, None)
+        self._panel.set_options(
+            self.subfolders, [(printable(name), name) for name in folders], None
+        )
         self.note.value = facts(text)
+
+
+class Pager(ipw.HBox):
+    """Buttons that page through the images of a collection, whose paths a field may filter."""
+
+    def __init__(
+        self, panel: Panel, size: int, turned: Callable[[], None], find: ipw.Text | None = None
+    ):
+        self.previous = panel.button("Previous", lambda: self._turn(-1))
+        self.next = panel.button("Next", lambda: self._turn(1))
+        self.position = ipw.HTML()
+        super().__init__([self.previous, self.position, self.next])
+        self.add_class("imgsearch-row")
+        self._size, self._turned, self._find = size, turned, find
+        self._page = 0
+        if find is not None:
+            panel.watch(find, self.restart)
+
+    def restart(self) -> None:
+        """Return to the first page."""
+        self._page = 0
+        self._turned()
+
+    def _turn(self, step: int) -> None:
+        self._page = max(0, self._page + step)
+        self._turned()
+
+    def read(self, metadata: MetadataStore, collection: str) -> list[ImageRow]:
+        """Read the rows of the page; for jobs only."""
+        like = self._find.value.strip() if self._find is not None else ""
+        start = self._page * self._size
+        found = metadata.browse(collection, offset=start, limit=self._size + 1, like=like or None)
+        rows = found[: self._size]
+        self.position.value = f"{start + 1:,} to {start + len(rows):,}" if rows else "No matches"
+        self.previous.disabled, self.next.disabled = start == 0, len(found) <= self._size
+        return rows
 
 
 def text_field(label: str, placeholder: str = "", value: str = "", width: str = "") -> ipw.Text:
@@ -388,6 +419,13 @@ def columns(side: Sequence[ipw.Widget], main: Sequence[ipw.Widget]) -> ipw.HBox:
     box = ipw.HBox([column("imgsearch-side", *side), column("imgsearch-main", *main)])
     box.add_class("imgsearch-columns")
     return box
+
+
+def tabs(contents: Mapping[str, Sequence[ipw.Widget]]) -> ipw.Tab:
+    """Lay out groups of widgets as tabs with titles."""
+    tab = ipw.Tab([column("imgsearch-main", *widgets) for widgets in contents.values()])
+    tab.titles = list(contents)
+    return tab
 
 
 def heading(text: str) -> str:

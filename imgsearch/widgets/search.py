@@ -115,19 +115,21 @@ class SearchPanel(panel.Panel):
         confined: bool | None = None,
     ):
         super().__init__(settings)
-        explicit = self.settings and self.settings.imgsearch_confined
+        try:
+            explicit = self.settings.imgsearch_confined
+        except ConfigError:
+            explicit = None  # the first job shows what is wrong
         choices = (confined, explicit, confined_by_default())
         self.confined: bool = next(choice for choice in choices if choice is not None)
         self.limit = 100 if self.confined else 1000
         self.hits: Hits | None = None
         self.query: Query | None = None
         self._history: list[Query] = []
-        self._turn, self._keys, self._page = 0, itertools.count(), 0
+        self._turn, self._keys = 0, itertools.count()
         self._shown: dict[str, int | ImageRow] = {}
-        self._uploads: dict[str, tuple[str, bytes]] = {}
+        self._uploads: dict[str, Query] = {}
         self._build(top_k)
-        if self.settings is not None:
-            self.submit(lambda: self._open(collection), "Opening the collection …")
+        self.submit(lambda: self._open(collection), "Opening the collection …")
         if explicit:  # a server of the app: load everything before a visitor waits for it
             self.submit(lambda: self._gallery().search(np.zeros((64, 64, 3), np.uint8), 1))
 
@@ -150,10 +152,14 @@ class SearchPanel(panel.Panel):
         self.box = panel.text_field("Part", "left, upper, right, lower", width="auto")
         self.whole = self.button("Whole picture", self._whole, "Search with the whole picture")
         self.back = self.button("Back", self._back, "Back to the previous search")
-        self.browse = self.button("Stored images", self._browse, "Show the collection's images")
+        self.browse = self.button(
+            "Stored images", lambda: self.pager.restart(), "Show the collection's images"
+        )
         self.find = panel.text_field("Find", "part of a path")
-        self.previous = self.button("Previous", lambda: self._turn_page(-1))
-        self.next = self.button("Next", lambda: self._turn_page(1))
+        # A visitor could learn names of folders from what a filter finds.
+        filters = [] if self.confined else [self.find]
+        self.pager = panel.Pager(self, PAGE, self._browse, *filters)
+        self._paging = panel.row(*filters, self.pager)
         self.save_grid = self.button("Save as PNG", self._save_grid, "The query and its results")
         self.save_hits = self.button("Save as CSV", self._save_hits, "The results as a table")
         self.title, self.facts = ipw.HTML(), ipw.HTML()
@@ -163,13 +169,11 @@ class SearchPanel(panel.Panel):
 
         self.watch(self.collection, self._collection_changed)
         self.watch(self.top_k, self._again)
-        self.watch(self.find, self._browse)
         self.watch(self.box, self._box_typed)
         self.watch(self.cropper, self.debounced(QUIET, self._box_drawn), "bboxes")
 
         by_path = [] if self.confined else [self.path, panel.row(self.search_path)]
         query = (self.about_query, self._crop, self.hint, self.box, self.whole)
-        self._paging = panel.row(*([] if self.confined else [self.find]), self.previous, self.next)
         self.fill(
             panel.row(self.collection, self.top_k, self.refresh),
             self.status,
@@ -215,28 +219,24 @@ class SearchPanel(panel.Panel):
 
         def make() -> Query:
             query = _query_of(data, name)
-            self._uploads[str(next(self._keys))] = (name, data)
-            while len(self._uploads) > 1 and (
-                len(self._uploads) > UPLOADS
-                or sum(len(data) for _, data in self._uploads.values()) > UPLOADED_BYTES
+            uploads = self._uploads
+            uploads[str(next(self._keys))] = query
+            while len(uploads) > UPLOADS or (
+                len(uploads) > 1 and sum(len(q.source) for q in uploads.values()) > UPLOADED_BYTES
             ):
-                self._uploads.pop(next(iter(self._uploads)))
-            self._show_uploads()
+                uploads.pop(next(iter(uploads)))
+            self.uploads.items = [
+                image_grid.tile(key, q.name, (image_grid.jpeg(q.source, 140), ""), 0, "Search with")
+                for key, q in uploads.items()
+            ]
+            panel.set_visible(self._strip, len(uploads) > 1)
             return query
 
         self._search(make)
 
-    def _show_uploads(self) -> None:
-        self.uploads.items = [
-            image_grid.tile(key, name, (image_grid.jpeg(data, 140), ""), 0, "Search with")
-            for key, (name, data) in self._uploads.items()
-        ]
-        panel.set_visible(self._strip, len(self._uploads) > 1)
-
     def _pick_upload(self, key: str) -> None:
         if key in self._uploads:
-            name, data = self._uploads[key]
-            self._search(lambda: _query_of(data, name))
+            self.search(self._uploads[key])
 
     def _search_path(self) -> None:
         if self.confined:  # the field is not shown, but a browser can send its value
@@ -302,17 +302,12 @@ class SearchPanel(panel.Panel):
             self._again()
         else:
             self._history.clear()
-            self._browse()
+            self.pager.restart()
 
     def _refresh(self) -> None:
         self.submit(lambda: self._open(self.collection.value), "Looking for collections …")
 
     def _browse(self) -> None:
-        self._page = 0
-        self._turn_page(0)
-
-    def _turn_page(self, step: int) -> None:
-        self._page = max(0, self._page + step)
         self._turn += 1
         turn = self._turn
         self.submit(lambda: self._show_stored(turn))
@@ -326,17 +321,12 @@ class SearchPanel(panel.Panel):
 
     def _save_hits(self) -> None:
         if self.hits is not None:
-            rows = [
-                {
-                    "rank": hit.rank,
-                    "score": f"{hit.score:.6f}",
-                    "image_id": hit.image_id,
-                    "path": printable(Path(hit.path).name if self.confined else hit.path),
-                    "width": hit.width,
-                    "height": hit.height,
-                }
-                for hit in self.hits
-            ]
+            rows = []
+            for hit in self.hits:
+                path = printable(Path(hit.path).name if self.confined else hit.path)
+                row = hit._asdict() | {"score": f"{hit.score:.6f}", "path": path}
+                del row["paths"]
+                rows.append(row)
             self.grid.download("search.csv", "text/csv", csv_text(rows).encode())
             self.status.show("Downloaded search.csv.", "good")
 
@@ -357,37 +347,23 @@ class SearchPanel(panel.Panel):
             self.status.show(f"There is no collection {wanted!r}.", "bad")
         if self.hits is None:
             self._show_stored(self._turn)
-        elif self.status.kind == "busy":
-            self.status.show("")
 
     def _show_stored(self, turn: int) -> None:
         gallery = self._gallery()
-        like = None if self.confined else self.find.value.strip() or None
-        rows = gallery.metadata.browse(
-            gallery.name, offset=self._page * PAGE, limit=PAGE + 1, like=like
-        )
+        rows = self.pager.read(gallery.metadata, gallery.name)
         if turn != self._turn:
             return
-        self._shown = {str(next(self._keys)): row for row in rows[:PAGE]}
+        self._shown = {str(next(self._keys)): row for row in rows}
         self.grid.items = [
             self._tile(key, row.path, row.image_id, "Search with")
             for key, row in self._shown.items()
         ]
         self.grid.label = "Stored images"
         self.hits = None
-        first = self._page * PAGE + 1
-        self.title.value = panel.heading(
-            f"Stored images {first:,} to {first + len(self._shown) - 1:,}: click one to search "
-            "with it"
-            if self._shown
-            else "No matches"
-        )
+        self.title.value = panel.heading("Stored images: click one to search with it")
         self.facts.value = ""
-        self.previous.disabled, self.next.disabled = self._page == 0, len(rows) <= PAGE
         panel.set_visible(self._paging, True)
         self._enable_buttons()
-        if self.status.kind == "busy":
-            self.status.show("")
 
     def _tile(
         self, key: str, path: str, image_id: int, action: str, head: Sequence[str] = ()

@@ -125,7 +125,7 @@ def test_closing_a_panel_ends_its_job(notebook):
         "def work():\n"
         "    started.set()\n"
         "    while True: ending.report_progress('working'); time.sleep(0.01)\n"
-        "ending.submit_stoppable(work, 'working', [])\n"
+        "ending.submit(work, 'working', stoppable=True)\n"
         "ending.submit(lambda: later.append(1))\n"
         "started.wait(100); ending.close(); ending.wait(100)"
     )
