@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def checked(function: Callable) -> Callable:
     """Make a function raise ConfigError for an argument of another type than its annotation."""
     validated = validate_call(function)
 
+    @functools.wraps(function)  # keeps the signature for `parameters`
     def call(*args, **kwargs):
         try:
             return validated(*args, **kwargs)
@@ -67,8 +69,6 @@ def checked(function: Callable) -> Callable:
             first = error.errors(include_url=False)[0]
             raise ConfigError(".".join(map(str, first["loc"])), first["msg"]) from None
 
-    call.__doc__, call.__name__ = function.__doc__, function.__name__
-    call.__wrapped__ = function  # keeps the signature for `parameters`
     return call
 
 
@@ -132,12 +132,10 @@ def status(output_dir: str, collection: str | None = None, files: bool = False) 
     settings = config.load_settings()
     collections = overview(settings)
     with MetadataStore.open(settings) as metadata:
-        if collection:
-            metadata.collection(collection)
-        known = [row.name for row in metadata.collections()]
+        rows = [metadata.collection(collection)] if collection else metadata.collections()
         runs = metadata.runs(collection or None)
     verifications = []
-    for name in [collection] if collection else known:
+    for name in [row.name for row in rows]:
         with Gallery.open(name, settings=settings) as gallery:
             verifications.append(maintenance.verify(gallery, files=files))
     content = {

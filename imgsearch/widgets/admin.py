@@ -205,9 +205,8 @@ class AdminPanel(panel.Panel):
         self.delete.disabled = not n
         self.delete.description = f"Delete {n} selected …" if n else "Delete selected …"
         self.really_delete.description = f"Delete {n} from the collection, keep the files"
-        for widget in (self.really_delete, self.keep):
-            panel.set_visible(widget, ask and n > 0)
-        panel.set_visible(self.delete, not ask)
+        panel.set_visible(self.really_delete, self.keep, visible=ask and n > 0)
+        panel.set_visible(self.delete, visible=not ask)
 
     def _delete(self) -> None:
         paths = [self._rows[int(key)].path for key in self.grid.selected]
@@ -251,7 +250,7 @@ class AdminPanel(panel.Panel):
         def work() -> None:
             done = maintenance.repair(
                 name,
-                folders,
+                image_dirs=folders,
                 remove_orphans=remove_orphans,
                 dry_run=dry_run,
                 settings=self.settings,
@@ -276,8 +275,7 @@ class AdminPanel(panel.Panel):
         self._submit(work, f"{busy} …")
 
     def _ask_to_repair(self, ask: bool) -> None:
-        for widget in (self.really_repair, self.cancel):
-            panel.set_visible(widget, ask)
+        panel.set_visible(self.really_repair, self.cancel, visible=ask)
 
     # ------------------------------------------------------------ export, import, delete
 

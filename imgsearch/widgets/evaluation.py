@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from imgsearch.evaluation import index_sweep, plots, report
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.index_sweep import IndexPoint
 from imgsearch.evaluation.scoring import ALL, KS, Evaluation
-from imgsearch.widgets import panel
+from imgsearch.widgets import image_grid, panel
 from imgsearch.widgets.formatting import counted, table
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class EvaluationPanel(panel.Panel):
         self._results = panel.column(
             "imgsearch-main", panel.row(self.shown, self.output, self.save), self.tabs
         )
-        panel.set_visible(self._results, False)
+        panel.set_visible(self._results, visible=False)
         self.watch(self.view, self._draw_curves)
         self.watch(self.metric, self._draw_classes)
         self.watch(self.shown, self._draw_collection)
@@ -175,7 +174,7 @@ class EvaluationPanel(panel.Panel):
         self._draw_curves()
         self._draw_classes()
         self._draw_collection()
-        panel.set_visible(self._results, True)
+        panel.set_visible(self._results, visible=True)
         queries = counted(len(first.task.queries), "query", "queries")
         self.status.show(
             f"{queries} on {len(first.task.gallery):,} images, {first.about['protocol']}: "
@@ -184,23 +183,19 @@ class EvaluationPanel(panel.Panel):
         )
 
     def _draw_curves(self) -> None:
-        if self.evaluations:
-            view = self.view.value
-            drawn = {n: e for n, e in self.evaluations.items() if len(e.views[view].rows)}
-            self.curves.value = _image(
-                lambda: plots.precision_recall(drawn, view=view), f"Curves, {view}"
-            )
+        view = self.view.value
+        drawn = {n: e for n, e in self.evaluations.items() if len(e.views[view].rows)}
+        self.curves.value = _image(
+            lambda: plots.precision_recall(drawn, view=view), f"Curves, {view}"
+        )
 
     def _draw_classes(self) -> None:
-        if self.evaluations:
-            metric = self.metric.value
-            self.classes.value = _image(
-                lambda: plots.per_class(self.evaluations, metric=metric), f"{metric} by class"
-            )
+        metric = self.metric.value
+        self.classes.value = _image(
+            lambda: plots.per_class(self.evaluations, metric=metric), f"{metric} by class"
+        )
 
     def _draw_collection(self) -> None:
-        if self.shown.value not in self.evaluations:
-            return
         name = self.shown.value
         one = self.evaluations[name]
         self.confusion.value = _image(
@@ -244,8 +239,6 @@ class EvaluationPanel(panel.Panel):
         folder = self.output.value.strip()
         if not folder:
             raise ConfigError("Folder", "is empty; type the folder to save in")
-        if not self.evaluations:
-            raise ConfigError("Save", "there is nothing to save; evaluate first")
 
         def work() -> None:
             content = report.write_evaluations(
@@ -298,10 +291,7 @@ def _comparison_tables(first: str, comparisons: dict[str, Comparison]) -> str:
 
 def _image(draw: Callable[[], Figure], alt: str) -> str:
     try:
-        figure = draw()
+        data = base64.b64encode(image_grid.png(draw(), dpi=110)).decode()
     except ConfigError as error:
         return panel.facts(str(error))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img class="imgsearch-figure" alt="{escape(alt)}" src="data:image/png;base64,{data}">'

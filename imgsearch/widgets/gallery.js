@@ -40,7 +40,7 @@ function render({ model, el }) {
         const picture = make("span", "imgsearch-picture");
         if (item.thumb) {
           const img = make("img");
-          img.alt = item.alt;
+          img.alt = item.name;
           img.src = URL.createObjectURL(new Blob([item.thumb], { type: "image/jpeg" }));
           urls.push(img.src);
           picture.append(img);

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anywidget
 import traitlets
@@ -14,6 +15,9 @@ from imgsearch import images, plots
 from imgsearch.errors import ImageError, printable
 from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets.formatting import format_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ASSETS = Path(__file__).parent
 
@@ -46,6 +50,13 @@ def jpeg(source: images.Source, side: int) -> bytes:
     """Return a picture as a JPEG whose longest side is `side` pixels at most."""
     buffer = io.BytesIO()
     plots.thumbnail(source, side).save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """Return a figure as a PNG on a white ground."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
 
 
@@ -102,7 +113,6 @@ def tile(
         "id": str(image_id),
         "name": name,
         "title": printable(path),
-        "alt": name,
         "action": f"{action}: {name}" + (f" ({thumbnail[1]})" if thumbnail[0] is None else ""),
         "head": list(head),
         "thumb": thumbnail[0],
@@ -113,8 +123,8 @@ def tile(
 def small_tiles(rows: Iterable[ImageRow], action: str) -> list[dict]:
     """Describe stored images for a :class:`Grid`; their keys are their places in `rows`."""
     return [
-        tile(i, path, thumbnail(path, image_id, SMALL_THUMBNAIL), image_id, action)
-        for i, (path, image_id) in enumerate((row.path, row.image_id) for row in rows)
+        tile(i, row.path, thumbnail(row.path, row.image_id, SMALL_THUMBNAIL), row.image_id, action)
+        for i, row in enumerate(rows)
     ]
 
 

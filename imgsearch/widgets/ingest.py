@@ -91,8 +91,7 @@ class IngestPanel(panel.Panel):
                 ],
             )
         )
-        for widget in (self.bar, self.save_failures):
-            panel.set_visible(widget, False)
+        panel.set_visible(self.bar, self.save_failures, visible=False)
 
     def _list(self) -> None:
         self.collection.value = self.collection.value or self.settings.default_table
@@ -115,8 +114,8 @@ class IngestPanel(panel.Panel):
         self.failures.value = self.sheet_title.value = self.progress.value = ""
         self.sheet.items = []
         self.bar.value = 0
-        panel.set_visible(self.bar, True)
-        panel.set_visible(self.save_failures, False)
+        panel.set_visible(self.bar, visible=True)
+        panel.set_visible(self.save_failures, visible=False)
         self.submit(
             lambda: self._ingest(folder, name, options, started),
             f"Listing the files of {folder} …",
@@ -169,7 +168,7 @@ class IngestPanel(panel.Panel):
                 f"{len(report.failures):,} failed",
                 [{"File": path, "Reason": reason} for path, reason in report.failures],
             )
-            panel.set_visible(self.save_failures, True)
+            panel.set_visible(self.save_failures, visible=True)
         if report.done and not self._stopping.is_set() and report.state == "running":
             self.status.show(f"Ingesting {report.folder} into {report.collection} …", "busy")
 

@@ -438,6 +438,7 @@ def facts(text: str) -> str:
     return f'<div class="imgsearch-facts">{escape(text)}</div>'
 
 
-def set_visible(widget: ipw.Widget, visible: bool) -> None:
-    """Show or hide a widget."""
-    (widget.remove_class if visible else widget.add_class)("imgsearch-hidden")
+def set_visible(*widgets: ipw.Widget, visible: bool) -> None:
+    """Show or hide widgets."""
+    for widget in widgets:
+        (widget.remove_class if visible else widget.add_class)("imgsearch-hidden")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from imgsearch.errors import (
     ImageNotFound,
     printable,
 )
-from imgsearch.gallery import Gallery, Hits
+from imgsearch.gallery import Gallery, Hit, Hits
 from imgsearch.images import Box
 from imgsearch.io import absolute, csv_text
 from imgsearch.stores.metadata import ImageRow
@@ -126,7 +125,7 @@ class SearchPanel(panel.Panel):
         self.query: Query | None = None
         self._history: list[Query] = []
         self._turn, self._keys = 0, itertools.count()
-        self._shown: dict[str, int | ImageRow] = {}
+        self._shown: dict[str, Hit | ImageRow] = {}
         self._uploads: dict[str, Query] = {}
         self._build(top_k)
         self.submit(lambda: self._open(collection), "Opening the collection …")
@@ -186,8 +185,7 @@ class SearchPanel(panel.Panel):
             ),
         )
         self._query_tools = query
-        for widget in (*query, self._strip, self._paging):
-            panel.set_visible(widget, False)
+        panel.set_visible(*query, self._strip, self._paging, visible=False)
         self._enable_buttons()
 
     def error_text(self, error: Exception) -> str:
@@ -229,7 +227,7 @@ class SearchPanel(panel.Panel):
                 image_grid.tile(key, q.name, (image_grid.jpeg(q.source, 140), ""), 0, "Search with")
                 for key, q in uploads.items()
             ]
-            panel.set_visible(self._strip, len(uploads) > 1)
+            panel.set_visible(self._strip, visible=len(uploads) > 1)
             return query
 
         self._search(make)
@@ -248,16 +246,13 @@ class SearchPanel(panel.Panel):
 
     def _pick(self, key: str) -> None:
         if key in self._shown:
-            picked = self._shown[key]
-            self._search(lambda: _query_of(self._row(picked)))
+            path = self._shown[key].path
+            self._search(lambda: _query_of(self._gallery().get(path)))
 
     def _show_original(self, key: str) -> None:
         if key in self._shown:
-            picked = self._shown[key]
-            self.submit(lambda: self.grid.show_original(self._row(picked).path))
-
-    def _row(self, picked: int | ImageRow) -> ImageRow:
-        return picked if isinstance(picked, ImageRow) else self._gallery().get(picked)
+            path = self._shown[key].path
+            self.submit(lambda: self.grid.show_original(path))
 
     def _back(self) -> None:
         if len(self._history) > 1:
@@ -314,10 +309,16 @@ class SearchPanel(panel.Panel):
 
     def _save_grid(self) -> None:
         query, hits = self.query, self.hits
-        if query is not None and hits is not None:
-            self.submit(
-                lambda: self._download_grid(query, hits), "Drawing …", disable=[self.save_grid]
-            )
+        if query is None or hits is None:
+            return
+        title = f"Similar to {query.name}, in {hits.collection}"
+
+        def work() -> None:
+            figure = plots.result_grid(query.picture, hits, box=query.box, title=title, columns=5)
+            self.grid.download("search.png", "image/png", image_grid.png(figure, dpi=150))
+            self.status.show("Downloaded search.png.", "good")
+
+        self.submit(work, "Drawing …", disable=[self.save_grid])
 
     def _save_hits(self) -> None:
         if self.hits is not None:
@@ -362,7 +363,7 @@ class SearchPanel(panel.Panel):
         self.hits = None
         self.title.value = panel.heading("Stored images: click one to search with it")
         self.facts.value = ""
-        panel.set_visible(self._paging, True)
+        panel.set_visible(self._paging, visible=True)
         self._enable_buttons()
 
     def _tile(
@@ -391,15 +392,14 @@ class SearchPanel(panel.Panel):
         self.submit(work, "Searching …")
 
     def _show(self, query: Query, hits: Hits) -> None:
-        keyed = {str(next(self._keys)): hit for hit in hits}
-        self._shown = {key: hit.image_id for key, hit in keyed.items()}
+        self._shown = {str(next(self._keys)): hit for hit in hits}
         self.grid.items = [
             self._tile(
                 *(key, hit.path, hit.image_id),
                 action=f"Rank {hit.rank}, score {hit.score:.3f}. Search with",
                 head=[f"{hit.rank}", f"{hit.score:.3f}"],
             )
-            for key, hit in keyed.items()
+            for key, hit in self._shown.items()
         ]
         self.grid.label = "Results, best first"
         same = self.query is not None and self.query.source is query.source
@@ -412,14 +412,13 @@ class SearchPanel(panel.Panel):
         part = " (the part in the box)" if query.box else ""
         self.title.value = panel.heading(f"Similar to {query.name}{part}")
         self.facts.value = panel.facts(self._facts(hits))
-        panel.set_visible(self._paging, False)
+        panel.set_visible(self._paging, visible=False)
         self._enable_buttons()
         seconds = format_seconds(hits.seconds["total"])
         self.status.show(f"{counted(len(hits), 'result')} in {seconds}.", "good")
 
     def _show_query(self, query: Query, same: bool) -> None:
-        for widget in self._query_tools:
-            panel.set_visible(widget, True)
+        panel.set_visible(*self._query_tools, visible=True)
         size = f"{query.width} × {query.height} pixels"
         self.about_query.value = panel.heading(f"Query: {query.name}, {size}")
         self.box.value = _box_text(query.box)
@@ -429,7 +428,7 @@ class SearchPanel(panel.Panel):
                 self.cropper.image_bytes = image_grid.jpeg(query.picture, PREVIEW)
             except ImageError as error:  # a stored image can be searched with without its file
                 self.cropper.image_bytes = b""
-                panel.set_visible(self._crop, False)
+                panel.set_visible(self._crop, visible=False)
                 self.about_query.value += panel.facts(self.error_text(error))
         drawn = _from_preview(self.cropper.bboxes[-1], query) if self.cropper.bboxes else None
         if drawn != query.box:
@@ -452,19 +451,6 @@ class SearchPanel(panel.Panel):
             f"vector search {format_seconds(seconds['vectors'])} · "
             f"metadata {format_seconds(seconds['metadata'])}"
         )
-
-    def _download_grid(self, query: Query, hits: Hits) -> None:
-        figure = plots.result_grid(
-            query.picture,
-            hits,
-            box=query.box,
-            title=f"Similar to {query.name}, in {hits.collection}",
-            columns=5,
-        )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
-        self.grid.download("search.png", "image/png", buffer.getvalue())
-        self.status.show("Downloaded search.png.", "good")
 
 
 def _query_of(source: bytes | Path | ImageRow, name: str = "") -> Query:
