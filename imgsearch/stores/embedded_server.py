@@ -34,9 +34,10 @@ def _socket_path(home: Path) -> Path:
     path = home / FOLDER / "socket"
     if len(os.fsencode(path)) <= _PATH_BYTES:
         return path
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    folder = base / f"imgsearch-{os.getuid()}-{name}"
+    name = f"imgsearch-{os.getuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
+    bases = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
+    folders = [Path(base) / name for base in bases if base]
+    folder = next(f for f in folders if len(os.fsencode(f / "socket")) <= _PATH_BYTES)
     folder.mkdir(mode=0o700, exist_ok=True)
     at = folder.lstat()
     if not stat.S_ISDIR(at.st_mode) or at.st_uid != os.getuid() or at.st_mode & 0o077:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -193,10 +194,11 @@ def test_many_idle_connections_leave_the_server_answering(home):
 
 
 def test_a_home_with_a_long_path_is_served_from_a_private_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    runtime = tempfile.TemporaryDirectory(prefix="imgsearch-")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime.name)
     monkeypatch.setitem(embedded.lease.__kwdefaults__, "grace", 0.5)
     home = tmp_path / ("long" * 30) / "home"
-    with opened(home) as store:
+    with runtime, opened(home) as store:
         filled(store)
         path = json.loads((home / "embedded/server.json").read_text())["socket"]
         assert len(path) < 108
