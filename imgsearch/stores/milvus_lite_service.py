@@ -169,6 +169,14 @@ class Servicer(MilvusServicer):
             status=common_pb2.Status(), collection_names=names
         )
 
+    def DescribeIndex(self, request: object, context: object):
+        """Wait for an index that is being built: Milvus Lite calls each one finished."""
+        with contextlib.suppress(MilvusLiteError, Damaged):  # which the answer tells
+            collection = self._get_collection(request, context)
+            if collection.has_index():
+                collection._wait_for_bg()
+        return super().DescribeIndex(request, context)
+
     def LoadCollection(self, request: object, context: object):
         """Build indexes again where an index file cannot be read: a kill tears them."""
         self._logged.thread.error = None

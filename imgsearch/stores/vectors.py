@@ -420,6 +420,7 @@ class VectorStore:
         facts = self._call(
             lambda client, t: client.describe_index(collection, "vector", timeout=t),
             collection=collection,
+            limit=WORK_LIMIT,
         )
         # Milvus does not keep what an index is to be searched with.
         asked = self._properties(collection).get(_INDEX)

@@ -329,3 +329,15 @@ def test_a_large_write_to_a_frozen_server_is_given_up_in_time(home):
         finally:
             os.kill(pid, signal.SIGCONT)
         assert store.count("c") == 300
+
+
+def test_a_flush_waits_for_an_index_that_was_asked_for(home):
+    points = np.random.default_rng(0).normal(size=(4000, 64)).astype(np.float32)
+    with VectorStore.open(load_settings(imgsearch_home=home)) as store:
+        store.create("c", 64, IndexSpec.parse("HNSW"))
+        store.upsert("c", np.arange(4000), points)
+        store.flush("c")
+        (index,) = (home / embedded.STORE).rglob("*.hnsw.idx")
+        assert index.stat().st_size > points.nbytes
+        found = store.search("c", points[:50], 1)
+        assert [ids.tolist() for ids, _ in found] == [[i] for i in range(50)]
