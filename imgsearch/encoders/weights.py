@@ -125,7 +125,7 @@ def random_state(network: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]
     source = torch.Generator().manual_seed(seed)
     state = {}
     for key, value in network.state_dict().items():
-        if key.endswith("num_batches_tracked"):
+        if not value.is_floating_point():  # indices and counters
             continue
         noise = torch.randn(value.shape, generator=source)
         if value.ndim > 1:
@@ -147,7 +147,7 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], name: st
     wanted = {
         key: tuple(value.shape)
         for key, value in module.state_dict().items()
-        if not key.endswith("num_batches_tracked")
+        if value.is_floating_point()  # indices and counters are no weights
     }
     given = {key: tuple(value.shape) for key, value in state.items()}
     wrong = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 
 import numpy as np
@@ -141,28 +143,36 @@ def test_timm_is_missing(monkeypatch):
         load_encoder("timm:resnet18")
 
 
+SMALLER = re.compile(r"atto|femto|pico|nano|tiny|mini|small|xxs|xs|_t\b|_s\b|_?[bs]0|050|18|10")
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_one_model_of_each_family(timm):
-    """Attack row 8: one model of each family with random weights, the smallest of each."""
-    failed, done = {}, 0
+    """Attack row 8: a small model of each family, with random weights."""
     families: dict[str, list[str]] = {}
     for name in timm.list_models():
         families.setdefault(timm.models.model_entrypoint(name).__module__, []).append(name)
+    refused, failed, large, walked = {}, {}, [], 0
     for names in families.values():
+        names.sort(key=lambda name: (not SMALLER.search(name), len(name)))
         sizes = {}
-        with torch.device("meta"):
-            for name in names:
-                try:
-                    network = timm.create_model(name, pretrained=False)
-                    sizes[name] = sum(p.numel() for p in network.parameters())
-                except Exception:  # some cannot be made on the meta device
-                    continue
-        name = min(sizes or names, key=sizes.get) if sizes else names[0]
+        for name in names[:4]:
+            with contextlib.suppress(Exception), torch.device("meta"):  # not all can be made so
+                network = timm.create_model(name, pretrained=False)
+                sizes[name] = sum(p.numel() for p in network.parameters())
+        name = min(sizes, key=sizes.get) if sizes else names[0]
+        if sizes.get(name, 0) > 40e6:
+            large.append(name)
+            continue
         try:
             walk(timm, name)
-            done += 1
+            walked += 1
         except EncoderError as error:
-            failed[name] = str(error)
-    assert done > 60
-    print(f"{done} families, refused: {failed}")
+            refused[name] = error.reason
+        except Exception as error:
+            failed[name] = repr(error)
+    print(f"{walked} families walked; refused: {refused}; too large for a test: {large}")
+    assert not failed
+    assert walked >= 60
+    assert len(refused) < 10, refused

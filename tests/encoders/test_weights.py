@@ -204,3 +204,12 @@ def test_weights_of_another_network_are_named():
         weights.load_state(network, state, "net")
     for part in ("1 missing (1.bias)", "not of this network (extra)", "(5, 3) instead of (2, 3)"):
         assert part in str(caught.value)
+
+
+def test_indices_of_a_network_are_no_weights():
+    network = torch.nn.Linear(3, 2)
+    network.register_buffer("index", torch.tensor([1, 0]))
+    state = weights.random_state(network, 0)
+    assert set(state) == {"weight", "bias"}
+    weights.load_state(network, state, "net")
+    assert network.index.tolist() == [1, 0]
