@@ -41,10 +41,10 @@ FORMATS = (
 MAX_BYTES = 128 * 2**20
 """Bytes of the largest file that is read."""
 
-MAX_PIXELS = 64 * 2**20
+MAX_PIXELS = 60 * 2**20
 """Pixels of the largest picture that is decoded."""
 
-MAX_MEMORY = 512 * 2**20
+MAX_MEMORY = 480 * 2**20
 """Bytes that decoding one picture may take: enough for `MAX_PIXELS`, except where a decoder
 keeps a copy of its own (progressive JPEG, WebP, AVIF, HEIC, some TIFF)."""
 
