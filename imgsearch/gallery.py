@@ -33,6 +33,7 @@ from imgsearch.errors import (
     ImgSearchError,
     StoreDamaged,
     StoreError,
+    printable,
 )
 from imgsearch.images import Box, ImageFile, ImageInfo, Source
 from imgsearch.io import absolute
@@ -160,9 +161,9 @@ class Gallery:
         weights: str | Path | None = None,
         create: bool = False,
         index: str | None = None,
-        device: str | None = None,
-        precision: str | None = None,
-        backend: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        backend: str = "auto",
         workers: int | None = None,
         settings: config.Settings | None = None,
     ) -> Gallery:
@@ -182,8 +183,8 @@ class Gallery:
         index : str, optional
             Index of a new collection, such as ``"HNSW:M=16,efConstruction=200"``;
             ``IMGSEARCH_INDEX`` if left out.
-        device, precision, backend : str, optional
-            How the encoder runs; the settings decide if left out.
+        device, precision, backend : str
+            How the encoder runs; the settings decide for ``auto``.
         workers : int, optional
             Threads that decode images; the number of processors if left out.
         settings : Settings, optional
@@ -207,11 +208,7 @@ class Gallery:
         """
         settings = settings or config.load_settings()
         name = config.collection_name(collection or settings.default_table)
-        options = {
-            "device": device or "auto",
-            "precision": precision or "auto",
-            "backend": backend or "auto",
-        }
+        options = {"device": device, "precision": precision, "backend": backend}
         gallery = cls(settings, options, workers)
         try:
             try:
@@ -343,9 +340,7 @@ class Gallery:
             self._hide(
                 [r for r in stored if content.get(r.path, r.image_id) != r.image_id], keep=ids
             )
-            self.metadata.prepare(
-                self.row.id, [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
-            )
+            self._prepare(rows, crcs)
             self._upsert(new)
             self.metadata.commit(self.row.id, content)
         return left
@@ -365,21 +360,21 @@ class Gallery:
         with self.exclusive():
             rows = [row for row in self._lookup(vectors, ()) if row.state == "ready"]
             self._upsert({row.image_id: vectors[row.image_id] for row in rows})
-            self.metadata.prepare(
-                self.row.id,
-                [row._replace(vector_crc=checksum(vectors[row.image_id])) for row in rows],
-            )
+            crcs = {row.image_id: checksum(vectors[row.image_id]) for row in rows}
+            self._prepare(rows, crcs)
             self.metadata.commit(self.row.id, [row.path for row in rows])
+
+    def _prepare(self, rows: Iterable[ImageRow], crcs: Mapping[int, int]) -> None:
+        rows = [row._replace(vector_crc=crcs[row.image_id]) for row in rows]
+        self.metadata.prepare(self.row.id, rows)
 
     def _lookup(self, image_ids: Iterable[int], paths: Iterable[str]) -> list[ImageRow]:
         """Rows by id or path; refuses a collection that was dropped or created again."""
         now, rows = self.metadata.lookup(self.name, image_ids=image_ids, paths=paths)
         _check_encoder(now, self.row.encoder, self.row.fingerprint)
         if (now.id, now.created_at) != (self.row.id, self.row.created_at):
-            raise StoreError(
-                self.metadata.where,
-                f"collection {self.name!r} was dropped and created again meanwhile: open it again",
-            )
+            reason = "was dropped and created again meanwhile: open it again"
+            raise StoreError(self.metadata.where, f"collection {self.name!r} {reason}")
         return rows
 
     def _upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
@@ -453,13 +448,11 @@ class Gallery:
             rows = self.metadata.unfinished(self.name)
             self._delete([row for row in rows if row.state == "deleting"])
             pending = [row for row in rows if row.state == "pending"]
-            if pending:
-                intact = self.intact(pending)
-                self.metadata.commit(
-                    self.row.id, [row.path for row in pending if row.image_id in intact]
-                )
-                # The vectors of the others were never stored: the next ingest makes them.
-                self._delete([row for row in pending if row.image_id not in intact])
+            intact = self.intact(pending)
+            stored = [row.path for row in pending if row.image_id in intact]
+            self.metadata.commit(self.row.id, stored)
+            # The vectors of the others were never stored: the next ingest makes them.
+            self._delete([row for row in pending if row.image_id not in intact])
             return len(rows)
 
     def intact(self, rows: Iterable[ImageRow]) -> set[int]:
@@ -532,23 +525,23 @@ class Gallery:
         start = time.perf_counter()
         vector, encoder = self._embed(query, box)
         encoded = time.perf_counter()
-        hits, spent = [], 0.0
+        spent = 0.0
         # Vectors whose rows are not ready are no hits: ask for more until there are enough.
         while True:
             ids, scores = self._search_vectors(vector, wanted, search_params)
             before = time.perf_counter()
-            rows = self.metadata.by_id(self.name, set(map(int, ids)) - excluded)
+            stored = self.metadata.by_id(self.name, set(map(int, ids)) - excluded)
             spent += time.perf_counter() - before
-            found = [(int(i), float(s)) for i, s in zip(ids, scores, strict=True) if int(i) in rows]
-            if len(found) >= top_k or len(ids) < wanted or wanted >= MAX_TOP_K:
+            if len(stored) >= top_k or len(ids) < wanted or wanted >= MAX_TOP_K:
                 break
             wanted = min(2 * wanted, MAX_TOP_K)
-        for rank, (image_id, score) in enumerate(found[:top_k], 1):
-            known = rows[image_id]
-            paths = tuple(row.path for row in known)
-            hits.append(
-                Hit(rank, score, image_id, paths[0], paths, known[0].width, known[0].height)
-            )
+        hits = []
+        for image_id, score in zip(ids.tolist(), scores.tolist(), strict=True):
+            if image_id in stored and len(hits) < top_k:
+                first = stored[image_id][0]
+                paths = tuple(row.path for row in stored[image_id])
+                size = first.width, first.height
+                hits.append(Hit(len(hits) + 1, score, image_id, first.path, paths, *size))
         end = time.perf_counter()
         seconds = {
             "encode": encoded - start,
@@ -563,10 +556,7 @@ class Gallery:
         if isinstance(query, ImageRow) and box is None:
             ids, vectors = self.vectors.get(self.name, np.array([query.image_id], np.int64))
             if not len(ids):
-                raise StoreDamaged(
-                    self.vectors.where,
-                    f"the vector of {query.path} is missing from {self.name!r}; run repair",
-                )
+                raise self._damaged(f"the vector of {printable(query.path)} is missing")
             return vectors[0], about
         if isinstance(query, ImageRow):
             query = query.path
@@ -588,10 +578,7 @@ class Gallery:
             return self.vectors.search(self.name, vector[None], top_k, search_params=params)[0]
         except CollectionNotFound:
             if self.metadata.count(self.name).images:
-                raise StoreDamaged(
-                    self.vectors.where,
-                    f"the vectors of collection {self.name!r} are gone; run repair",
-                ) from None
+                raise self._damaged("all vectors are missing") from None
             return np.empty(0, np.int64), np.empty(0, np.float32)
 
     def describe_encoder(self) -> dict:
@@ -662,6 +649,9 @@ class Gallery:
             )
         return ids, vectors
 
+    def _damaged(self, what: str) -> StoreDamaged:
+        return StoreDamaged(self.vectors.where, f"collection {self.name!r}: {what}; run repair")
+
     def count(self) -> Counts:
         """Count images and paths.
 
@@ -719,16 +709,8 @@ def new_row(file: ImageFile, info: ImageInfo) -> ImageRow:
 
     Size and time are those of the listing: a change since then shows at the next ingest.
     """
-    return ImageRow(
-        path=str(file.path),
-        image_id=info.image_id,
-        sha256=info.sha256,
-        size=file.size,
-        width=info.width,
-        height=info.height,
-        format=info.format,
-        mtime_ns=file.mtime_ns,
-    )
+    values = {"path": str(file.path), "size": file.size, "mtime_ns": file.mtime_ns}
+    return ImageRow(**info._asdict() | values)
 
 
 def checksum(vector: np.ndarray) -> int:

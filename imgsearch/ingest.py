@@ -116,8 +116,6 @@ class IngestReport:
     encoded: int = 0
     linked: int = 0
     unchanged: int = 0
-    failed: int = 0
-    ignored: int = 0
     seconds: float = 0.0
     recovered_rows: int = 0
     missing: tuple[str, ...] = ()
@@ -127,6 +125,16 @@ class IngestReport:
     images: int = 0
     paths: int = 0
     run_id: int = 0
+
+    @property
+    def failed(self) -> int:
+        """Number of images that could not be stored."""
+        return len(self.failures)
+
+    @property
+    def ignored(self) -> int:
+        """Number of files that are not images."""
+        return len(self.ignored_files)
 
     @property
     def done(self) -> int:
@@ -153,6 +161,8 @@ class IngestReport:
         """
         return asdict(self) | {
             "folder": printable(self.folder),
+            "failed": self.failed,
+            "ignored": self.ignored,
             "done": self.done,
             "images_per_second": self.rate,
             "missing": [printable(path) for path in self.missing],
@@ -256,10 +266,9 @@ def ingest(
             index=gallery.row.index,
             shard=shard,
             total=len(found) + len(unreadable),
-            failed=len(unreadable),
             failures=[(error.path, error.reason) for error in unreadable],
         )
-        job = _Ingest(gallery, report, batch_size, progress, stop or threading.Event())
+        job = _Ingest(gallery, report, batch_size, stop or threading.Event(), progress)
         return job.run(found, whole, prune)
 
 
@@ -319,23 +328,19 @@ class _EmbeddedChunk:
     ignored: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass
 class _Ingest:
     """An ingest that is running."""
 
-    def __init__(
-        self,
-        gallery: Gallery,
-        report: IngestReport,
-        batch_size: int,
-        progress: Callable[[IngestReport], None] | None,
-        stop: threading.Event,
-    ):
-        self.gallery, self.report, self.batch_size = gallery, report, batch_size
-        self.progress, self.stop = progress, stop
-        self.start = time.perf_counter()
-        self.unflushed = 0
-        self.pipeline_wanted: Future[None] = Future()
-        self.pipeline: Future[Pipeline] = Future()
+    gallery: Gallery
+    report: IngestReport
+    batch_size: int
+    stop: threading.Event
+    progress: Callable[[IngestReport], None] | None = None
+    start: float = field(default_factory=time.perf_counter)
+    unflushed: int = 0
+    pipeline_wanted: Future[None] = field(default_factory=Future)
+    pipeline: Future[Pipeline] = field(default_factory=Future)
 
     def run(self, found: Sequence[ImageFile], whole: bool, prune: bool) -> IngestReport:
         gallery, report = self.gallery, self.report
@@ -351,9 +356,8 @@ class _Ingest:
             # A run that was interrupted may have left vectors that are not indexed.
             if report.encoded or report.pruned or report.recovered_rows or interrupted:
                 gallery.flush()
-            report.state = (
-                "stopped" if self.stop.is_set() and report.done < report.total else "done"
-            )
+            stopped = self.stop.is_set() and report.done < report.total
+            report.state = "stopped" if stopped else "done"
             counts = gallery.count()
             report.images, report.paths = counts.images, counts.paths
             report.seconds = time.perf_counter() - self.start
@@ -380,10 +384,8 @@ class _Ingest:
         for file in found:
             stored = known.pop(str(file.path), None)
             # A row that is not ready belongs to another process, which may die.
-            if stored is not None and (stored.size, stored.mtime_ns, stored.state) == (
-                *(file.size, file.mtime_ns),
-                "ready",
-            ):
+            unchanged = stored and (stored.size, stored.mtime_ns) == (file.size, file.mtime_ns)
+            if unchanged and stored.state == "ready":
                 report.unchanged += 1
             else:
                 new.append(file)
@@ -484,11 +486,8 @@ class _Ingest:
         report.encoded += encoded
         report.linked += len(chunk.rows) - encoded - len(left)
         report.failures += chunk.failures
-        report.failures += [
-            (row.path, "was deleted from the collection meanwhile; ingest again") for row in left
-        ]
-        report.failed += len(chunk.failures) + len(left)
-        report.ignored += len(chunk.ignored)
+        reason = "was deleted from the collection meanwhile; ingest again"
+        report.failures += [(row.path, reason) for row in left]
         report.ignored_files += chunk.ignored
         self.unflushed += len(chunk.vectors)
         if self.unflushed >= FLUSH_EVERY:
