@@ -13,7 +13,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -295,9 +295,7 @@ def _list_files(
     folder: Path, recursive: bool, part: tuple[int, int] | None, limit: int | None
 ) -> tuple[list[ImageFile], list[ImageError]]:
     unreadable: list[ImageError] = []
-    files: Iterable[ImageFile] = images.find(
-        folder, recursive=recursive, on_error=unreadable.append
-    )
+    files = images.find(folder, recursive=recursive, on_error=unreadable.append)
     if part:
         i, n = part
         files = (f for f in files if _part(f.path.relative_to(folder), n) == i)
