@@ -514,16 +514,14 @@ class Gallery:
         StoreError
             A store failed.
         """
-        if top_k < 1:
-            raise ConfigError("top_k", f"is {top_k}; ask for at least 1")
         excluded = set(exclude)
-        wanted = top_k + len(excluded)
-        if wanted > MAX_TOP_K:
+        most = max(0, MAX_TOP_K - len(excluded))
+        if not 1 <= top_k <= most:
             also = f" besides {len(excluded)} excluded images" if excluded else ""
-            most = max(0, MAX_TOP_K - len(excluded))
-            raise ConfigError("top_k", f"is {top_k}; ask for at most {most}{also}")
+            raise ConfigError("top_k", f"is {top_k}; ask for at least 1 and at most {most}{also}")
+        wanted = top_k + len(excluded)
         start = time.perf_counter()
-        vector, encoder = self._embed(query, box)
+        vector = self._embed(query, box)
         encoded = time.perf_counter()
         spent = 0.0
         # Vectors whose rows are not ready are no hits: ask for more until there are enough.
@@ -549,27 +547,26 @@ class Gallery:
             "metadata": spent,
             "total": end - start,
         }
-        return Hits(tuple(hits), self.name, self.row.index, encoder, seconds)
+        return Hits(tuple(hits), self.name, self.row.index, self.describe_encoder(), seconds)
 
-    def _embed(self, query: Source | ImageRow, box: Box | None) -> tuple[np.ndarray, dict]:
-        about = self.describe_encoder()
-        if isinstance(query, ImageRow) and box is None:
-            ids, vectors = self.vectors.get(self.name, np.array([query.image_id], np.int64))
-            if not len(ids):
-                raise self._damaged(f"the vector of {printable(query.path)} is missing")
-            return vectors[0], about
+    def _embed(self, query: Source | ImageRow, box: Box | None) -> np.ndarray:
         if isinstance(query, ImageRow):
+            if box is None:
+                ids, vectors = self.vectors.get(self.name, np.array([query.image_id], np.int64))
+                if not len(ids):
+                    raise self._damaged(f"the vector of {printable(query.path)} is missing")
+                return vectors[0]
             query = query.path
         if isinstance(query, np.ndarray) and query.ndim == 1:
             if query.shape != (self.row.dim,) or box is not None:
                 raise ConfigError(
                     "query", f"a vector must have shape ({self.row.dim},) and goes without a box"
                 )
-            return query.astype(np.float32), about
+            return query.astype(np.float32)
         result = self.pipeline([query], box=box)[0]
         if isinstance(result, ImageError):
             raise result
-        return result.vector, self.describe_encoder()
+        return result.vector
 
     def _search_vectors(
         self, vector: np.ndarray, top_k: int, params: Mapping[str, int] | None
