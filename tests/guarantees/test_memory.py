@@ -16,6 +16,7 @@ from imgsearch.config import load_settings
 from imgsearch.errors import StoreDamaged, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.maintenance import repair, verify
+from imgsearch.stores import vectors
 from imgsearch.stores.connection import Connection
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
 from imgsearch.stores.vectors import IndexSpec, VectorStore
@@ -149,6 +150,7 @@ def test_a_server_that_starts_short_of_memory_loses_nothing(large, tmp_path, lim
     """Attack row 1: `ulimit -v 250` at start cost the whole store."""
     home, store, points = large
     monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
+    monkeypatch.setattr(vectors, "WORK_LIMIT", 15.0)  # for a flush behind a search that hangs
     for limit in limits:
         refused, written = [], 0
         with servers_limited_to(limit, tmp_path):
@@ -170,6 +172,7 @@ def test_a_server_that_runs_short_of_memory_loses_nothing(large, spares, monkeyp
     """Attack row 1: "malloc of size ... failed" became damage, and `repair` deleted the rows."""
     home, store, points = large
     monkeypatch.setitem(Connection.call.__kwdefaults__, "limit", 15.0)
+    monkeypatch.setattr(vectors, "WORK_LIMIT", 15.0)  # for a flush behind a search that hangs
     for spare in spares:
         store.collections()
         pid = server_pid(home)
