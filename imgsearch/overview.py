@@ -101,14 +101,18 @@ def overview(settings: config.Settings | None = None) -> list[Overview]:
         try:
             with VectorStore.open(settings) as store:
                 for name in store.collections():
-                    ours = settings.embedded_vectors or name in rows
-                    if ours or _is_ours(store, name):
-                        found[name] = _stored(store, name, name in rows)
+                    with contextlib.suppress(CollectionNotFound):  # dropped meanwhile
+                        ours = settings.embedded_vectors or name in rows
+                        if ours or _is_ours(store, name):
+                            found[name] = _stored(store, name, name in rows)
         except StoreError as error:
             unreachable, found = str(error), {}
         for name, row in rows.items():
             without = Overview(name, vectors=None if unreachable else 0, problem=unreachable)
-            found[name] = _complete(found.get(name, without), row, metadata, settings)
+            try:
+                found[name] = _complete(found.get(name, without), row, metadata, settings)
+            except CollectionNotFound:  # dropped meanwhile
+                found.pop(name, None)
     return [replace(found[name], size=_size(name, settings)) for name in sorted(found)]
 
 

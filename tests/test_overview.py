@@ -10,6 +10,8 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingest import ingest
 from imgsearch.overview import drop, overview
 from imgsearch.stores.index import IndexSpec
+from imgsearch.stores.metadata import MetadataStore
+from imgsearch.stores.vectors import VectorStore
 from tests.helpers import paint
 
 
@@ -24,6 +26,21 @@ def filled(tmp_path, stores, encoder, collection):
 
 def overview_of(name, settings):
     return next((one for one in overview(settings) if one.name == name), None)
+
+
+@pytest.mark.parametrize("store", [VectorStore, MetadataStore])
+def test_a_collection_that_is_dropped_meanwhile_is_left_out(filled, stores, monkeypatch, store):
+    """Another process drops a collection after it was listed and before it is looked at."""
+    listed = store.collections
+
+    def with_a_dropped_one(self):
+        names = listed(self)
+        gone = f"{filled.name}_gone"
+        return [*names, gone if store is VectorStore else names[0]._replace(name=gone)]
+
+    monkeypatch.setattr(store, "collections", with_a_dropped_one)
+    assert overview_of(filled.name, stores).problem == ""
+    assert overview_of(f"{filled.name}_gone", stores) is None
 
 
 def test_the_overview_compares_both_stores(filled, stores, tmp_path):
