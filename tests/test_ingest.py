@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from PIL import Image
 
 from imgsearch import gallery as gallery_module
 from imgsearch import images
@@ -53,6 +54,19 @@ def test_a_folder_becomes_searchable_and_the_report_says_so(run, photos, stores,
         assert verify(gallery, files=True).sound
         (row,) = gallery.metadata.runs(collection)
         assert (row.state, row.total, row.done) == ("done", 12, 12)
+
+
+def test_every_format_is_ingested_and_found_by_content(run, tmp_path, stores, collection):
+    """Review 8.6: WebP, BMP, GIF and TIFF could be decoded but never ingested or searched with."""
+    for i, kind in enumerate(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]):
+        picture = Image.open(paint(tmp_path / "source" / f"{i}.png", seed=i))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        picture.save(tmp_path / "photos" / f"{kind}.picture", kind)
+    report = run(tmp_path / "photos")
+    assert (report.encoded, report.failed, report.ignored) == (6, 0, 0)
+    with Gallery.open(collection, settings=stores) as gallery:
+        for path in (tmp_path / "photos").iterdir():
+            assert gallery.search(path, 1)[0].path == str(path)
 
 
 def test_a_second_ingest_reads_no_file(run, photos, monkeypatch):
