@@ -161,9 +161,9 @@ class Gallery:
         weights: str | Path | None = None,
         create: bool = False,
         index: str | None = None,
-        device: str = "auto",
-        precision: str = "auto",
-        backend: str = "auto",
+        device: str | None = None,
+        precision: str | None = None,
+        backend: str | None = None,
         workers: int | None = None,
         settings: config.Settings | None = None,
     ) -> Gallery:
@@ -183,8 +183,8 @@ class Gallery:
         index : str, optional
             Index of a new collection, such as ``"HNSW:M=16,efConstruction=200"``;
             ``IMGSEARCH_INDEX`` if left out.
-        device, precision, backend : str
-            How the encoder runs; the settings decide for ``auto``.
+        device, precision, backend : str, optional
+            How the encoder runs; the settings decide if left out.
         workers : int, optional
             Threads that decode images; the number of processors if left out.
         settings : Settings, optional
@@ -209,6 +209,7 @@ class Gallery:
         settings = settings or config.load_settings()
         name = config.collection_name(collection or settings.default_table)
         options = {"device": device, "precision": precision, "backend": backend}
+        options = {name: value or "auto" for name, value in options.items()}
         gallery = cls(settings, options, workers)
         try:
             try:
