@@ -221,6 +221,16 @@ def forkserver(tmp_path_factory) -> ForkServer:
 
 
 @pytest.fixture(scope="session")
+def kernels(forkserver, tmp_path_factory) -> Iterator[None]:
+    """Have Jupyter's kernels start as forks, which spares each of them its imports."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    forkserver.install_kernel(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", os.fspath(folder), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session")
 def shared_home(tmp_path_factory) -> Iterator[Path]:
     """An embedded home of this test session; its server stays until the end."""
     from imgsearch.stores import embedded

@@ -16,11 +16,12 @@ from tests.servers import shared, wait_until_ready
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Forks a process for each connection and sends its number back. It has no other thread when it
-# forks. A process reports to its test by lines of JSON in a file.
-_SERVER = """
-import json, os, signal, socket, sys, threading, time
-import torch, towhee, pymilvus
+# Forks a process for each connection. It has no other thread when it forks. A request is a line of
+# JSON; where it comes with standard streams, the process takes them and ends with its connection.
+_SERVER = r"""
+import atexit, json, os, signal, socket, sys, threading, time
+import ipywidgets, pandas, pymilvus, torch, towhee
+import ipykernel.kernelapp
 import imgsearch.encoders, imgsearch.ingest, imgsearch.maintenance, imgsearch.stores.embedded
 torch.set_num_threads(1)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -29,26 +30,57 @@ listener.bind(sys.argv[1])
 listener.listen(64)
 while True:
     connection, _ = listener.accept()
-    with connection.makefile("rw") as stream:
-        order = json.loads(stream.readline())
-        pid = os.fork()
-        if pid:
-            stream.write(f"{pid}\\n")
-    connection.close()
-    if pid:
+    message, streams = b"", []
+    while not message.endswith(b"\n"):
+        part, more, _, _ = socket.recv_fds(connection, 2**20, 3)
+        if not part:
+            break
+        message, streams = message + part, streams + more
+    if not message or os.fork():
+        for stream in streams: os.close(stream)
+        connection.close()
         continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     listener.close()
-    output = open(order["output"], "w", buffering=1)
-    os.dup2(output.fileno(), 1); os.dup2(output.fileno(), 2)
-    os.environ.update(order["env"])
-    def report(**facts): output.write(json.dumps(facts) + "\\n")
+    request = json.loads(message)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    output = open(request["output"], "w", buffering=1)
+    for number in range(3):
+        os.dup2(streams[number] if streams else output.fileno(), number)
+    connection.sendall(str(os.getpid()).encode() + b"\n")
+    if streams:
+        def follow(): connection.recv(1); os.kill(os.getpid(), signal.SIGKILL)
+        threading.Thread(target=follow, daemon=True).start()
+    else:
+        connection.close()
+    def report(**facts): output.write(json.dumps(facts) + "\n")
     try:
-        exec(order["code"], {"report": report, "arguments": order["arguments"]})
+        exec(request["code"], {"report": report, "arguments": request["arguments"]})
         report(end="done")
+        if streams: atexit._run_exitfuncs()
     except BaseException as error:
         report(end=type(error).__name__, text=str(error))
     finally:
         os._exit(0)
+"""
+
+# Stands for a Jupyter kernel: it asks for a fork, hands its streams over, and lives as long.
+_KERNEL = r"""
+import json, os, signal, socket, sys
+address, *arguments = sys.argv[1:]
+code = "import sys, ipykernel.kernelapp as app; sys.argv[1:] = arguments; app.launch_new_instance()"
+request = {"code": code, "environment": dict(os.environ), "folder": os.getcwd(),
+           "output": os.devnull, "arguments": arguments}
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(address)
+message = json.dumps(request).encode() + b"\n"
+connection.sendall(message[socket.send_fds(connection, [message], [0, 1, 2]):])
+pid = int(connection.makefile().readline())
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: os.kill(pid, number))
+connection.recv(1)
 """
 
 
@@ -122,9 +154,14 @@ class ForkServer:
             stdin=subprocess.DEVNULL,
             stdout=log.open("ab"),
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "IMGSEARCH_BACKEND": "eager"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        wait_until_ready(process, address.exists, log)
+
+        def ready() -> bool:
+            with socket.socket(socket.AF_UNIX) as connection:
+                return connection.connect_ex(str(address)) == 0
+
+        wait_until_ready(process, ready, log)
         return process, {"address": str(address)}
 
     def run(self, code: str, env: dict[str, str], **arguments: object) -> Child:
@@ -133,16 +170,35 @@ class ForkServer:
         The code finds ``arguments``, and calls ``report(name=value)``.
         """
         output = self._folder / uuid.uuid4().hex
-        order = {"code": code, "env": env, "output": str(output), "arguments": arguments}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMGSEARCH_BACKEND": "eager", **env}
+        request = {
+            "code": code,
+            "environment": environment,
+            "folder": str(ROOT),
+            "output": str(output),
+            "arguments": arguments,
+        }
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(60)
-            while True:
-                try:
-                    connection.connect(self._address)
-                    break
-                except ConnectionRefusedError:  # it is bound, and does not listen yet
-                    time.sleep(0.01)
+            connection.connect(self._address)
             with connection.makefile("rw") as stream:
-                stream.write(json.dumps(order) + "\n")
+                stream.write(json.dumps(request) + "\n")
                 stream.flush()
                 return Child(int(stream.readline()), output)
+
+    def install_kernel(self, folder: Path) -> None:
+        """Write a kernel spec named ``python3`` whose kernels are forks.
+
+        It is found where ``JUPYTER_PATH`` names the folder.
+        """
+        spec = {
+            "argv": [
+                *(sys.executable, "-S", "-E", "-c", _KERNEL),
+                *(self._address, "-f", "{connection_file}"),
+            ],
+            "display_name": "Python 3 (ipykernel)",
+            "language": "python",
+        }
+        kernel = folder / "kernels" / "python3" / "kernel.json"
+        kernel.parent.mkdir(parents=True)
+        kernel.write_text(json.dumps(spec))

@@ -27,6 +27,7 @@ def single_label(voc) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("kernels")
 def test_papermill_ingests_400_photographs_and_neighbours_are_of_the_same_class(
     shared, tmp_path, monkeypatch
 ):

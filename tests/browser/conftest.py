@@ -81,6 +81,11 @@ class Server:
             self.process.wait()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kernels(kernels):
+    """Kernels start at once."""
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
     """A home whose collection ``photos`` holds forty pictures of the sample."""

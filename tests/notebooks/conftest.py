@@ -71,6 +71,11 @@ def opened(name: str, folder: Path, **environment: str) -> Iterator[Notebook]:
             yield Notebook(client)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kernels(kernels):
+    """Kernels start at once."""
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """Twelve pictures, a broken one and a text."""
