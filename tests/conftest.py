@@ -7,14 +7,13 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import servers
 from tests.forkserver import ForkServer
-from tests.servers import MariaDB, Milvus
+from tests.servers import MariaDB, Milvus, SharedMilvus
 
 if TYPE_CHECKING:
     from imgsearch.config import Settings
@@ -173,15 +172,15 @@ def _require_mariadb() -> None:
 
 
 @pytest.fixture(scope="session")
-def milvus_server() -> SimpleNamespace:
-    """The ``uri`` of a real Milvus server of this test run; it stays up."""
+def milvus_server() -> SharedMilvus:
+    """A real Milvus server of this test run; it stays up."""
     venv = _milvus_venv()
 
     def start(folder: Path):
         server = Milvus(folder, venv)
         return server.process, {"uri": server.uri}
 
-    return SimpleNamespace(uri=servers.shared("milvus", start)["uri"])
+    return SharedMilvus(servers.shared("milvus", start)["uri"])
 
 
 @pytest.fixture
@@ -257,10 +256,12 @@ def settings_of(kind: str, request, tmp_path) -> Iterator[Settings]:
     milvus = request.getfixturevalue("milvus_server")
     database = request.getfixturevalue("mariadb")
     name = f"t_{uuid.uuid4().hex[:12]}"
+    collection = request.getfixturevalue("collection")
     yield load_settings(
         imgsearch_home=tmp_path / "home", milvus_uri=milvus.uri, **database.settings(name)
     )
     database.sql(f"DROP DATABASE IF EXISTS {name}")
+    milvus.drop(collection)  # a loaded collection costs the server work
 
 
 @pytest.fixture(params=["embedded", "servers"])

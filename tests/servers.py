@@ -301,3 +301,21 @@ class Milvus:
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)  # it takes half a minute to end by itself
         self.process.wait()
+
+
+class SharedMilvus:
+    """A Milvus server that tests share; each drops its collections."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self._client = None
+
+    def drop(self, prefix: str) -> None:
+        """Drop the collections whose names begin so."""
+        from pymilvus import MilvusClient
+
+        if self._client is None:
+            self._client = MilvusClient(self.uri, dedicated=True)
+        for name in self._client.list_collections():
+            if name.startswith(prefix):
+                self._client.drop_collection(name)

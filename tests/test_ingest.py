@@ -247,29 +247,33 @@ def test_nonsense_parameters_are_named(run, photos, parameter, value):
 
 
 def test_processes_that_share_a_folder_give_exactly_the_union(
-    photos, tmp_path, milvus_server, mariadb, collection
+    forkserver, photos, tmp_path, milvus_server, mariadb, collection
 ):
     database = f"t_{uuid.uuid4().hex[:12]}"
     servers = {"milvus_uri": milvus_server.uri, **mariadb.settings(database)}
-    code = (
-        "import sys; from imgsearch.ingest import ingest; "
-        "r = ingest(sys.argv[1], sys.argv[2], shard=sys.argv[3], batch_size=2, "
-        "encoder='resnet18@random:0', backend='eager'); print(r.state, r.encoded, r.failed)"
-    )
+    code = """
+from imgsearch.ingest import ingest
+ingested = ingest(
+    arguments["folder"], arguments["collection"], shard=arguments["shard"], batch_size=2,
+    encoder="resnet18@random:0", backend="eager",
+)
+report(state=ingested.state, encoded=ingested.encoded)
+"""
     environment = {name.upper(): str(value) for name, value in servers.items()}
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, photos, collection, f"{i}/3"],
-            cwd=ROOT,
-            env={**os.environ, **environment, "IMGSEARCH_HOME": str(tmp_path / str(i))},
-            stdout=subprocess.PIPE,
-            text=True,
+        forkserver.run(
+            code,
+            environment | {"IMGSEARCH_HOME": str(tmp_path / str(i))},
+            folder=str(photos),
+            collection=collection,
+            shard=f"{i}/3",
         )
         for i in range(3)
     ]
-    said = [worker.communicate(timeout=170)[0].split() for worker in workers]
-    assert [words[0] for words in said] == ["done"] * 3
-    assert sum(int(words[1]) for words in said) == 12
+    for worker in workers:
+        worker.wait()
+    assert [worker.reported("state") for worker in workers] == [["done"]] * 3
+    assert sum(worker.reported("encoded")[0] for worker in workers) == 12
     with Gallery.open(collection, settings=load_settings(**servers)) as gallery:
         assert set(gallery.metadata.known(collection)) == {str(p) for p in photos.rglob("*.*g")}
         ids, vectors = gallery.embeddings()
@@ -284,6 +288,7 @@ def test_processes_that_share_a_folder_give_exactly_the_union(
         assert (same == ids).all()
         assert abs(vectors - expected).max() < 1e-5
     mariadb.sql(f"DROP DATABASE {database}")
+    milvus_server.drop(collection)
 
 
 @pytest.mark.parametrize("shard", ["3/3", "-1/2", "1", "a/b", "1/2/3", "0/0"])
