@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from tests import servers
 from tests.forkserver import ForkServer
+from tests.helpers import write_small_onnx
 from tests.servers import MariaDB, Milvus, SharedMilvus
 
 if TYPE_CHECKING:
@@ -278,7 +280,12 @@ def collection() -> str:
 
 @pytest.fixture(scope="session")
 def encoder():
-    """An encoder that needs no file: quick, and unlike any other."""
+    """A small encoder that another process can load by its name, the path of an ONNX file."""
     from imgsearch.encoders import load_encoder
 
-    return load_encoder("resnet18", weights="random:0", backend="eager")
+    file = Path(os.environ[servers.RUN]) / "encoder" / "small.onnx"
+    with FileLock(f"{file.parent}.lock"):
+        if not file.exists():
+            file.parent.mkdir()
+            write_small_onnx(file)
+    return load_encoder(file)

@@ -43,11 +43,13 @@ def run(stores, encoder, collection):
     return run
 
 
-def test_a_folder_becomes_searchable_and_the_report_says_so(run, photos, stores, collection):
+def test_a_folder_becomes_searchable_and_the_report_says_so(
+    run, photos, stores, collection, encoder
+):
     report = run(photos)
     assert (report.state, report.total, report.encoded, report.failed) == ("done", 12, 12, 0)
     assert (report.images, report.paths) == (12, 12)
-    assert report.encoder["name"] == "resnet18@random:0"
+    assert report.encoder["name"] == encoder.name
     with Gallery.open(collection, settings=stores) as gallery:
         for path in photos.rglob("*.*g"):
             assert gallery.search(path, 1)[0].path == str(path)
@@ -247,7 +249,7 @@ def test_nonsense_parameters_are_named(run, photos, parameter, value):
 
 
 def test_processes_that_share_a_folder_give_exactly_the_union(
-    forkserver, photos, tmp_path, milvus_server, mariadb, collection
+    forkserver, photos, tmp_path, milvus_server, mariadb, collection, encoder
 ):
     database = f"t_{uuid.uuid4().hex[:12]}"
     servers = {"milvus_uri": milvus_server.uri, **mariadb.settings(database)}
@@ -255,7 +257,7 @@ def test_processes_that_share_a_folder_give_exactly_the_union(
 from imgsearch.ingest import ingest
 ingested = ingest(
     arguments["folder"], arguments["collection"], shard=arguments["shard"], batch_size=2,
-    encoder="resnet18@random:0", backend="eager",
+    encoder=arguments["encoder"],
 )
 report(state=ingested.state, encoded=ingested.encoded)
 """
@@ -267,6 +269,7 @@ report(state=ingested.state, encoded=ingested.encoded)
             folder=str(photos),
             collection=collection,
             shard=f"{i}/3",
+            encoder=encoder.name,
         )
         for i in range(3)
     ]
@@ -316,13 +319,13 @@ def test_nothing_new_loads_neither_the_encoder_nor_the_vector_store(
     code = """
 import sys
 from imgsearch.ingest import ingest
-report = ingest(sys.argv[1], sys.argv[2], encoder="resnet18@random:0")
-assert report.encoder["name"] == "resnet18@random:0"
+report = ingest(sys.argv[1], sys.argv[2], encoder=sys.argv[3])
+assert report.encoder["name"] == sys.argv[3]
 print(report.state, report.unchanged, report.linked, report.failed, report.ignored)
 print([name for name in ("torch", "towhee", "pymilvus") if name in sys.modules])
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, photos, collection],
+        [sys.executable, "-c", code, photos, collection, encoder.name],
         env=environment(settings) | os.environ,
         cwd=ROOT,
         capture_output=True,

@@ -19,7 +19,7 @@ soak = pytest.mark.soak
 INGEST = """
 from imgsearch.ingest import ingest
 from imgsearch.encoders import load_encoder
-encoder = load_encoder("resnet18", weights="random:0", backend="eager")
+encoder = load_encoder(arguments["encoder"])
 report(begins=True)
 done = ingest(
     arguments["folder"], arguments.get("collection", "kept"), encoder=encoder, batch_size=4,

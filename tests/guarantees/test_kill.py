@@ -63,12 +63,16 @@ class KilledIngests:
 
         An ingest that had ended before it was struck does not count.
         """
-        rng, longest, struck, turn = random.Random(seed), 2.0, 0, 0
+        rng, longest, struck, turn = random.Random(seed), 1.0, 0, 0
         while struck < kills:
             assert turn < 4 * kills + 8, f"only {struck} of {turn} ingests were struck under way"
             change_files(self._folder, turn, rng)
             child = self._forkserver.run(
-                INGEST, environment(settings), folder=str(self._folder), prune=True
+                INGEST,
+                environment(settings),
+                folder=str(self._folder),
+                prune=True,
+                encoder=self._encoder.name,
             )
             child.wait_for("begins")
             time.sleep(rng.uniform(0, longest))  # the random moment

@@ -69,9 +69,10 @@ def test_ingests_of_the_same_and_of_other_folders_and_searches_with_a_kill(
         fill(two / str(turn), 24, 1000 * turn + 500)
         shutil.copy(one / str(turn) / "0.png", two / str(turn) / "copy.png")
         work = {"collection": collection}
+        encoding = {"encoder": encoder.name, **work}
         searcher = forkserver.run(SEARCH, env, seconds=4, **work)
         writers = [
-            forkserver.run(INGEST, env, folder=str(folder), **work)
+            forkserver.run(INGEST, env, folder=str(folder), **encoding)
             for folder in (one, one, two, one)
         ]
         struck = writers.pop()
@@ -100,7 +101,11 @@ def test_an_ingest_and_a_drop(
     fill(folder, 24, 0)
     for _ in range(turns):
         child = forkserver.run(
-            INGEST, environment(stores), folder=str(folder), collection=collection
+            INGEST,
+            environment(stores),
+            folder=str(folder),
+            collection=collection,
+            encoder=encoder.name,
         )
         child.wait_for("begins")
         time.sleep(rng.uniform(0, 2))  # the random moment
@@ -176,8 +181,11 @@ def test_kernels_share_a_home_while_one_of_them_and_the_server_are_killed(
         folders = [tmp_path / f"{name}" for name in "abc"]
         for i, folder in enumerate(folders):
             fill(folder / str(turn), 20, 10_000 * turn + 1000 * i)
+        env = environment(settings)
         kernels = [
-            forkserver.run(INGEST, environment(settings), folder=str(f), collection=f"of_{f.name}")
+            forkserver.run(
+                INGEST, env, folder=str(f), collection=f"of_{f.name}", encoder=encoder.name
+            )
             for f in folders
         ]
         kernels[0].wait_for("begins")
