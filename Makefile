@@ -21,7 +21,7 @@ SAMPLE = data/VOCsample
 PAPERMILL = $(PY) -m papermill --stdout-file /dev/stdout --stderr-file /dev/stderr --no-progress-bar
 
 # Test processes side by side: more than processors, because many tests wait for servers.
-PYTEST_WORKERS ?= 4
+PYTEST_WORKERS ?= 6
 PYTEST_ARGS ?=
 
 .DELETE_ON_ERROR:

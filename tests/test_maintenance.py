@@ -206,6 +206,9 @@ class Stop(Exception):
     """What a panel raises when its Stop button was pressed."""
 
 
+@pytest.mark.parametrize(
+    "stores", ["embedded", pytest.param("servers", marks=pytest.mark.soak)], indirect=True
+)
 def test_a_repair_stops_at_any_call_of_progress_and_loses_nothing(
     filled, photos, stores, tmp_path, monkeypatch
 ):

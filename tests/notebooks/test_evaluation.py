@@ -18,14 +18,14 @@ SAMPLE = ROOT / "data" / "VOCsample"
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory):
+def sampled(tmp_path_factory, encoder):
     """A home with the sample, once by each of two encoders."""
     from imgsearch.ingest import ingest
 
     home = tmp_path_factory.mktemp("home")
     stores = load_settings(imgsearch_home=home, imgsearch_backend="eager")
-    for name, encoder in (("mini", "mini"), ("chance", "resnet18@random:0")):
-        ingest(SAMPLE / "JPEGImages", name, encoder=encoder, settings=stores)
+    for name, how in (("mini", "mini"), ("chance", encoder)):
+        ingest(SAMPLE / "JPEGImages", name, encoder=how, settings=stores)
     return home
 
 

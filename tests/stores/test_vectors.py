@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import uuid
 from concurrent import futures
 
 import numpy as np
@@ -37,11 +38,12 @@ _kept: dict[str, str] = {}  # name of a filled collection, by store: servers tak
 
 
 @pytest.fixture
-def filled(store, collection):
+def filled(store):
     """A store, a collection of 300 that tests only read, its ids and vectors."""
     ids, points = cloud(300)
-    name = _kept.setdefault(store.where, collection)
-    if name == collection:
+    name = _kept.get(store.where)
+    if name is None:
+        name = _kept[store.where] = f"kept_{uuid.uuid4().hex[:12]}"
         store.create(name, DIM, AUTO)
         store.upsert(name, ids, points)
     return store, name, ids, points
