@@ -68,21 +68,27 @@ def pytest_unconfigure(config):
 
 # Files that take longest, and so are begun first.
 _LONGEST = [
-    "tests/browser/test_lab.py",
     "tests/notebooks/test_evaluation.py",
-    "tests/encoders/test_base.py",
-    "tests/guarantees/test_servers.py",
-    "tests/guarantees/test_damage.py",
-    "tests/browser/test_app.py",
-    "tests/guarantees/test_strangers.py",
+    "tests/browser/test_lab.py",
     "tests/stores/test_embedded.py",
-    "tests/guarantees/test_kill.py",
+    "tests/guarantees/test_servers.py",
+    "tests/guarantees/test_strangers.py",
+    "tests/encoders/test_backends.py",
+    "tests/guarantees/test_memory.py",
     "tests/notebooks/test_admin.py",
-    "tests/datasets/test_voc.py",
-    "tests/encoders/test_mini.py",
+    "tests/test_maintenance.py",
     "tests/test_real_photographs.py",
+    "tests/browser/test_app.py",
+    "tests/test_ingest.py",
+    "tests/encoders/test_registry.py",
+    "tests/encoders/test_onnx.py",
+    "tests/datasets/test_voc.py",
     "tests/guarantees/test_endurance.py",
-    "tests/notebooks/test_search.py",
+    "tests/guarantees/test_kill.py",
+    "tests/guarantees/test_files.py",
+    "tests/stores/test_embedded_server.py",
+    "tests/guarantees/test_damage.py",
+    "tests/stores/test_metadata.py",
 ]
 
 

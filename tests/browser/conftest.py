@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import nbformat
 import pytest
 
 from imgsearch.config import Settings, load_settings
@@ -186,6 +185,8 @@ def notebook(lab, new_page):
         page = new_page()
         # A workspace and a copy of its own: nothing is left open from the test before.
         own = f"{name}-{uuid.uuid4().hex[:8]}"
+        import nbformat
+
         content = nbformat.read(lab.folder / "notebooks" / f"{name}.ipynb", 4)
         content.cells += [nbformat.v4.new_code_cell(cell)] if cell else []
         nbformat.write(content, lab.folder / "notebooks" / f"{own}.ipynb")

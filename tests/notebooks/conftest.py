@@ -7,15 +7,17 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from imgsearch.config import Settings, load_settings
 from tests.conftest import ROOT
 from tests.helpers import paint
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
 
 
 class Notebook:
@@ -26,6 +28,8 @@ class Notebook:
 
     def __call__(self, code: str, result: str = "None"):
         """Run code, wait for the panel's threads, and return the value of an expression."""
+        import nbformat  # here, because it takes two seconds
+
         source = f"{code}\npanel.wait(150)\nimport json\nprint(json.dumps({result}))"
         cell = nbformat.v4.new_code_cell(source)
         self.client.nb.cells.append(cell)
@@ -54,6 +58,9 @@ class Notebook:
 @contextlib.contextmanager
 def opened(name: str, folder: Path, **environment: str) -> Iterator[Notebook]:
     """Run a notebook of the project with some environment, in some folder."""
+    import nbformat
+    from nbclient import NotebookClient
+
     names = [name.upper() for name in Settings.model_fields]
     clean = {key: value for key, value in os.environ.items() if key not in names}
     clean |= {"PYTHONPATH": str(ROOT), "IMGSEARCH_BACKEND": "eager", "IMGSEARCH_ENCODER": "mini"}
