@@ -21,7 +21,7 @@ SAMPLE = data/VOCsample
 PAPERMILL = $(PY) -m papermill --stdout-file /dev/stdout --stderr-file /dev/stderr --no-progress-bar
 
 # Test processes side by side: more than processors, because many tests wait for servers.
-PYTEST_WORKERS ?= 6
+PYTEST_WORKERS ?= 5
 PYTEST_ARGS ?=
 
 .DELETE_ON_ERROR:
@@ -34,9 +34,11 @@ help: ## list the targets (this)
 
 env: .venv/stamp ## install everything into .venv, as pinned in requirements.lock
 
-.venv/stamp: pyproject.toml requirements.lock
+$(PY):
 	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed: install it, or name it with PYTHON=...' >&2; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv .venv || { echo 'On Debian and Ubuntu, install python3-venv.' >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo 'On Debian and Ubuntu, install python3-venv.' >&2; exit 1; }
+
+.venv/stamp: pyproject.toml requirements.lock | $(PY)
 	@echo 'Installing into .venv: about 1.3 GB, more with CUDA. Once.'
 # torch by itself: that index holds PyTorch's packages, but not these versions of all the others.
 	$(if $(TORCH_INDEX),$(PY) -m pip install --no-deps -c requirements.lock --index-url '$(TORCH_URL)' torch)
@@ -55,7 +57,7 @@ env: .venv/stamp ## install everything into .venv, as pinned in requirements.loc
 
 # timm and torchvision for the tests of timm's models, apart from what imgsearch needs: beside the
 # small build of torch, torchvision's compiled operators do not load, and the tests do without them.
-.timm/stamp: Makefile .venv/stamp
+.timm/stamp: Makefile | $(PY)
 	@rm -rf .timm
 	@{ $(PY) -m pip install -q --no-compile --no-deps --target .timm timm==1.0.31 torchvision==0.28.0 && touch $@; } \
 	|| { rm -rf .timm; echo 'timm could not be installed: tests that need it will be skipped.'; }
@@ -77,7 +79,7 @@ demo: env ## ingest the sample and search it, in a minute, with nothing to downl
 
 .PHONY: test-env
 test-env:
-	@$(MAKE) --no-print-directory -j2 env .venv-milvus/stamp .timm/stamp
+	@$(MAKE) --no-print-directory -j3 env .venv-milvus/stamp .timm/stamp
 
 test: test-env ## run the tests
 	$(PY) -m pytest -n $(PYTEST_WORKERS) -m 'not soak' $(PYTEST_ARGS)
