@@ -30,7 +30,7 @@ def run(options: Options, result: Result) -> None:
     from imgsearch import gallery
     from imgsearch.config import load_settings
     from imgsearch.encoders import load_encoder
-    from imgsearch.ingest import ingest
+    from imgsearch.ingestion import ingest
 
     home = load_settings(imgsearch_home=options.work / "home", imgsearch_backend="auto")
     photos = photographs(options.photos)
@@ -205,18 +205,17 @@ def agreement(encoder, photos: list[Path], result: Result) -> None:
 def second(home, options: Options, result: Result) -> None:
     """The same files again: nothing is read, nothing encoded."""
     from imgsearch import images
+    from imgsearch.collection import new_row
     from imgsearch.config import load_settings
     from imgsearch.encoders import load_encoder
     from imgsearch.gallery import Gallery
-    from imgsearch.ingest import ingest
+    from imgsearch.ingestion import ingest
 
     home = load_settings(imgsearch_home=options.work / "second")
     folder = small_files(options.work / "many", SECOND)
     encoder = load_encoder("mini", settings=home)
     one = encoder.encode([next(folder.iterdir())])[0]
     # What a first ingest would leave behind, without its minutes: rows and vectors.
-    from imgsearch.gallery import new_row
-
     random = np.random.default_rng(0)
     with Gallery.open(
         "second", create=True, encoder=encoder, index="FLAT", settings=home
@@ -228,9 +227,9 @@ def second(home, options: Options, result: Result) -> None:
             noisy = one + 0.5 * random.standard_normal(len(one), dtype=np.float32)
             vectors[facts.image_id] = noisy / np.linalg.norm(noisy)
             if len(batch) == 2000:
-                gallery.add(batch, vectors)
+                gallery.store(batch, vectors)
                 batch, vectors = [], {}
-        gallery.add(batch, vectors)
+        gallery.store(batch, vectors)
         gallery.flush()
     times = []
     for _ in range(3):

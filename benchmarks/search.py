@@ -209,7 +209,7 @@ def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result
                 ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
                 for i in part
             ]
-            gallery.add(rows, {i: vectors[i] for i in part})
+            gallery.store(rows, {i: vectors[i] for i in part})
         gallery.flush()
         contents = [path.read_bytes() for path in photos[:50]]
         turn = iter(np.resize(np.arange(len(contents)), 10**6))

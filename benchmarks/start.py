@@ -63,8 +63,8 @@ manager.shutdown_kernel(now=True)
 
 
 def run(options: Options, result: Result) -> None:
+    from imgsearch import ingest
     from imgsearch.config import load_settings
-    from imgsearch.ingest import ingest
     from imgsearch.stores.embedded import lease
 
     rounds = 2 if options.quick else 3
@@ -116,8 +116,8 @@ def page(photos: Path, options: Options, result: Result, rounds: int) -> None:
         return
     from playwright.sync_api import sync_playwright
 
+    from imgsearch import ingest
     from imgsearch.config import load_settings
-    from imgsearch.ingest import ingest
     from tests.browser.conftest import TOKEN, Server
 
     home, served = options.work / "app", options.work / "served"

@@ -10,10 +10,11 @@ from importlib import import_module
 
 _HOMES = {
     "Gallery": "gallery",
-    "Hits": "gallery",
+    "Hits": "hits",
     "ImgSearchError": "errors",
-    "IngestReport": "ingest",
+    "IngestReport": "ingestion",
     "Settings": "config",
+    "ingest": "ingestion",
     "load_encoder": "encoders",
     "repair": "maintenance",
     "load_settings": "config",

@@ -22,8 +22,9 @@ from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep
 from imgsearch.evaluation.report import evaluate_collections, write_evaluations
 from imgsearch.evaluation.scoring import KS
-from imgsearch.gallery import Gallery, Hits
-from imgsearch.ingest import IngestReport, ingest
+from imgsearch.gallery import Gallery
+from imgsearch.hits import Hits
+from imgsearch.ingestion import IngestReport, ingest
 from imgsearch.io import absolute, write_figure, write_json
 from imgsearch.overview import overview, run_to_dict
 from imgsearch.stores.metadata import MetadataStore

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from imgsearch import config, images
+from imgsearch.collection import WITHOUT_VECTORS, Collection, checksum
 from imgsearch.encoders.base import fingerprint_of
 from imgsearch.errors import ConfigError, DatasetError, ImgSearchError, StoreDamaged, printable
-from imgsearch.gallery import WITHOUT_VECTORS, Gallery, checksum
 from imgsearch.io import absolute, atomic
 from imgsearch.stores.index import IndexSpec
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
@@ -117,7 +117,7 @@ def _update(digest: Any, rows: list[ImageRow], vectors: np.ndarray) -> None:
 
 
 def export_collection(
-    gallery: Gallery, path: str | Path, *, progress: Progress | None = None
+    collection: Collection, path: str | Path, *, progress: Progress | None = None
 ) -> Path:
     """Write a collection to a Parquet file.
 
@@ -125,7 +125,7 @@ def export_collection(
 
     Parameters
     ----------
-    gallery : Gallery
+    collection : Collection
         The collection. Only ready images are written.
     path : path
         The file. An existing file is replaced at the end.
@@ -147,7 +147,7 @@ def export_collection(
     OSError
         The file cannot be written.
     """
-    row, ids = gallery.row, gallery.metadata.ids(gallery.name)
+    row, ids = collection.row, collection.metadata.ids(collection.name)
     schema, step = _schema(row.dim), _group_rows(row.dim)
     digest, images_written, paths_written = hashlib.sha256(), 0, 0
     # Without compression and dictionaries a file cannot be larger in memory than on disk;
@@ -157,7 +157,7 @@ def export_collection(
         for start in range(0, len(ids), step):
             if progress is not None:
                 progress(start, len(ids))
-            rows, vectors = _ready(gallery, ids[start : start + step])
+            rows, vectors = _ready(collection, ids[start : start + step])
             images_written += len({row.image_id for row in rows})
             paths_written += len(rows)
             _update(digest, rows, vectors)
@@ -173,12 +173,12 @@ def export_collection(
     return absolute(path)
 
 
-def _ready(gallery: Gallery, ids: np.ndarray) -> tuple[list[ImageRow], np.ndarray]:
+def _ready(collection: Collection, ids: np.ndarray) -> tuple[list[ImageRow], np.ndarray]:
     """Rows of images, sorted, with a vector each."""
-    with_vector, vectors = gallery.vectors.get(gallery.name, ids)
+    with_vector, vectors = collection.vectors.get(collection.name, ids)
     found = dict(zip(with_vector.tolist(), vectors, strict=True))
     # Read after the vectors: images that were deleted in the meantime have no row any more.
-    stored = gallery.metadata.by_id(gallery.name, ids.tolist())
+    stored = collection.metadata.by_id(collection.name, ids.tolist())
     rows = sorted((row for known in stored.values() for row in known), key=_key)
     broken = [
         image_id
@@ -187,8 +187,8 @@ def _ready(gallery: Gallery, ids: np.ndarray) -> tuple[list[ImageRow], np.ndarra
     ]
     if broken:
         raise StoreDamaged(
-            gallery.vectors.where,
-            f"{len(broken)} images of {gallery.name!r} have no vector, or another one than was "
+            collection.vectors.where,
+            f"{len(broken)} images of {collection.name!r} have no vector, or another one than was "
             f"written: {WITHOUT_VECTORS}",
         )
     return rows, np.stack([found[row.image_id] for row in rows]) if rows else vectors[:0]
@@ -253,18 +253,18 @@ def import_collection(
                 raise ConfigError("collection", f"{name!r} is in use: import under another name")
         for _ in _read(path, parquet, header):
             progress(0, header.paths)
-        with _create(name, header, settings) as gallery:
+        with _create(name, header, settings) as made:
             try:
                 stored = 0
                 for rows, found in _read(path, parquet, header):
                     ids = [row.image_id for row in rows]
-                    gallery.add(rows, dict(zip(ids, found, strict=True)))
+                    made.store(rows, dict(zip(ids, found, strict=True)))
                     stored += len(rows)
                     progress(stored, header.paths)
-                gallery.flush()
+                made.flush()
             except BaseException:
                 with suppress(ImgSearchError):
-                    gallery.drop()
+                    made.drop()
                 raise
     return stored
 
@@ -361,13 +361,13 @@ def _row(values: dict[str, Any]) -> ImageRow:
     return row
 
 
-def _create(name: str, header: _Header, settings: config.Settings) -> Gallery:
+def _create(name: str, header: _Header, settings: config.Settings) -> Collection:
     values = header.model_dump(include=_FROM_COLLECTION)
     row = CollectionRow(name=name, created_at=datetime.now(UTC), **values)
     with MetadataStore.open(settings) as metadata:
         metadata.create_collection(row)
-    gallery = Gallery.open(name, settings=settings)
-    if gallery.row.created_at != row.created_at:  # another process created it in the meantime
-        gallery.close()
+    made = Collection.open(name, settings=settings)
+    if made.row.created_at != row.created_at:  # another process created it in the meantime
+        made.close()
         raise ConfigError("collection", f"{name!r} is in use: import under another name")
-    return gallery
+    return made

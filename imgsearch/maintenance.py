@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgsearch import config, images
+from imgsearch.collection import checksum, new_row
 from imgsearch.errors import ImageError, StoreDamaged, printable
-from imgsearch.gallery import Gallery, checksum, new_row
+from imgsearch.gallery import Gallery
 from imgsearch.images import ImageFile, ImageInfo
 from imgsearch.io import absolute
 from imgsearch.overview import counted
@@ -508,7 +509,7 @@ class _Repairer:
             rows = [new_row(file, info) for file, info in part if info.image_id not in failed]
             if not report.dry_run:
                 ids, vectors = gallery.vectors.get(self.name, [row.image_id for row in rows])
-                gallery.add(rows, dict(zip(ids.tolist(), vectors, strict=True)))
+                gallery.store(rows, dict(zip(ids.tolist(), vectors, strict=True)))
             report.rows_added += len(rows)
             orphans -= {row.image_id for row in rows}
 

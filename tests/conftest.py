@@ -79,7 +79,7 @@ _LONGEST = [
     "tests/test_maintenance.py",
     "tests/test_real_photographs.py",
     "tests/browser/test_app.py",
-    "tests/test_ingest.py",
+    "tests/test_ingestion.py",
     "tests/encoders/test_registry.py",
     "tests/encoders/test_onnx.py",
     "tests/datasets/test_voc.py",

@@ -22,7 +22,7 @@ _SERVER = r"""
 import atexit, json, os, signal, socket, sys, threading, time
 import ipywidgets, pandas, pymilvus, torch, towhee
 import ipykernel.kernelapp
-import imgsearch.encoders, imgsearch.ingest, imgsearch.maintenance, imgsearch.stores.embedded
+import imgsearch.encoders, imgsearch.ingestion, imgsearch.maintenance, imgsearch.stores.embedded
 torch.set_num_threads(1)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 listener = socket.socket(socket.AF_UNIX)

@@ -27,7 +27,7 @@ ODD = "/other/emoji 🐈, backslashes \\ \\xe4 and \udce4 no UTF-8.jpg"
 def filled(stores, encoder, collection):
     with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as gallery:
         rows, vectors = rows_and_vectors(gallery.row.dim, 25)
-        gallery.add([*rows, rows[0]._replace(path=ODD)], vectors)
+        gallery.store([*rows, rows[0]._replace(path=ODD)], vectors)
         yield gallery
 
 
@@ -112,7 +112,7 @@ def refusals(shared_home, encoder, tmp_path_factory):
     settings = load_settings(imgsearch_home=shared_home, database_url=database)
     with Gallery.open("hostile", encoder=encoder, create=True, settings=settings) as gallery:
         rows, vectors = rows_and_vectors(gallery.row.dim, 25)
-        gallery.add([*rows, rows[0]._replace(path=ODD)], vectors)
+        gallery.store([*rows, rows[0]._replace(path=ODD)], vectors)
         path = export_collection(gallery, folder / "mine.parquet")
         yield Refusals(settings, path.read_bytes())
         gallery.drop()

@@ -1,23 +1,15 @@
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 
-from imgsearch import gallery as gallery_module
-from imgsearch.config import load_settings
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
-    EncoderError,
-    EncoderMismatch,
     ImageError,
     ImageNotFound,
 )
-from imgsearch.gallery import Gallery, checksum
-from imgsearch.maintenance import verify
-from imgsearch.stores.vectors import VectorStore
+from imgsearch.gallery import Gallery
 from tests.helpers import paint, rows_and_vectors
 
 
@@ -29,7 +21,7 @@ def gallery(stores, encoder, collection):
 
 def test_what_was_added_is_found_best_first_with_its_facts(gallery):
     rows, vectors = rows_and_vectors(gallery.row.dim, 20)
-    assert gallery.add(rows, vectors) == []
+    assert gallery.store(rows, vectors) == []
     hits = gallery.search(vectors[rows[3].image_id], top_k=5)
     assert len(hits) == 5
     assert hits[0].image_id == rows[3].image_id
@@ -40,71 +32,9 @@ def test_what_was_added_is_found_best_first_with_its_facts(gallery):
     assert hits.seconds.keys() == {"encode", "vectors", "metadata", "total"}
 
 
-def test_adding_twice_changes_nothing(gallery):
-    rows, vectors = rows_and_vectors(gallery.row.dim, 10)
-    gallery.add(rows, vectors)
-    gallery.add(rows, vectors)
-    assert gallery.count()[:2] == (10, 10)
-    assert gallery.vectors.count(gallery.name) == 10
-
-
-def test_same_content_under_two_paths_is_one_vector_and_one_hit(gallery):
-    rows, vectors = rows_and_vectors(gallery.row.dim, 3)
-    gallery.add(rows, vectors)
-    twin = rows[0]._replace(path="/elsewhere/äöü 🐈.jpg")
-    assert gallery.add([twin], {}) == []
-    assert gallery.count()[:2] == (3, 4)
-    hits = gallery.search(vectors[rows[0].image_id], top_k=10)
-    assert len(hits) == 3
-    assert set(hits[0].paths) == {rows[0].path, twin.path}
-    gallery.delete([rows[0].path])
-    assert gallery.search(vectors[rows[0].image_id], top_k=1)[0].paths == (twin.path,)
-    gallery.delete([twin.path])
-    assert gallery.vectors.count(gallery.name) == 2
-
-
-def test_rows_without_a_vector_anywhere_are_handed_back_not_stored(gallery):
-    rows, vectors = rows_and_vectors(gallery.row.dim, 2)
-    lacking = {rows[0].image_id: vectors[rows[0].image_id]}
-    assert [row.path for row in gallery.add(rows, lacking)] == [rows[1].path]
-    assert gallery.count().images == 1
-
-
-def test_a_path_with_new_content_gives_up_the_old_vector(gallery):
-    rows, vectors = rows_and_vectors(gallery.row.dim, 2)
-    gallery.add(rows[:1], vectors)
-    changed = rows[1]._replace(path=rows[0].path)
-    gallery.add([changed], vectors)
-    assert gallery.count()[:2] == (1, 1)
-    assert gallery.vectors.ids(gallery.name).tolist() == [rows[1].image_id]
-
-
-def test_unfinished_rows_are_never_shown_and_recover_completes_or_undoes_them(gallery):
-    rows, vectors = rows_and_vectors(gallery.row.dim, 6)
-    gallery.add(rows[:4], vectors)
-    # A crash after one row was prepared, and after the vector of another was stored.
-    gallery.metadata.prepare(
-        gallery.name, [r._replace(vector_crc=checksum(vectors[r.image_id])) for r in rows[4:]]
-    )
-    gallery.vectors.upsert(
-        gallery.name, np.array([rows[5].image_id]), vectors[rows[5].image_id][None]
-    )
-    gallery.metadata.mark_deleting(gallery.name, [rows[0].path])
-    hits = gallery.search(vectors[rows[5].image_id], top_k=6)
-    assert {hit.image_id for hit in hits} == {row.image_id for row in rows[1:4]}
-    assert gallery.recover() == 3
-    assert set(gallery.metadata.ids(gallery.name).tolist()) == {
-        row.image_id for row in (*rows[1:4], rows[5])
-    }
-    assert set(gallery.vectors.ids(gallery.name).tolist()) == set(
-        gallery.metadata.ids(gallery.name).tolist()
-    )
-    assert gallery.recover() == 0
-
-
 def test_excluded_images_make_room_for_others(gallery):
     rows, vectors = rows_and_vectors(gallery.row.dim, 8)
-    gallery.add(rows, vectors)
+    gallery.store(rows, vectors)
     stored = gallery.get(rows[2].path)
     hits = gallery.search(stored, top_k=7, exclude=[stored.image_id])
     assert len(hits) == 7
@@ -120,7 +50,7 @@ def test_a_picture_finds_itself_and_a_box_searches_with_a_part(gallery, tmp_path
             rows_and_vectors(gallery.row.dim, 6)[0], paths, made, strict=True
         )
     ]
-    gallery.add(rows, {item.info.image_id: item.vector for item in made})
+    gallery.store(rows, {item.info.image_id: item.vector for item in made})
     hits = gallery.search(paths[4], top_k=3)
     assert hits[0].path == str(paths[4])
     assert hits[0].score == pytest.approx(1, abs=1e-3)
@@ -129,34 +59,10 @@ def test_a_picture_finds_itself_and_a_box_searches_with_a_part(gallery, tmp_path
     assert part[0].score < hits[0].score - 1e-4
 
 
-def test_two_files_that_exchange_their_names_keep_both_vectors(gallery):
-    """Each content moves to the other path in one step, and its only row is replaced."""
-    (a, b), vectors = rows_and_vectors(gallery.row.dim, 2)
-    gallery.add([a, b], vectors)
-    assert gallery.add([a._replace(path=b.path), b._replace(path=a.path)], {}) == []
-    assert verify(gallery).sound
-    assert gallery.get(a.path).image_id == b.image_id
-    assert gallery.get(b.path).image_id == a.image_id
-
-
-def test_one_path_is_deleted_when_it_is_given_alone(gallery, tmp_path, monkeypatch):
-    """Issue 15: a string was taken for a sequence of one-letter paths, and 0 was returned."""
-    rows, vectors = rows_and_vectors(gallery.row.dim, 4)
-    rows = [row._replace(path=str(tmp_path / f"{i}.jpg")) for i, row in enumerate(rows)]
-    gallery.add(rows, vectors)
-    assert gallery.delete(rows[0].path) == 1
-    assert gallery.delete(tmp_path / "1.jpg") == 1
-    monkeypatch.chdir(tmp_path)
-    assert gallery.delete(["2.jpg", "x/../3.jpg", "unknown.jpg"]) == 2
-    assert gallery.count().paths == 0
-    with pytest.raises(ConfigError, match="path"):
-        gallery.delete("")
-
-
 def test_an_image_is_found_by_any_integer_and_by_a_relative_path(gallery, tmp_path, monkeypatch):
     """Review 5: ids from `embeddings` are numpy integers, and paths may be relative."""
     (row,), vectors = rows_and_vectors(gallery.row.dim, 1)
-    gallery.add([row._replace(path=str(tmp_path / "a.jpg"))], vectors)
+    gallery.store([row._replace(path=str(tmp_path / "a.jpg"))], vectors)
     ids, _ = gallery.embeddings()
     monkeypatch.chdir(tmp_path)
     assert gallery.get(ids[0]).path == gallery.get("a.jpg").path == str(tmp_path / "a.jpg")
@@ -172,38 +78,6 @@ def test_more_hits_than_one_search_returns_are_refused_in_the_caller_s_terms(gal
     with pytest.raises(ConfigError, match=r"top_k: is 16385; .*16384$"):
         gallery.search(query, 16_385)
     assert list(gallery.search(query, 16_383, exclude=[5])) == []
-
-
-def test_a_named_encoder_that_the_collection_has_is_not_loaded_to_open_it(gallery, stores):
-    with Gallery.open(gallery.name, encoder=gallery.row.encoder, settings=stores) as again:
-        assert again._encoder is None
-        assert again.describe_encoder()["fingerprint"] == gallery.row.fingerprint
-        assert again.encoder.fingerprint == gallery.row.fingerprint
-        assert again.describe_encoder()["device"]
-
-
-@pytest.mark.parametrize("create", [True, False])
-def test_the_vector_store_starts_while_a_named_encoder_is_loaded(
-    tmp_path, encoder, monkeypatch, create
-):
-    """Ingest with a named encoder waited 2 s for the store after it had loaded the encoder."""
-    settings = load_settings(imgsearch_home=tmp_path / "home")
-    if not create:
-        Gallery.open("c", encoder=encoder, create=True, settings=settings).close()
-    connecting, collections = threading.Event(), VectorStore.collections
-
-    def connect(store):
-        connecting.set()
-        return collections(store)
-
-    def load(*_, **__):
-        assert connecting.wait(60), "nobody connects to the vector store meanwhile"
-        return encoder
-
-    monkeypatch.setattr(VectorStore, "collections", connect)
-    monkeypatch.setattr(gallery_module, "load_encoder", load)
-    with Gallery.open("c", encoder=encoder.name, create=True, settings=settings) as gallery:
-        assert gallery.encoder is encoder
 
 
 def test_an_empty_collection_gives_no_hits(gallery):
@@ -239,50 +113,9 @@ def test_unknown_images_and_collections_are_named(gallery, stores):
         Gallery.open("drop table;", settings=stores)
 
 
-def test_a_collection_brings_its_own_encoder_and_refuses_another(gallery, stores):
-    from imgsearch.encoders import load_encoder
-
-    with Gallery.open(gallery.name, settings=stores) as again:
-        assert again.encoder.fingerprint == gallery.row.fingerprint
-    other = load_encoder("resnet18", weights="random:9")
-    with pytest.raises(EncoderMismatch) as caught:
-        Gallery.open(gallery.name, encoder=other, settings=stores)
-    assert gallery.row.fingerprint in str(caught.value)
-    assert other.fingerprint in str(caught.value)
-
-
-def test_a_dimension_that_was_set_is_held_against_the_encoder(stores, encoder):
-    settings = stores.model_copy(update={"vector_dimension": encoder.dim + 1})
-    with pytest.raises(EncoderError, match="VECTOR_DIMENSION"):
-        Gallery.open("other_dim", encoder=encoder.name, create=True, settings=settings)
-
-
-def test_a_dropped_collection_is_gone_from_both_stores_and_refuses_writers(
-    gallery, stores, encoder
-):
-    rows, vectors = rows_and_vectors(gallery.row.dim, 3)
-    gallery.add(rows, vectors)
-    with Gallery.open(gallery.name, settings=stores) as other:
-        other.drop()
-    assert gallery.name not in gallery.vectors.collections()
-    with pytest.raises(CollectionNotFound):
-        gallery.add(rows, vectors)
-    with Gallery.open(gallery.name, encoder=encoder, create=True, settings=stores) as anew:
-        assert anew.count().paths == 0
-
-
-def test_vectors_that_no_search_could_use_are_refused_and_nothing_is_stored(gallery):
-    rows, vectors = rows_and_vectors(gallery.row.dim, 2)
-    vectors[rows[1].image_id] = np.full(gallery.row.dim, np.nan, np.float32)
-    with pytest.raises(ConfigError, match="vector"):
-        gallery.add(rows, vectors)
-    gallery.recover()
-    assert gallery.count().paths == 0
-
-
 def test_embeddings_are_every_ready_image_in_order(gallery):
     rows, vectors = rows_and_vectors(gallery.row.dim, 30)
-    gallery.add(rows, vectors)
+    gallery.store(rows, vectors)
     gallery.flush()
     ids, found = gallery.embeddings()
     assert ids.tolist() == sorted(vectors)

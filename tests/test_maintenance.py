@@ -12,7 +12,7 @@ from imgsearch import maintenance
 from imgsearch.config import load_settings
 from imgsearch.errors import CollectionNotFound, StoreDamaged, StoreError
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
@@ -251,7 +251,7 @@ def test_no_encoder_is_needed_where_nothing_can_be_encoded(stores, collection):
         )
     with Gallery.open(collection, settings=stores) as gallery:
         rows, vectors = rows_and_vectors(8, 5)
-        gallery.add(rows, vectors)
+        gallery.store(rows, vectors)
         gallery.vectors.delete(collection, [rows[0].image_id])
         report = repair(collection, settings=stores)
         assert [path for path, _ in report.lost] == [rows[0].path]

@@ -7,7 +7,7 @@ from pymilvus import DataType
 
 from imgsearch.errors import StoreError
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.overview import drop, overview
 from imgsearch.stores.index import IndexSpec
 from imgsearch.stores.metadata import MetadataStore

@@ -8,7 +8,7 @@ from PIL import Image
 
 from imgsearch import plots
 from imgsearch.errors import ImageError
-from imgsearch.gallery import Hit
+from imgsearch.hits import Hit
 from tests.helpers import paint
 
 

@@ -10,7 +10,7 @@ import ipywidgets as ipw
 from imgsearch import config
 from imgsearch.encoders import entries
 from imgsearch.errors import ConfigError, printable
-from imgsearch.ingest import IngestReport, ingest
+from imgsearch.ingestion import IngestReport, ingest
 from imgsearch.io import csv_text
 from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets import image_grid, panel

@@ -22,7 +22,8 @@ from imgsearch.errors import (
     ImageNotFound,
     printable,
 )
-from imgsearch.gallery import Gallery, Hit, Hits
+from imgsearch.gallery import Gallery
+from imgsearch.hits import Hit, Hits
 from imgsearch.images import Box
 from imgsearch.io import absolute, csv_text
 from imgsearch.stores.metadata import ImageRow

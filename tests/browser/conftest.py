@@ -88,7 +88,7 @@ def _kernels(kernels):
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
     """A home whose collection ``photos`` holds forty pictures of the sample."""
-    from imgsearch.ingest import ingest
+    from imgsearch.ingestion import ingest
 
     folder = tmp_path_factory.mktemp("photos")
     for photo in PHOTOS[:40]:

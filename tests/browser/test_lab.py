@@ -183,7 +183,7 @@ def test_ingest_with_stop_and_resume(notebook, tmp_path):
 @pytest.fixture
 def damaged(stores, tmp_path):
     """A collection of eight pictures, two of whose vectors are lost."""
-    from imgsearch.ingest import ingest
+    from imgsearch.ingestion import ingest
 
     for i in range(8):
         paint(tmp_path / "eight" / f"{i}.png", i)

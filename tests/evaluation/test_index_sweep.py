@@ -24,7 +24,7 @@ def gallery(shared_home, encoder, tmp_path_factory):
     database = tmp_path_factory.mktemp("metadata") / "metadata.sqlite"
     own = load_settings(imgsearch_home=shared_home, database_url=f"sqlite:///{database}")
     with Gallery.open("t_sweep", encoder=encoder, create=True, settings=own) as gallery:
-        assert gallery.add(*rows_and_vectors(gallery.row.dim, 38)) == []
+        assert gallery.store(*rows_and_vectors(gallery.row.dim, 38)) == []
         gallery.flush()
         yield gallery
         gallery.drop()

@@ -17,7 +17,7 @@ from imgsearch.evaluation import scoring
 from imgsearch.evaluation.protocols import Protocol, prepare
 from imgsearch.gallery import Gallery
 from imgsearch.images import image_id
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from tests.helpers import paint, rows_and_vectors
 
 KINDS = ("cat", "dog", "horse")
@@ -75,7 +75,7 @@ def gallery(shared_home, encoder, voc, tmp_path_factory):
             vectors[row.image_id] = (vector / np.linalg.norm(vector)).astype(np.float32)
             rows.append(row)
         rows.append(rows[6]._replace(path="/elsewhere/copy.jpg"))
-        assert gallery.add(rows, vectors) == []
+        assert gallery.store(rows, vectors) == []
         gallery.flush()
         yield gallery
         gallery.drop()
@@ -149,7 +149,7 @@ def test_missing_images_are_an_error_or_counted(gallery, voc, tmp_path):
         task = prepare(gallery, voc, "leave-one-out trainval", allow_missing=True)
         assert (len(task.ids), task.about["missing_images"]) == (MAIN - 1, 1)
     finally:
-        gallery.add([row], {row.image_id: vector})
+        gallery.store([row], {row.image_id: vector})
 
 
 def test_a_collection_of_a_copy_is_evaluated_also_after_the_copy_was_moved(

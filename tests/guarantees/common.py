@@ -17,7 +17,7 @@ from imgsearch.stores import locks
 soak = pytest.mark.soak
 
 INGEST = """
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.encoders import load_encoder
 encoder = load_encoder(arguments["encoder"])
 report(begins=True)

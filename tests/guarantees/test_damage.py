@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from imgsearch.collection import Collection
 from imgsearch.config import load_settings
 from imgsearch.errors import StoreDamaged, StoreError
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
 from tests.guarantees.common import (
@@ -50,7 +51,7 @@ class FilledHome:
             paint(self.photos / f"{i}.png", seed=i, size=(32, 24))
         ingest(self.photos, "kept", encoder=encoder, settings=self.settings)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Gallery, "flush", lambda self: None)
+            patch.setattr(Collection, "flush", lambda self: None)
             for i in range(N - LATE, N):
                 paint(self.photos / f"{i}.png", seed=i, size=(32, 24))
             ingest(self.photos, "kept", encoder=encoder, settings=self.settings)
@@ -296,14 +297,14 @@ def test_a_full_disk_is_named_and_nothing_that_was_acknowledged_is_lost(
         with Gallery.open("kept", encoder=encoder, create=True, settings=settings) as gallery:
             stored, step = [], 0
             for step in range(3):
-                gallery.add(steps[step], vectors)
+                gallery.store(steps[step], vectors)
                 stored += steps[step]
             gallery.flush()
             filler = fill(small_disk, left)
 
             def go_on(stored=stored):
                 for step in range(3, len(steps)):
-                    gallery.add(steps[step], vectors)
+                    gallery.store(steps[step], vectors)
                     stored.extend(steps[step])
                     if step % 5 == 4:
                         gallery.flush()
@@ -315,7 +316,7 @@ def test_a_full_disk_is_named_and_nothing_that_was_acknowledged_is_lost(
             # The same process goes on, as a notebook would; then everything is killed.
             gallery.recover()
             for step in range(max(3, len(stored) // 50), len(stored) // 50 + 3):
-                gallery.add(steps[step], vectors)
+                gallery.store(steps[step], vectors)
                 stored += steps[step]
             end_server(home)
             ids = {row.image_id for row in stored}

@@ -28,7 +28,7 @@ INGEST = (
 import numpy as np
 from PIL import Image
 from imgsearch.config import load_settings
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 folder = Path(arguments["folder"]); folder.mkdir()
 rng = np.random.default_rng(0)
 for i in range(arguments["count"]):

@@ -16,7 +16,7 @@ import pytest
 from imgsearch import images
 from imgsearch.config import load_settings
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from tests.conftest import ROOT
 from tests.guarantees.common import assert_consistent, rounds, soak
 from tests.guarantees.mangle import EXTENSIONS, HUGE, mangled

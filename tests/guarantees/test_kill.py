@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from imgsearch.collection import Collection
 from imgsearch.config import Settings, load_settings
 from imgsearch.errors import CollectionNotFound, StoreError
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.maintenance import verify
 from tests.forkserver import Child, ForkServer
 from tests.guarantees.common import (
@@ -240,7 +241,7 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(
                 for path, e in zip(sorted(folder.iterdir())[3:], made, strict=True)
             ]
             with pytest.raises(Killed):
-                gallery.add(new, {e.info.image_id: e.vector for e in made})
+                gallery.store(new, {e.info.image_id: e.vector for e in made})
         else:
             target = ("vectors", "drop") if step == "marked" else ("metadata", "drop_collection")
             monkeypatch.setattr(getattr(gallery, target[0]), target[1], die)
@@ -265,7 +266,7 @@ def test_a_drop_that_stopped_half_way_hides_everything_from_searches(
     monkeypatch.setattr(gallery_module, "MAX_TOP_K", 64)
     rows, vectors = rows_and_vectors(encoder.dim, 100)
     with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as gallery:
-        gallery.add(rows, vectors)
+        gallery.store(rows, vectors)
         gallery.metadata.mark_deleting(collection)
         assert gallery.count()[:4] == (0, 0, 0, 100)
         assert list(gallery.search(vectors[rows[0].image_id], 5)) == []
@@ -287,7 +288,7 @@ def test_a_touched_file_stays_searchable_while_its_row_is_written(
             "commit",
             lambda *a: (seen.append(gallery.count()), commit(*a)),
         )
-        gallery.add([row._replace(mtime_ns=5)], {row.image_id: vector})
+        gallery.store([row._replace(mtime_ns=5)], {row.image_id: vector})
         assert [(c.paths, c.pending) for c in seen] == [(1, 0)]
         assert gallery.get(path).mtime_ns == 5
 
@@ -302,7 +303,7 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
         row = gallery.get(path)
         gallery.delete([path])
 
-        recover_all = Gallery.recover
+        recover_all = Collection.recover
 
         def recover(self):
             count = recover_all(self)
@@ -310,7 +311,7 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
             return count
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Gallery, "recover", recover)
+            patch.setattr(Collection, "recover", recover)
             report = ingest(path.parent, collection, encoder=encoder, settings=stores)
         assert (report.encoded, report.unchanged) == (1, 0)
         assert_consistent(gallery, {str(path)})

@@ -42,7 +42,7 @@ def test_a_repair_with_a_server_short_of_memory_loses_nothing(tmp_path, spares):
         with Gallery.open(name, settings=settings) as gallery:
             rows, vectors = rows_and_vectors(256, n)
             for start in range(0, n, 5_000):
-                gallery.add(rows[start : start + 5_000], vectors)
+                gallery.store(rows[start : start + 5_000], vectors)
             gallery.flush()
     for spare in spares:
         end_server(home)

@@ -13,7 +13,7 @@ import pytest
 from imgsearch.config import load_settings
 from imgsearch.errors import StoreBusy, StoreError, StoreUnavailable
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.maintenance import verify
 from imgsearch.stores.vectors import VectorStore
 from tests.guarantees.common import assert_consistent, environment, server_pid, soak
@@ -58,13 +58,13 @@ def test_a_frozen_mariadb_is_an_error_in_time_and_is_used_again_when_it_goes_on(
     limited = sql.model_copy(update={"imgsearch_timeout": limit})
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with Gallery.open("kept", encoder=encoder, create=True, settings=limited) as gallery:
-        gallery.add(rows[:2], vectors)
+        gallery.store(rows[:2], vectors)
         where = f"127.0.0.1:{own_mariadb.port}"
         with frozen(own_mariadb.process.pid):
             for call in (
                 gallery.count,  # over a connection that was good
                 gallery.count,  # over a new one
-                lambda: gallery.add(rows, vectors),
+                lambda: gallery.store(rows, vectors),
                 lambda: gallery.search(vectors[rows[0].image_id]),
                 lambda: Gallery.open("kept", settings=limited),
             ):
@@ -72,7 +72,7 @@ def test_a_frozen_mariadb_is_an_error_in_time_and_is_used_again_when_it_goes_on(
                     call()
         assert gallery.count().paths == 2
         gallery.recover()
-        gallery.add(rows, vectors)
+        gallery.store(rows, vectors)
         assert_consistent(gallery)
 
 
@@ -101,7 +101,7 @@ def test_a_notebook_that_was_left_overnight_goes_on(sql, own_mariadb, encoder):
     """Every connection was ended by the server, or the server itself was restarted."""
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with Gallery.open("kept", encoder=encoder, create=True, settings=sql) as gallery:
-        gallery.add(rows[:2], vectors)
+        gallery.store(rows[:2], vectors)
         gallery.count()
         links = own_mariadb.sql(
             "SELECT id FROM information_schema.processlist WHERE user = 'tester'"
@@ -110,7 +110,7 @@ def test_a_notebook_that_was_left_overnight_goes_on(sql, own_mariadb, encoder):
         own_mariadb.sql(*(f"KILL {number}" for (number,) in links))
         assert len(gallery.search(vectors[rows[0].image_id])) == 2
         own_mariadb.restart()
-        gallery.add(rows[2:], vectors)
+        gallery.store(rows[2:], vectors)
         assert len(gallery.search(vectors[rows[0].image_id])) == 4
 
 
@@ -124,7 +124,7 @@ def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(
         Gallery.open("kept", encoder=encoder, create=True, settings=sql) as gallery,
         Gallery.open("kept", encoder=encoder, settings=sql) as other,
     ):
-        gallery.add(rows[:2], vectors)
+        gallery.store(rows[:2], vectors)
         upsert = gallery.vectors.upsert
 
         def meanwhile(*args):
@@ -144,13 +144,13 @@ def test_a_lock_that_is_lost_stops_its_writer_and_nothing_is_doubled_or_lost(
 
         monkeypatch.setattr(gallery.vectors, "upsert", meanwhile)
         with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{own_mariadb.port}"):
-            gallery.add(rows[2:], vectors)
+            gallery.store(rows[2:], vectors)
         monkeypatch.undo()
         # What was not acknowledged is there or not, but never half.
         account = verify(gallery)
         assert (account.missing_vectors, account.wrong_vectors, account.unfinished) == ((), (), 0)
         gallery.recover()
-        gallery.add(rows[2:], vectors)
+        gallery.store(rows[2:], vectors)
         assert_consistent(gallery)
         assert gallery.count().paths == 3
 
@@ -269,13 +269,13 @@ def test_a_frozen_milvus_is_an_error_in_time_and_is_used_again_when_it_goes_on(
     limited = settings.model_copy(update={"imgsearch_timeout": limit})
     rows, vectors = rows_and_vectors(encoder.dim, 4)
     with Gallery.open(collection, encoder=encoder, create=True, settings=limited) as gallery:
-        gallery.add(rows[:2], vectors)
+        gallery.store(rows[:2], vectors)
         query = vectors[rows[0].image_id]
         gallery.search(query)
         for call in (
             lambda: gallery.search(query),
             lambda: gallery.search(query),
-            lambda: gallery.add(rows, vectors),
+            lambda: gallery.store(rows, vectors),
         ):
             with frozen(server.process.pid if server else server_pid(settings.imgsearch_home)):
                 start = time.monotonic()
@@ -285,7 +285,7 @@ def test_a_frozen_milvus_is_an_error_in_time_and_is_used_again_when_it_goes_on(
                 assert where in str(caught.value)
             assert len(once_awake(server, lambda: gallery.search(query))) == 2
         gallery.recover()
-        gallery.add(rows, vectors)
+        gallery.store(rows, vectors)
         assert_consistent(gallery)
         gallery.drop()
 
@@ -299,12 +299,12 @@ def test_a_notebook_survives_a_restart_of_milvus(
     )
     rows, vectors = rows_and_vectors(encoder.dim, 40)
     with Gallery.open(collection, encoder=encoder, create=True, settings=config) as gallery:
-        gallery.add(rows[:20], vectors)
+        gallery.store(rows[:20], vectors)
         own_milvus.kill()
         with fails_within(LIMIT, f"127.0.0.1:{own_milvus.port}"):
             gallery.search(vectors[rows[0].image_id])
         own_milvus.start()
         assert gallery.search(vectors[rows[0].image_id], 1)[0].image_id == rows[0].image_id
-        gallery.add(rows[20:], vectors)
+        gallery.store(rows[20:], vectors)
         assert_consistent(gallery)
         gallery.drop()

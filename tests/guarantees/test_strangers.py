@@ -16,7 +16,7 @@ from imgsearch import batch
 from imgsearch.config import load_settings
 from imgsearch.errors import ConfigError, ImgSearchError
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.maintenance import repair, verify
 from imgsearch.stores.metadata import MetadataStore
 from imgsearch.stores.vectors import IndexSpec, VectorStore

@@ -16,7 +16,7 @@ import pytest
 from imgsearch.config import load_settings
 from imgsearch.errors import CollectionNotFound, ImgSearchError, StoreError
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 from imgsearch.maintenance import verify
 from tests.guarantees.common import (
     INGEST,
@@ -30,7 +30,7 @@ from tests.helpers import paint
 
 SEARCH = """
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 import time
 report(begins=True)
 end, seen = time.monotonic() + arguments["seconds"], set()
@@ -140,7 +140,7 @@ def test_a_collection_that_was_made_anew_is_not_written_into_by_who_knew_the_old
             other.drop()
         with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as anew:
             with pytest.raises(StoreError, match=f"{collection}.*created again"):
-                gallery.add(rows, vectors)
+                gallery.store(rows, vectors)
             assert anew.count().paths == 0
             assert verify(anew).sound
 

@@ -97,7 +97,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, photos) -> Path:
     """A home of the module, whose collection ``mine`` holds the pictures."""
-    from imgsearch.ingest import ingest
+    from imgsearch.ingestion import ingest
 
     home = tmp_path_factory.mktemp("home")
     stores = load_settings(imgsearch_home=home, imgsearch_backend="eager")

@@ -21,7 +21,7 @@ def admin(home, tmp_path_factory):
     with opened("admin", work, IMGSEARCH_HOME=str(home), DEFAULT_TABLE="mine") as notebook:
         notebook(
             "import numpy as np\nfrom imgsearch.gallery import Gallery\n"
-            "from imgsearch.ingest import ingest\n"
+            "from imgsearch import ingest\n"
             "def click(i): panel.grid._handle_custom_msg({'type': 'pick', 'key': str(i)}, [])\n"
         )
         yield notebook

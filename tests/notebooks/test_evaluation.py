@@ -20,7 +20,7 @@ SAMPLE = ROOT / "data" / "VOCsample"
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory, encoder):
     """A home with the sample, once by each of two encoders."""
-    from imgsearch.ingest import ingest
+    from imgsearch.ingestion import ingest
 
     home = tmp_path_factory.mktemp("home")
     stores = load_settings(imgsearch_home=home, imgsearch_backend="eager")

@@ -281,7 +281,7 @@ def test_a_visitor_cannot_ask_for_more_results_than_the_panel_offers(visited, tm
     for i in range(110):
         paint(tmp_path / f"{i}.png", 1000 + i, (32, 32))
     n = visited(
-        "from imgsearch.ingest import ingest\n"
+        "from imgsearch import ingest\n"
         f"ingest({str(tmp_path)!r}, 'many')\n"
         "panel.refresh.click(); panel.wait(100); panel.collection.value = 'many'\n"
         "panel.wait(100); click(panel.grid, 0); panel.wait(100)\n"

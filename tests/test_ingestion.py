@@ -13,13 +13,13 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image
 
-from imgsearch import gallery as gallery_module
-from imgsearch import images
-from imgsearch import ingest as ingest_module
+from imgsearch import collection as collection_module
+from imgsearch import images, ingestion
+from imgsearch.collection import Collection
 from imgsearch.config import load_settings
 from imgsearch.errors import ConfigError, EncoderMismatch, ImageError
 from imgsearch.gallery import Gallery
-from imgsearch.ingest import ingest, parse_shard
+from imgsearch.ingestion import ingest, parse_shard
 from imgsearch.maintenance import verify
 from tests.conftest import ROOT
 from tests.guarantees.common import environment
@@ -209,7 +209,7 @@ def test_only_an_ingest_of_the_whole_folder_looks_for_files_that_are_gone(run, p
     run(photos)
     sorted(photos.rglob("*.png"))[0].unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module, "_is_gone", lambda path: pytest.fail(f"{path}: looked at"))
+        patch.setattr(ingestion, "_is_gone", lambda path: pytest.fail(f"{path}: looked at"))
         for part in ({"shard": "0/2"}, {"limit": 3}, {"recursive": False}):
             assert run(photos, **part).missing == ()
             with pytest.raises(ConfigError, match="prune: needs the whole folder"):
@@ -254,7 +254,7 @@ def test_processes_that_share_a_folder_give_exactly_the_union(
     database = f"t_{uuid.uuid4().hex[:12]}"
     servers = {"milvus_uri": milvus_server.uri, **mariadb.settings(database)}
     code = """
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 ingested = ingest(
     arguments["folder"], arguments["collection"], shard=arguments["shard"], batch_size=2,
     encoder=arguments["encoder"],
@@ -318,7 +318,7 @@ def test_nothing_new_loads_neither_the_encoder_nor_the_vector_store(
     shutil.copy(photos / "b/c/0.jpg", photos / "copy.jpg")  # known content needs no encoder
     code = """
 import sys
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 report = ingest(sys.argv[1], sys.argv[2], encoder=sys.argv[3])
 assert report.encoder["name"] == sys.argv[3]
 print(report.state, report.unchanged, report.linked, report.failed, report.ignored)
@@ -381,7 +381,7 @@ def test_memory_is_bounded_by_bytes_not_by_files(shared_home, tmp_path, collecti
     )
     code = """
 import sys
-from imgsearch.ingest import ingest
+from imgsearch.ingestion import ingest
 report = ingest(sys.argv[1], sys.argv[2], encoder="mini")
 print(report.encoded, peak_memory())
 """
@@ -400,7 +400,7 @@ print(report.encoded, peak_memory())
 
 def test_large_files_make_small_chunks_and_small_ones_full_chunks(run, photos):
     files = [images.ImageFile(Path(str(i)), size, 0) for i, size in enumerate(SIZES)]
-    job = ingest_module._Ingest(None, None, 4, threading.Event())
+    job = ingestion._Ingest(None, None, 4, threading.Event())
     parts = [([int(f.path.name) for f in part], size) for part, size in job._parts(files)]
     assert [part for part, _ in parts] == [[0, 1, 2, 3], [4, 5], [6], [7, 8]]
     assert [size >> 20 for _, size in parts] == [4, 51, 100, 20]
@@ -417,7 +417,7 @@ def test_an_interrupt_while_the_encoder_is_loaded_ends_the_ingest(
     def load(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gallery_module, "load_encoder", load)
+    monkeypatch.setattr(collection_module, "load_encoder", load)
     with pytest.raises(KeyboardInterrupt):
         ingest(photos, collection, settings=stores)
     assert not [t for t in threading.enumerate() if t.name.startswith("imgsearch-ingest")]
@@ -434,13 +434,13 @@ def test_after_an_interrupted_run_the_next_one_builds_the_index(
     def die(self, **_):
         raise Killed
 
-    flush = Gallery.flush
+    flush = Collection.flush
     with monkeypatch.context() as patch:
-        patch.setattr(Gallery, "flush", die)
+        patch.setattr(Collection, "flush", die)
         with pytest.raises(Killed):
             run(photos)
     flushed = []
-    monkeypatch.setattr(Gallery, "flush", lambda self, **how: (flushed.append(1), flush(self)))
+    monkeypatch.setattr(Collection, "flush", lambda self, **how: (flushed.append(1), flush(self)))
     assert run(photos).encoded == 0
     assert flushed == [1]
     assert run(photos).encoded == 0

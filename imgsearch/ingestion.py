@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from imgsearch import images
+from imgsearch.collection import Collection, new_row
 from imgsearch.errors import (
     ConfigError,
     ImageError,
@@ -36,7 +37,6 @@ from imgsearch.errors import (
     StoreUnavailable,
     printable,
 )
-from imgsearch.gallery import Gallery, new_row
 from imgsearch.images import ImageFile, ImageInfo, LoadedImage
 from imgsearch.io import absolute
 from imgsearch.pipeline import Pipeline
@@ -200,7 +200,7 @@ def ingest(
     prune: bool = False,
     progress: Callable[[IngestReport], None] | None = None,
     stop: threading.Event | None = None,
-    **open_gallery,
+    **how,
 ) -> IngestReport:
     """Bring a folder of images into a collection, or bring the collection up to date.
 
@@ -231,7 +231,7 @@ def ingest(
         Called with the unfinished report after each chunk, in this thread.
     stop : threading.Event, optional
         Once set, the ingest ends after the current chunk.
-    **open_gallery
+    **how
         Passed on to :meth:`imgsearch.gallery.Gallery.open`: encoder, weights,
         index, device, precision, backend, settings.
 
@@ -259,16 +259,16 @@ def ingest(
         raise ConfigError("prune", "needs the whole folder: leave out shard, limit and recursive")
     folder = absolute(image_dir)
     found, unreadable = _list_files(folder, recursive, part, limit)
-    with Gallery.open(collection, create=True, workers=workers, **open_gallery) as gallery:
+    with Collection.open(collection, create=True, workers=workers, **how) as opened:
         report = IngestReport(
-            collection=gallery.name,
+            collection=opened.name,
             folder=str(folder),
-            index=gallery.row.index,
+            index=opened.row.index,
             shard=shard,
             total=len(found) + len(unreadable),
             failures=[(error.path, error.reason) for error in unreadable],
         )
-        job = _Ingest(gallery, report, batch_size, stop or threading.Event(), progress)
+        job = _Ingest(opened, report, batch_size, stop or threading.Event(), progress)
         return job.run(found, whole, prune)
 
 
@@ -330,7 +330,7 @@ class _EmbeddedChunk:
 class _Ingest:
     """An ingest that is running."""
 
-    gallery: Gallery
+    collection: Collection
     report: IngestReport
     batch_size: int
     stop: threading.Event
@@ -341,31 +341,32 @@ class _Ingest:
     pipeline: Future[Pipeline] = field(default_factory=Future)
 
     def run(self, found: Sequence[ImageFile], whole: bool, prune: bool) -> IngestReport:
-        gallery, report = self.gallery, self.report
-        interrupted = [run for run in gallery.metadata.runs(gallery.name, 1) if run.state != "done"]
-        report.run_id = gallery.metadata.start_run(gallery.name, report.folder, report.total)
+        collection, report = self.collection, self.report
+        last = collection.metadata.runs(collection.name, 1)
+        report.run_id = collection.metadata.start_run(collection.name, report.folder, report.total)
         try:
-            report.recovered_rows = gallery.recover()
+            report.recovered_rows = collection.recover()
             new = self._skip_unchanged(found, whole, prune)
             self._report_progress()
             for chunk in self._chunks(new):
                 self._store(chunk)
                 self._report_progress()
             # A run that was interrupted may have left vectors that are not indexed.
+            interrupted = last and last[0].state != "done"
             if report.encoded or report.pruned or report.recovered_rows or interrupted:
-                gallery.flush()
+                collection.flush()
             stopped = self.stop.is_set() and report.done < report.total
             report.state = "stopped" if stopped else "done"
-            counts = gallery.count()
+            counts = collection.count()
             report.images, report.paths = counts.images, counts.paths
             report.seconds = time.perf_counter() - self.start
-            gallery.metadata.finish_run(report.run_id, report.state, **self._counts())
+            collection.metadata.finish_run(report.run_id, report.state, **self._counts())
         except BaseException as error:
             report.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            if isinstance(error, StoreUnavailable) and error.where == gallery.metadata.where:
+            if isinstance(error, StoreUnavailable) and error.where == collection.metadata.where:
                 raise  # its row cannot be written either, and will show as stale
             try:
-                gallery.metadata.finish_run(
+                collection.metadata.finish_run(
                     report.run_id, report.state, error=_reason(error), **self._counts()
                 )
             except ImgSearchError as second:
@@ -376,8 +377,8 @@ class _Ingest:
     def _skip_unchanged(
         self, found: Sequence[ImageFile], whole: bool, prune: bool
     ) -> list[ImageFile]:
-        gallery, report = self.gallery, self.report
-        known = gallery.metadata.known(gallery.name, report.folder.rstrip(os.sep) + os.sep)
+        collection, report = self.collection, self.report
+        known = collection.metadata.known(collection.name, report.folder.rstrip(os.sep) + os.sep)
         new = []
         for file in found:
             stored = known.pop(str(file.path), None)
@@ -390,7 +391,7 @@ class _Ingest:
         if whole:  # else the other files were not looked for
             gone = sorted(filter(_is_gone, known))
             if prune:
-                report.pruned = gallery.delete(gone)
+                report.pruned = collection.delete(gone)
             else:
                 report.missing = tuple(gone)
         return new
@@ -438,7 +439,7 @@ class _Ingest:
         if not self.pipeline.done():
             wait((chunk, self.pipeline_wanted), return_when=FIRST_COMPLETED)
             if self.pipeline_wanted.done():
-                pipeline = self.gallery.pipeline
+                pipeline = self.collection.pipeline
                 pipeline.optimize_for(count)
                 self.pipeline.set_result(pipeline)
 
@@ -458,7 +459,7 @@ class _Ingest:
                 continue
             read.append((file, image.info))
             loaded[image.info.image_id] = image
-        known = self.gallery.metadata.by_id(self.gallery.name, loaded) if loaded else {}
+        known = self.collection.metadata.by_id(self.collection.name, loaded) if loaded else {}
         new = {i: image for i, image in loaded.items() if i not in known}
         del loaded
         made = {}
@@ -479,7 +480,7 @@ class _Ingest:
 
     def _store(self, chunk: _EmbeddedChunk) -> None:
         report = self.report
-        left = self.gallery.add(chunk.rows, chunk.vectors) if chunk.rows else []
+        left = self.collection.store(chunk.rows, chunk.vectors) if chunk.rows else []
         encoded = len({row.image_id for row in chunk.rows} & chunk.vectors.keys())
         report.encoded += encoded
         report.linked += len(chunk.rows) - encoded - len(left)
@@ -489,7 +490,7 @@ class _Ingest:
         report.ignored_files += chunk.ignored
         self.unflushed += len(chunk.vectors)
         if self.unflushed >= FLUSH_EVERY:
-            self.gallery.flush(wait=False)  # the encoder goes on meanwhile
+            self.collection.flush(wait=False)  # the encoder goes on meanwhile
             self.unflushed = 0
 
     def _counts(self) -> dict[str, int]:
@@ -504,8 +505,8 @@ class _Ingest:
     def _report_progress(self) -> None:
         report = self.report
         report.seconds = time.perf_counter() - self.start
-        report.encoder = self.gallery.describe_encoder()
-        self.gallery.metadata.update_run(report.run_id, **self._counts())
+        report.encoder = self.collection.describe_encoder()
+        self.collection.metadata.update_run(report.run_id, **self._counts())
         if self.progress is not None:
             self.progress(report)
 
