@@ -10,25 +10,34 @@ from importlib import import_module
 
 _HOMES = {
     "Gallery": "gallery",
+    "Hit": "hits",
     "Hits": "hits",
+    "Image": "hits",
     "ImgSearchError": "errors",
     "IngestReport": "ingestion",
     "Settings": "config",
+    "evaluate": "evaluation.report:evaluate_gallery",
     "ingest": "ingestion",
+    "list_galleries": "gallery",
     "load_encoder": "encoders",
-    "repair": "maintenance",
     "load_settings": "config",
+    "repair": "maintenance",
     "verify": "maintenance",
 }
+
+_PACKAGES = ("datasets", "encoders", "evaluation", "widgets")
 
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
     if name in _HOMES:
-        return getattr(import_module(f"imgsearch.{_HOMES[name]}"), name)
+        module, _, other = _HOMES[name].partition(":")
+        return getattr(import_module(f"imgsearch.{module}"), other or name)
+    if name in _PACKAGES:
+        return import_module(f"imgsearch.{name}")
     raise AttributeError(f"module 'imgsearch' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_PACKAGES]

@@ -9,7 +9,7 @@ scan. :meth:`Collection.recover`, with which every ingest starts, completes or u
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -165,6 +165,11 @@ class Collection:
         return self.row.name
 
     @property
+    def pictures(self) -> Path:
+        """Folder of the pictures that were added without a file."""
+        return self.settings.imgsearch_home / "pictures" / self.name
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder that made the vectors, loaded when it is first used.
 
@@ -262,29 +267,8 @@ class Collection:
             self.ensure_vectors()
             self.vectors.upsert(self.name, ids, stacked)
 
-    def delete(self, paths: str | Path | Iterable[str | Path]) -> int:
-        """Remove paths from the collection; the files themselves are not touched.
-
-        A vector is deleted with the last path of its content.
-
-        Parameters
-        ----------
-        paths : path or iterable of path
-            One path, or several; a relative one starts in the working folder. Paths that
-            the collection does not hold are passed over.
-
-        Returns
-        -------
-        int
-            How many paths were removed.
-
-        Raises
-        ------
-        StoreError
-            A store failed; calling it again completes the work.
-        """
-        if isinstance(paths, str | os.PathLike):
-            paths = [paths]
+    def delete(self, paths: Iterable[str | Path]) -> int:
+        """Remove paths, and each vector with the last path of its content; return how many."""
         with self.exclusive():
             rows = self._lookup((), {str(absolute(path)) for path in paths})
             self._delete(rows)
@@ -363,7 +347,7 @@ class Collection:
             self.vectors.flush(self.name, wait=wait)
 
     def drop(self) -> None:
-        """Delete the collection from both stores; image files are not touched.
+        """Delete the collection from both stores, with the pictures that have no other file.
 
         If a store fails, calling it again completes the work.
         """
@@ -372,6 +356,7 @@ class Collection:
             if self.name in self.vectors.collections():
                 self.vectors.drop(self.name)
             self.metadata.drop_collection(self.name)
+            shutil.rmtree(self.pictures, ignore_errors=True)
 
     def close(self) -> None:
         """Disconnect from both stores."""

@@ -1,15 +1,19 @@
-"""What a researcher holds: a collection that can be searched."""
+"""What a researcher types: add images, search, look at them, take them out."""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
-from collections.abc import Collection as Container
-from collections.abc import Mapping
-from numbers import Integral
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from imgsearch import config, export, ingestion, sources
 from imgsearch.collection import WITHOUT_VECTORS, Collection
 from imgsearch.errors import (
     CollectionNotFound,
@@ -19,15 +23,33 @@ from imgsearch.errors import (
     StoreDamaged,
     printable,
 )
-from imgsearch.hits import Hit, Hits
-from imgsearch.images import Box, Source
-from imgsearch.io import absolute
-from imgsearch.stores.metadata import ImageRow
+from imgsearch.hits import Hit, Hits, Image
+from imgsearch.images import Box
+from imgsearch.ingestion import IngestReport
+from imgsearch.sources import Source, Stored
+from imgsearch.stores.metadata import ImageRow, MetadataStore
 from imgsearch.stores.vectors import MAX_TOP_K
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 64
+"""Pictures that are encoded together when a list is searched with."""
+
+REPEATED, EXPECTED = 8, 100
+"""After so many searches with one picture, so many more are expected: where a faster backend is
+worth its start, it is loaded in the background."""
+
+PAGE = 1_000
+"""Images that are read together when a gallery is iterated over."""
 
 
 class Gallery(Collection):
-    """A collection that can be searched. Opened by :meth:`open`; a context manager.
+    """A collection of images that can be searched. Opened by :meth:`open`; a context manager.
+
+    ``len(gallery)`` is the number of images, ``gallery[path]`` or ``gallery[image_id]`` is one of
+    them, ``path in gallery`` says whether it is stored, and iterating yields every
+    :class:`Image` once, in the order of :meth:`embeddings`.
 
     Attributes
     ----------
@@ -41,137 +63,400 @@ class Gallery(Collection):
         The settings that it was opened with.
     """
 
-    def search(
-        self,
-        query: Source | ImageRow,
-        top_k: int = 10,
-        *,
-        box: Box | None = None,
-        exclude: Container[int] = (),
-        search_params: Mapping[str, int] | None = None,
-    ) -> Hits:
-        """Find the images most similar to a query.
+    def __init__(self, settings: config.Settings, options: Mapping[str, str], workers: int | None):
+        super().__init__(settings, options, workers)
+        self._searches = count(1)
 
-        Parameters
-        ----------
-        query : path, bytes, PIL.Image.Image, numpy.ndarray or ImageRow
-            An image; or a vector, float32 of shape ``(dim,)``; or a stored
-            image, as :meth:`get` returns it, whose vector is then used.
-        top_k : int
-            Maximum number of hits.
-        box : tuple of int, optional
-            Left, upper, right, lower in pixels of the upright image: search
-            with this part of it.
-        exclude : collection of int
-            Ids that are left out of the hits, such as the query's own.
-        search_params : mapping, optional
-            Parameters of the index for this search, such as ``{"ef": 64}``.
+    def __repr__(self) -> str:
+        encoder = f"encoder {printable(self.row.encoder)}, {self.row.dim} dimensions"
+        return f"<Gallery {self.name!r}: {len(self):,} images, {encoder}>"
 
-        Returns
-        -------
-        Hits
-            Best first; fewer than `top_k` only where the collection has no more.
+    # ------------------------------------------------------------ a container of images
 
-        Raises
-        ------
-        ImageError
-            The query is not a readable image.
-        ConfigError
-            `top_k` is below 1, or exceeds 16,384 together with `exclude`; or a vector
-            has another dimension.
-        StoreError
-            A store failed.
-        """
-        excluded = set(exclude)
-        most = max(0, MAX_TOP_K - len(excluded))
-        if not 1 <= top_k <= most:
-            also = f" besides {len(excluded)} excluded images" if excluded else ""
-            raise ConfigError("top_k", f"is {top_k}; ask for at least 1 and at most {most}{also}")
-        wanted = top_k + len(excluded)
-        start = time.perf_counter()
-        vector = self._embed(query, box)
-        encoded = time.perf_counter()
-        spent = 0.0
-        # Vectors whose rows are not ready are no hits: ask for more until there are enough.
-        while True:
-            ids, scores = self._search_vectors(vector, wanted, search_params)
-            before = time.perf_counter()
-            stored = self.metadata.by_id(self.name, set(map(int, ids)) - excluded)
-            spent += time.perf_counter() - before
-            if len(stored) >= top_k or len(ids) < wanted or wanted >= MAX_TOP_K:
-                break
-            wanted = min(2 * wanted, MAX_TOP_K)
-        hits = []
-        for image_id, score in zip(ids.tolist(), scores.tolist(), strict=True):
-            if image_id in stored and len(hits) < top_k:
-                first = stored[image_id][0]
-                paths = tuple(row.path for row in stored[image_id])
-                size = first.width, first.height
-                hits.append(Hit(len(hits) + 1, score, image_id, first.path, paths, *size))
-        end = time.perf_counter()
-        seconds = {
-            "encode": encoded - start,
-            "vectors": end - encoded - spent,
-            "metadata": spent,
-            "total": end - start,
-        }
-        return Hits(tuple(hits), self.name, self.row.index, self.describe_encoder(), seconds)
+    def __len__(self) -> int:
+        return self.count().images
 
-    def _embed(self, query: Source | ImageRow, box: Box | None) -> np.ndarray:
-        if isinstance(query, ImageRow):
-            if box is None:
-                ids, vectors = self.vectors.get(self.name, np.array([query.image_id], np.int64))
-                if not len(ids):
-                    raise self._damaged(f"the vector of {printable(query.path)} is missing")
-                return vectors[0]
-            query = query.path
-        if isinstance(query, np.ndarray) and query.ndim == 1:
-            if query.shape != (self.row.dim,) or box is not None:
-                raise ConfigError(
-                    "query", f"a vector must have shape ({self.row.dim},) and goes without a box"
-                )
-            return query.astype(np.float32)
-        result = self.pipeline([query], box=box)[0]
-        if isinstance(result, ImageError):
-            raise result
-        return result.vector
+    def __bool__(self) -> bool:
+        return True  # also without images: it is an open collection
 
-    def _search_vectors(
-        self, vector: np.ndarray, top_k: int, params: Mapping[str, int] | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, wanted: int | str | Path) -> Image:
+        return self.get(wanted)
+
+    def __contains__(self, wanted: object) -> bool:
         try:
-            return self.vectors.search(self.name, vector[None], top_k, search_params=params)[0]
-        except CollectionNotFound:
-            if self.metadata.count(self.name).images:
-                raise self._damaged("all vectors are missing") from None
-            return np.empty(0, np.int64), np.empty(0, np.float32)
+            self.get(wanted)
+        except ImageNotFound:
+            return False
+        return True
 
-    def get(self, wanted: int | str | Path) -> ImageRow:
-        """Return the row of one stored image.
+    def __iter__(self) -> Iterator[Image]:
+        ids = self.metadata.ids(self.name).tolist()
+        for start in range(0, len(ids), PAGE):
+            stored = self.metadata.by_id(self.name, ids[start : start + PAGE])
+            yield from (Image.of(stored[i]) for i in ids[start : start + PAGE] if i in stored)
+
+    def get(self, wanted: Stored | int | str | Path) -> Image:
+        """Return one stored image.
 
         Parameters
         ----------
-        wanted : int or path
-            Its image_id, or one of its paths; a relative path starts in the working folder.
+        wanted : int, path, Hit or Image
+            Its image_id; one of its paths, of which a relative one starts in the working
+            folder; the name of a picture that was added without a file; or a result.
 
         Returns
         -------
-        ImageRow
-            For an id, the row of its first path in byte order.
+        Image
 
         Raises
         ------
         ImageNotFound
             The collection does not hold it, or not yet.
         """
-        if isinstance(wanted, Integral):
-            for rows in self.metadata.by_id(self.name, [int(wanted)]).values():
-                return rows[0]
+        image_id, row = sources.stored_id(wanted), None
+        if image_id is None:
+            (row,) = self._rows([wanted])
+            image_id = row.image_id if row and row.state == "ready" else None
+        rows = self.metadata.by_id(self.name, [image_id]) if image_id is not None else {}
+        if image_id not in rows:
+            raise ImageNotFound(self.name, wanted if row is None else row.path)
+        return Image.of(rows[image_id], row)
+
+    def _rows(self, paths: Sequence[str | Path]) -> list[ImageRow | None]:
+        """Row of each path in any state, None where there is none."""
+        choices = [sources.stored_paths(self, path) for path in paths]
+        rows = self.metadata.by_path(self.name, set(chain.from_iterable(choices)))
+        return [next((rows[path] for path in each if path in rows), None) for each in choices]
+
+    def _id(self, image: Stored | int | str | Path) -> int:
+        known = sources.stored_id(image)
+        return self.get(image).image_id if known is None else known
+
+    def browse(self, offset: int = 0, limit: int = 100, *, like: str | None = None) -> list[Image]:
+        """Return a page of the files, sorted by path.
+
+        Parameters
+        ----------
+        offset, limit : int
+            How many files to pass over, and how many to return at most.
+        like : str, optional
+            Only files with this in their path, in which case matters.
+
+        Returns
+        -------
+        list of Image
+            One for each file: an image with two paths is in it twice.
+        """
+        page = self.metadata.browse(self.name, offset=offset, limit=limit, like=like)
+        stored = self.metadata.by_id(self.name, {row.image_id for row in page})
+        return [Image.of(stored[row.image_id], row) for row in page if row.image_id in stored]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Convert to a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each file, sorted by path: path, image_id, size (bytes), width and height
+            (pixels), format, added_at (UTC).
+        """
+        import pandas as pd
+
+        columns = ["path", "image_id", "size", "width", "height", "format", "added_at"]
+        rows = self.metadata.browse(self.name, limit=sys.maxsize)
+        return pd.DataFrame.from_records(rows, columns=ImageRow._fields)[columns]
+
+    # ------------------------------------------------------------ changes
+
+    def add(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        name: str | Sequence[str] | None = None,
+        progress: bool | Callable[[IngestReport], None] | None = None,
+    ) -> IngestReport:
+        """Add images. What is stored and unchanged is not read again.
+
+        Parameters
+        ----------
+        images : folder, path, bytes, binary file, PIL.Image.Image, numpy.ndarray, Hit or Image
+            One, or a list or another iterable of them. A folder is searched with its subfolders.
+            A picture without a file is stored under ``IMGSEARCH_HOME``: the content of a file as
+            it is, other pictures as PNG.
+        name : str or sequence of str, optional
+            Name of a picture without a file, or of each of them; made from its content if left
+            out. The gallery finds the picture by it: ``gallery["scan-17"]``.
+        progress : bool or callable, optional
+            Whether to show a progress bar, which is shown in interactive sessions if left out;
+            or a function that is called with the unfinished report after each chunk.
+
+        Returns
+        -------
+        IngestReport
+            With the images that could not be read, and why.
+
+        Raises
+        ------
+        ImageError
+            A path does not exist, or something is no image. Nothing was added then.
+        ConfigError
+            A name is not the name of a file, or is taken by another picture.
+        EncoderMismatch
+            The encoder of the collection is not available.
+        StoreError
+            A store failed. Everything that was reported as stored stays stored.
+        """
+        given = sources.several(images)
+        names = [name] if isinstance(name, str) else name
+        paths = sources.files(self, [images] if given is None else given, names)
+        return ingestion.ingest_paths(self, paths, progress=progress)
+
+    def delete(self, images: Source | Iterable[Source]) -> int:
+        """Remove images from the collection.
+
+        Files are not touched, except for pictures that were added without a file.
+
+        Parameters
+        ----------
+        images : path, int, Hit or Image
+            One, or a list or another iterable of them. A path is removed alone; an image_id or
+            a result stands for all paths of the image, and its vector goes with the last path.
+            What the collection does not hold is passed over.
+
+        Returns
+        -------
+        int
+            How many paths were removed.
+
+        Raises
+        ------
+        StoreError
+            A store failed; calling it again completes the work.
+        """
+        given = sources.several(images)
+        given = [images] if given is None else given
+        ids = [i for i in map(sources.stored_id, given) if i is not None]
+        with self.exclusive():
+            rows = self._rows([one for one in given if sources.stored_id(one) is None])
+            paths = {row.path for row in rows if row}
+            for same in self.metadata.by_id(self.name, ids).values():
+                paths |= {row.path for row in same}
+            removed = super().delete(paths)
+        for path in paths:
+            if Path(path).parent == self.pictures:
+                Path(path).unlink(missing_ok=True)
+        return removed
+
+    def export(
+        self, path: str | Path, *, progress: Callable[[int, int], None] | None = None
+    ) -> Path:
+        """Write the collection with its vectors to a Parquet file.
+
+        Parameters
+        ----------
+        path : path
+            The file. An existing file is replaced at the end.
+        progress : callable, optional
+            Called with the number of images written so far and in total.
+
+        Returns
+        -------
+        pathlib.Path
+            The absolute path.
+
+        Raises
+        ------
+        StoreDamaged
+            An image has no vector, or another one than was written.
+        StoreError
+            A store failed.
+        OSError
+            The file cannot be written.
+        """
+        return export.export_collection(self, path, progress=progress)
+
+    # ------------------------------------------------------------ search
+
+    def search(
+        self,
+        query: Source | Iterable[Source],
+        top_k: int = 10,
+        *,
+        box: Box | None = None,
+        exclude: Iterable[Stored | int | str | Path] = (),
+        search_params: Mapping[str, int] | None = None,
+    ) -> Hits | list[Hits]:
+        """Find the images most similar to a query, or to each query of a list.
+
+        Parameters
+        ----------
+        query : path, bytes, binary file, PIL.Image.Image, numpy.ndarray, int, Hit or Image
+            A picture; or a stored image (its image_id, a result, or an :class:`Image`), whose
+            vector is then used; or a vector, float of shape ``(dim,)``. A list or another
+            iterable of queries is encoded and searched in one go, which is faster than one
+            after the other.
+        top_k : int
+            Maximum number of hits.
+        box : tuple of int, optional
+            Left, upper, right, lower in pixels of the upright image: search
+            with this part of it.
+        exclude : iterable of int, path, Hit or Image
+            Images that are left out of the hits, such as the query's own.
+        search_params : mapping, optional
+            Parameters of the index for this search, such as ``{"ef": 64}``.
+
+        Returns
+        -------
+        Hits or list of Hits
+            Best first; fewer than `top_k` only where the collection has no more. A list for
+            several queries, in their order.
+
+        Raises
+        ------
+        ImageError
+            A query is not a readable image.
+        ImageNotFound
+            The collection does not hold an image_id, or an image to exclude.
+        ConfigError
+            `top_k` is below 1, or exceeds 16,384 together with `exclude`; or a vector
+            has another dimension.
+        StoreError
+            A store failed.
+        """
+        excluded = {self._id(one) for one in exclude}
+        most = max(0, MAX_TOP_K - len(excluded))
+        if not 1 <= top_k <= most:
+            also = f" besides {len(excluded)} excluded images" if excluded else ""
+            raise ConfigError("top_k", f"is {top_k}; ask for at least 1 and at most {most}{also}")
+        queries = sources.several(query)
+        found = self._search(
+            [query] if queries is None else queries, top_k, box, excluded, search_params
+        )
+        return found[0] if queries is None else found
+
+    def _search(
+        self,
+        queries: list[Source],
+        top_k: int,
+        box: Box | None,
+        excluded: set[int],
+        params: Mapping[str, int] | None,
+    ) -> list[Hits]:
+        start = time.perf_counter()
+        vectors = self._embed(queries, box)
+        encoded = time.perf_counter()
+        spent, wanted, todo = 0.0, top_k + len(excluded), list(range(len(queries)))
+        answers: dict[int, list[tuple[int, float]]] = {}
+        stored: dict[int, list[ImageRow]] = {}
+        # Vectors whose rows are not ready are no hits: ask for more until there are enough.
+        while todo:
+            found = self._search_vectors(vectors[todo], wanted, params)
+            before = time.perf_counter()
+            ids = {int(i) for part, _ in found for i in part}
+            stored |= self.metadata.by_id(self.name, ids - excluded - stored.keys())
+            spent += time.perf_counter() - before
+            for number, (ids, scores) in zip(todo, found, strict=True):
+                pairs = zip(ids.tolist(), scores.tolist(), strict=True)
+                answers[number] = [pair for pair in pairs if pair[0] in stored]
+            more = [len(ids) == wanted < MAX_TOP_K for ids, _ in found]
+            todo = [n for n, m in zip(todo, more, strict=True) if m and len(answers[n]) < top_k]
+            wanted = min(2 * wanted, MAX_TOP_K)
+        end = time.perf_counter()
+        times = {
+            "encode": encoded - start,
+            "vectors": end - encoded - spent,
+            "metadata": spent,
+            "total": end - start,
+        }
+        seconds = {step: time / max(1, len(queries)) for step, time in times.items()}
+        encoder = self.describe_encoder()
+        return [
+            Hits(
+                tuple(
+                    Hit.of(rank, score, stored[image_id])
+                    for rank, (image_id, score) in enumerate(answers[number][:top_k], 1)
+                ),
+                self.name,
+                self.row.index,
+                encoder,
+                seconds,
+            )
+            for number in range(len(queries))
+        ]
+
+    def _embed(self, queries: list[Source], box: Box | None) -> np.ndarray:
+        """Vectors of queries of any kind, float32 (n, dim)."""
+        vectors = np.zeros((len(queries), self.row.dim), np.float32)
+        pictures: dict[int, Source] = {}
+        stored: dict[int, int] = {}
+        for number, query in enumerate(queries):
+            image_id = sources.stored_id(query)
+            if sources.is_vector(query):
+                if query.shape != (self.row.dim,) or box is not None:
+                    shape = f"a vector has shape ({self.row.dim},), and goes without a box"
+                    raise ConfigError("query", f"is a vector of {len(query)} numbers; {shape}")
+                vectors[number] = query
+            elif image_id is None:
+                sources.check_picture(query)
+                pictures[number] = query
+            elif box is None:
+                stored[number] = image_id
+            else:
+                known = isinstance(query, Stored)
+                pictures[number] = query.path if known else self.get(image_id).path
+        found = self._stored_vectors(stored.values())
+        for number, image_id in stored.items():
+            if image_id in found:
+                vectors[number] = found[image_id]
+            elif image_id in self:
+                path = printable(self.get(image_id).path)
+                raise self._damaged(f"the vector of {path} is missing")
+            elif isinstance(queries[number], Stored):  # of another gallery
+                pictures[number] = queries[number].path
+            else:
+                raise ImageNotFound(self.name, image_id)
+        for number, vector in zip(
+            pictures, self._encode(list(pictures.values()), box), strict=True
+        ):
+            vectors[number] = vector
+        return vectors
+
+    def _stored_vectors(self, ids: Iterable[int]) -> dict[int, np.ndarray]:
+        ids = sorted(set(ids))
+        try:
+            found, vectors = self.vectors.get(self.name, ids) if ids else ((), ())
+        except CollectionNotFound:
+            return {}
+        return dict(zip(map(int, found), vectors, strict=True))
+
+    def _encode(self, pictures: list[Source], box: Box | None) -> list[np.ndarray]:
+        if not pictures:
+            return []
+        pipeline = self.pipeline
+        if len(pictures) == 1:
+            if next(self._searches) == REPEATED:
+                threading.Thread(target=pipeline.optimize_for, args=(EXPECTED,)).start()
+            results = pipeline(pictures, box=box)
         else:
-            for row in self.metadata.by_path(self.name, [str(absolute(wanted))]).values():
-                if row.state == "ready":
-                    return row
-        raise ImageNotFound(self.name, wanted)
+            pipeline.optimize_for(len(pictures))
+            chunks = [pictures[at : at + CHUNK] for at in range(0, len(pictures), CHUNK)]
+            with ThreadPoolExecutor(2, "imgsearch-query") as pool:  # one decodes, one encodes
+                parts = pool.map(lambda chunk: pipeline(chunk, box=box), chunks)
+                results = list(chain.from_iterable(parts))
+        for result in results:
+            if isinstance(result, ImageError):
+                raise result
+        return [result.vector for result in results]
+
+    def _search_vectors(
+        self, vectors: np.ndarray, top_k: int, params: Mapping[str, int] | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        try:
+            return self.vectors.search(self.name, vectors, top_k, search_params=params)
+        except CollectionNotFound:
+            if self.metadata.count(self.name).images:
+                raise self._damaged("all vectors are missing") from None
+            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(vectors)
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of all images.
@@ -202,3 +487,25 @@ class Gallery(Collection):
 
     def _damaged(self, what: str) -> StoreDamaged:
         return StoreDamaged(self.vectors.where, f"collection {self.name!r}: {what}; run repair")
+
+
+def list_galleries(settings: config.Settings | None = None) -> list[str]:
+    """Return the names of all collections, sorted.
+
+    Parameters
+    ----------
+    settings : Settings, optional
+        Read from the environment if left out.
+
+    Returns
+    -------
+    list of str
+        What :meth:`Gallery.open` takes.
+
+    Raises
+    ------
+    StoreError
+        The metadata store cannot be read.
+    """
+    with MetadataStore.open(settings or config.load_settings()) as metadata:
+        return [row.name for row in metadata.collections()]

@@ -1,10 +1,67 @@
-"""Results of a search."""
+"""Images of a collection, and the results of a search."""
 
 from __future__ import annotations
 
+import base64
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from imgsearch import images, plots
+from imgsearch.errors import ImageError, printable
+from imgsearch.io import absolute
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from imgsearch.stores.metadata import ImageRow
+
+SHOWN, SIDE = 50, 160
+"""Hits that a notebook shows, and the longest side of their thumbnails in pixels."""
+
+
+class Image(NamedTuple):
+    """A stored image, as a gallery returns it.
+
+    Attributes
+    ----------
+    image_id : int
+        Identity of the content, 63 bits.
+    path : str
+        The path that was asked for; otherwise the first one, in byte order.
+    paths : tuple of str
+        All paths of files with this content.
+    size : int
+        Bytes of the file.
+    width, height : int
+        Size of the upright picture, pixels.
+    format : str
+        Format of the file, such as ``JPEG``.
+    added_at : datetime
+        When the path was added, UTC.
+    """
+
+    image_id: int
+    path: str
+    paths: tuple[str, ...]
+    size: int
+    width: int
+    height: int
+    format: str
+    added_at: datetime
+
+    @classmethod
+    def of(cls, rows: Sequence[ImageRow], row: ImageRow | None = None) -> Image:
+        """Make an image from all its rows, with the path of one of them."""
+        row = row or rows[0]
+        return cls(
+            row.image_id, row.path, tuple(one.path for one in rows),
+            row.size, row.width, row.height, row.format, row.added_at,
+        )  # fmt: skip
 
 
 class Hit(NamedTuple):
@@ -34,10 +91,16 @@ class Hit(NamedTuple):
     width: int
     height: int
 
+    @classmethod
+    def of(cls, rank: int, score: float, rows: Sequence[ImageRow]) -> Hit:
+        """Make a hit from the rows of an image."""
+        paths = tuple(row.path for row in rows)
+        return cls(rank, score, rows[0].image_id, paths[0], paths, rows[0].width, rows[0].height)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Hits(Sequence):
-    """Results of one search, best first.
+    """Results of one search, best first. A notebook shows them as thumbnails.
 
     Attributes
     ----------
@@ -49,7 +112,8 @@ class Hits(Sequence):
         Name, dimension and fingerprint of the encoder; once it is loaded, its device,
         precision and backend too.
     seconds : dict of str to float
-        Time spent, by step: ``encode``, ``vectors``, ``metadata``, ``total``.
+        Time spent, by step: ``encode``, ``vectors``, ``metadata``, ``total``. For a list of
+        queries, the time of all of them divided by their number.
     """
 
     hits: tuple[Hit, ...]
@@ -63,6 +127,17 @@ class Hits(Sequence):
 
     def __getitem__(self, item):
         return self.hits[item]
+
+    def __repr__(self) -> str:
+        lines = [f"{hit.rank:4}  {hit.score:.3f}  {printable(hit.path)}" for hit in self.hits]
+        return "\n".join([f"<Hits: {len(self)} in {self.collection!r}>", *lines])
+
+    def _repr_html_(self) -> str:
+        """Thumbnails, scores and names, in a document that needs no other file."""
+        tiles = "".join(map(_tile, self.hits[:SHOWN]))
+        more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
+        text = f"{len(self)} results in {html.escape(self.collection)}"
+        return f"<p>{text}</p><div style='display:flex;flex-wrap:wrap;gap:10px'>{tiles}</div>{more}"
 
     def to_dict(self) -> dict:
         """Everything as plain values for JSON.
@@ -82,3 +157,76 @@ class Hits(Sequence):
                 for hit in self.hits
             ],
         }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Convert to a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each hit, with the attributes of :class:`Hit` as columns.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(list(self.hits), columns=list(Hit._fields))
+
+    def copy_files(self, folder: str | Path) -> list[Path]:
+        """Copy the image files into a folder.
+
+        No file is overwritten: where a name is taken by another content, the copy gets a
+        number. A file that is there already is not copied again.
+
+        Parameters
+        ----------
+        folder : path
+            Created if it does not exist.
+
+        Returns
+        -------
+        list of pathlib.Path
+            The copies, in the order of the hits.
+
+        Raises
+        ------
+        ImageError
+            A file is missing or cannot be read.
+        OSError
+            The folder cannot be written.
+        """
+        target = absolute(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        return [_copy(Path(hit.path), target) for hit in self.hits]
+
+
+def _tile(hit: Hit) -> str:
+    name = html.escape(printable(Path(hit.path).name))
+    size = f"width:{SIDE}px;height:{SIDE}px"
+    try:
+        data = base64.b64encode(plots.jpeg(Path(hit.path), SIDE)).decode()
+        shown = (
+            f"<img src='data:image/jpeg;base64,{data}' alt='{name}' "
+            f"style='{size};object-fit:contain'>"
+        )
+    except ImageError as error:
+        shown = f"<div style='{size};border:1px dashed'>{html.escape(error.reason)}</div>"
+    return (
+        f"<figure style='margin:0;width:{SIDE}px' title='{html.escape(printable(hit.path))}'>"
+        f"{shown}<figcaption style='overflow-wrap:anywhere'>"
+        f"{hit.rank} · {hit.score:.3f}<br>{name}</figcaption></figure>"
+    )
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    data = images.read(source)
+    for number in count(1):
+        ending = "" if number == 1 else f"-{number}"
+        target = folder / f"{source.stem}{ending}{source.suffix}"
+        try:
+            file = target.open("xb")
+        except FileExistsError:
+            if target.is_file() and target.read_bytes() == data:
+                return target
+            continue
+        with file:
+            file.write(data)
+        return target

@@ -194,8 +194,10 @@ def _format(head: bytes) -> str | None:
 # --------------------------------------------------------------------------- reading
 
 
-def read(path: str | Path) -> bytes:
-    """Read a regular file whole; an ImageError says why it cannot be read."""
+def read(path: str | Path | BinaryIO) -> bytes:
+    """Read a regular file, or the rest of an open one; an ImageError says why it cannot be read."""
+    if hasattr(path, "read"):
+        return _read_open(path)
     try:
         with _open(absolute(path)) as file:
             _check_bytes(path, os.fstat(file.fileno()).st_size)
@@ -206,6 +208,18 @@ def read(path: str | Path) -> bytes:
             missing = "URLs are not fetched: download the image and give the path of the file"
         raise ImageError(path, _why(error, missing)) from None
     _check_bytes(path, len(data))
+    return data
+
+
+def _read_open(file: BinaryIO) -> bytes:
+    name = str(getattr(file, "name", "") or "open file")
+    try:
+        data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed, or no text in its encoding
+        raise ImageError(name, f"unreadable: {error}"[:190]) from None
+    if not isinstance(data, bytes):
+        raise ImageError(name, "opened as text: open it with mode 'rb'")
+    _check_bytes(name, len(data))
     return data
 
 
@@ -335,7 +349,8 @@ class LoadedImage:
         return next(fits, 1)
 
 
-Source = str | Path | bytes | Image.Image | np.ndarray | LoadedImage
+_Bytes = bytes | bytearray | memoryview
+Source = str | os.PathLike | _Bytes | BinaryIO | Image.Image | np.ndarray | LoadedImage
 """What an image may come as."""
 
 
@@ -344,8 +359,8 @@ def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
 
     Parameters
     ----------
-    source : str, Path, bytes, PIL.Image.Image, numpy.ndarray or LoadedImage
-        A path, a file's bytes, a picture, or an array: bool, uint8 or uint16 of shape
+    source : path, bytes, binary file, PIL.Image.Image, numpy.ndarray or LoadedImage
+        A path, a file's bytes, an open file, a picture, or an array: bool, uint8 or uint16 of shape
         (height, width), (height, width, 1), (height, width, 3) RGB or (height, width, 4) RGBA.
     name : str or Path, optional
         What errors are to name, if the source is no path.
@@ -361,17 +376,20 @@ def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
     """
     if isinstance(source, LoadedImage):
         return source
-    if isinstance(source, str | Path):
+    if isinstance(source, str | os.PathLike):
         name = source if name is None else name
         source = read(source)
-    if isinstance(source, bytes | bytearray | memoryview):
+    elif hasattr(source, "read"):
+        name = name or getattr(source, "name", None)
+        source = read(source)
+    if isinstance(source, _Bytes):
         return _from_file(str(name or "uploaded bytes"), bytes(source))
     if isinstance(source, np.ndarray):
         name = str(name or "array")
         return LoadedImage(name, _from_array(name, source), None, 1, 4)
     if not isinstance(source, Image.Image):
         name = str(name or type(source).__name__)
-        raise ImageError(name, "give a path, bytes, a PIL image or a numpy array")
+        raise ImageError(name, "give a path, bytes, a binary file, a PIL image or a numpy array")
     name = str(name or getattr(source, "filename", "") or "picture")
     _check_size(name, *source.size)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 import threading
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -55,15 +56,21 @@ FLUSH_EVERY = 5_000
 """New vectors after which a long ingest has the index built: searches over more unindexed
 vectors become slow, and each flush makes a segment of its own."""
 
+WORTH_A_FLUSH = 100
+"""New files from which on adding them ends with a flush, which takes a server seconds."""
 
-@dataclass
+SHOWN = 10
+"""Failures that a notebook shows."""
+
+
+@dataclass(repr=False)
 class IngestReport:
     """Progress and result of an ingest.
 
     Attributes
     ----------
     collection, folder : str
-        The collection, and the folder with the images.
+        The collection, and the folder with the images, or the first of several paths.
     state : str
         ``running``; at the end ``done``, or ``stopped`` if the ingest was asked to stop.
     encoder : dict
@@ -172,6 +179,11 @@ class IngestReport:
             },
         }
 
+    def __repr__(self) -> str:
+        failures = [f"failed: {printable(path)}: {why}" for path, why in self.failures[:SHOWN]]
+        more = [f"and {self.failed - SHOWN} more"] if self.failed > SHOWN else []
+        return "\n".join([str(self), *failures, *more])
+
     def __str__(self) -> str:
         parts = [
             f"{self.encoded} encoded ({self.rate:.1f}/s)",
@@ -198,7 +210,7 @@ def ingest(
     batch_size: int = 32,
     workers: int | None = None,
     prune: bool = False,
-    progress: Callable[[IngestReport], None] | None = None,
+    progress: bool | Callable[[IngestReport], None] | None = None,
     stop: threading.Event | None = None,
     **how,
 ) -> IngestReport:
@@ -227,8 +239,9 @@ def ingest(
         Threads that decode; the number of processors if left out.
     prune : bool
         Remove paths of this folder from the collection if their files are gone.
-    progress : callable, optional
-        Called with the unfinished report after each chunk, in this thread.
+    progress : bool or callable, optional
+        Whether to show a progress bar, which is shown in interactive sessions if left out; or a
+        function that is called with the unfinished report after each chunk, in this thread.
     stop : threading.Event, optional
         Once set, the ingest ends after the current chunk.
     **how
@@ -258,18 +271,92 @@ def ingest(
     if prune and not whole:
         raise ConfigError("prune", "needs the whole folder: leave out shard, limit and recursive")
     folder = absolute(image_dir)
-    found, unreadable = _list_files(folder, recursive, part, limit)
+    files = _list_files(folder, recursive, part, limit)
     with Collection.open(collection, create=True, workers=workers, **how) as opened:
-        report = IngestReport(
-            collection=opened.name,
-            folder=str(folder),
-            index=opened.row.index,
+        return _run(
+            opened,
+            folder,
+            *files,
+            progress,
+            whole=whole,
+            prune=prune,
             shard=shard,
-            total=len(found) + len(unreadable),
-            failures=[(error.path, error.reason) for error in unreadable],
+            batch_size=batch_size,
+            stop=stop,
         )
-        job = _Ingest(opened, report, batch_size, stop or threading.Event(), progress)
+
+
+def ingest_paths(
+    collection: Collection,
+    paths: Sequence[Path],
+    *,
+    progress: bool | Callable[[IngestReport], None] | None = None,
+) -> IngestReport:
+    """Bring files and folders into an open collection."""
+    folders = [path for path in dict.fromkeys(paths) if path.is_dir()]
+    found, unreadable = {}, []
+    for folder in folders:
+        found |= {file.path: file for file in images.find(folder, on_error=unreadable.append)}
+    for path in paths:
+        if path not in folders:
+            status = path.stat()
+            found[path] = ImageFile(path, status.st_size, status.st_mtime_ns)
+    first = paths[0] if paths else collection.pictures
+    whole = folders == [*paths]
+    return _run(
+        *(collection, first, list(found.values()), unreadable, progress),
+        whole=whole and len(folders) == 1,
+        flush=whole or len(found) >= WORTH_A_FLUSH,
+    )
+
+
+def _run(
+    collection: Collection,
+    folder: Path,
+    found: Sequence[ImageFile],
+    unreadable: Sequence[ImageError],
+    progress: bool | Callable[[IngestReport], None] | None,
+    *,
+    whole: bool,
+    prune: bool = False,
+    shard: str | None = None,
+    batch_size: int = 32,
+    stop: threading.Event | None = None,
+    flush: bool = True,
+) -> IngestReport:
+    report = IngestReport(
+        collection=collection.name,
+        folder=str(folder),
+        index=collection.row.index,
+        shard=shard,
+        total=len(found) + len(unreadable),
+        failures=[(error.path, error.reason) for error in unreadable],
+    )
+    with _progress_bar(progress) as advance:
+        job = _Ingest(collection, report, batch_size, flush, stop or threading.Event(), advance)
         return job.run(found, whole, prune)
+
+
+@contextmanager
+def _progress_bar(
+    wanted: bool | Callable[[IngestReport], None] | None,
+) -> Iterator[Callable[[IngestReport], None]]:
+    if wanted is None:
+        wanted = hasattr(sys, "ps1") or sys.stderr.isatty()  # notebooks have ps1, too
+    if not isinstance(wanted, bool):
+        yield wanted
+    elif not wanted:
+        yield lambda _: None
+    else:
+        from tqdm.auto import tqdm
+
+        with tqdm(unit=" files", delay=0.5) as bar:
+
+            def advance(report: IngestReport) -> None:
+                bar.total = report.total
+                bar.update(report.done - bar.n)
+
+            yield advance
 
 
 def parse_shard(shard: str | None) -> tuple[int, int] | None:
@@ -333,8 +420,9 @@ class _Ingest:
     collection: Collection
     report: IngestReport
     batch_size: int
+    flush: bool
     stop: threading.Event
-    progress: Callable[[IngestReport], None] | None = None
+    progress: Callable[[IngestReport], None]
     start: float = field(default_factory=time.perf_counter)
     unflushed: int = 0
     pipeline_wanted: Future[None] = field(default_factory=Future)
@@ -353,7 +441,8 @@ class _Ingest:
                 self._report_progress()
             # A run that was interrupted may have left vectors that are not indexed.
             interrupted = last and last[0].state != "done"
-            if report.encoded or report.pruned or report.recovered_rows or interrupted:
+            changed = report.encoded or report.pruned or report.recovered_rows
+            if interrupted or (changed and self.flush):
                 collection.flush()
             stopped = self.stop.is_set() and report.done < report.total
             report.state = "stopped" if stopped else "done"
@@ -378,7 +467,12 @@ class _Ingest:
         self, found: Sequence[ImageFile], whole: bool, prune: bool
     ) -> list[ImageFile]:
         collection, report = self.collection, self.report
-        known = collection.metadata.known(collection.name, report.folder.rstrip(os.sep) + os.sep)
+        if whole:
+            inside = report.folder.rstrip(os.sep) + os.sep
+            known = collection.metadata.known(collection.name, inside)
+        else:
+            paths = (str(file.path) for file in found)
+            known = collection.metadata.by_path(collection.name, paths)
         new = []
         for file in found:
             stored = known.pop(str(file.path), None)
@@ -507,8 +601,7 @@ class _Ingest:
         report.seconds = time.perf_counter() - self.start
         report.encoder = self.collection.describe_encoder()
         self.collection.metadata.update_run(report.run_id, **self._counts())
-        if self.progress is not None:
-            self.progress(report)
+        self.progress(report)
 
 
 def _reason(error: BaseException) -> str:

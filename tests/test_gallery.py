@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import io
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from imgsearch import gallery as gallery_module
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
     ImageError,
     ImageNotFound,
 )
-from imgsearch.gallery import Gallery
+from imgsearch.gallery import Gallery, list_galleries
+from imgsearch.pipeline import Pipeline
 from tests.helpers import paint, rows_and_vectors
 
 
@@ -120,3 +127,141 @@ def test_embeddings_are_every_ready_image_in_order(gallery):
     ids, found = gallery.embeddings()
     assert ids.tolist() == sorted(vectors)
     np.testing.assert_array_equal(found, np.stack([vectors[i] for i in sorted(vectors)]))
+
+
+# ---------------------------------------------------------------- what a researcher types
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    """A folder of five pictures in the working folder."""
+    for seed in range(5):
+        paint(tmp_path / "photos" / f"{seed}.png", seed)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def test_everything_that_is_an_image_can_be_added_and_searched_with(gallery, photos):
+    assert gallery.add("photos/").encoded == 5
+    picture = Image.open(paint(photos.parent / "scan.png", 7))
+    array = np.asarray(Image.open(paint(photos.parent / "array.png", 8)))
+    jpeg = io.BytesIO()
+    Image.fromarray(array[::-1]).save(jpeg, "JPEG")
+    grey = np.asarray(Image.open(paint(photos.parent / "grey.png", 9)).convert("L"))
+    paint(photos.parent / "file.png", 10)
+    given = [picture, array, jpeg.getvalue(), grey, Path("file.png")]
+    report = gallery.add(given)
+    assert (report.encoded, report.failed, len(gallery)) == (5, 0, 10)
+    assert gallery.add([*given, io.BytesIO(jpeg.getvalue()), "photos"]).encoded == 0
+    assert gallery.count()[:2] == (10, 10)
+
+    with Path("file.png").open("rb") as file:
+        given += [file, jpeg.getbuffer(), str(photos / "3.png")]
+        found = gallery.search(given, top_k=3)
+    assert [len(hits) for hits in found] == [3] * len(given)
+    assert all(hits[0].score > 0.999 for hits in found)
+    assert found[0][0].path.startswith(str(gallery.pictures))
+    assert found[4][0].path == found[5][0].path == str(photos.parent / "file.png")
+    assert found[2][0].image_id == found[6][0].image_id
+    assert found[2][0].path.endswith(".jpg")
+    jpeg.seek(0)
+    assert gallery.search(jpeg, 3)[0].image_id == found[2][0].image_id
+    hit = found[7][0]
+    ids, vectors = gallery.embeddings()
+    vector = vectors[ids == hit.image_id][0]
+    same = [hit, gallery[hit.path], hit.image_id, np.int64(hit.image_id), vector]
+    for hits in gallery.search(same, top_k=2):
+        assert hits[0][1:4] == pytest.approx((hit.score, hit.image_id, hit.path), abs=1e-5)
+    assert gallery.search(hit, box=(0, 0, 20, 20))[0].score < 1 - 1e-4
+
+
+def test_a_list_of_queries_gives_what_each_query_gives_alone(gallery, photos):
+    gallery.add(photos)
+    paths = sorted(photos.iterdir())
+    alone = [gallery.search(path, top_k=2, exclude=["photos/0.png"]) for path in paths]
+    for many in (paths, tuple(paths), iter(paths), np.array(list(map(str, paths)))):
+        found = gallery.search(many, top_k=2, exclude=["photos/0.png"])
+        for one, hits in zip(alone, found, strict=True):
+            assert [hit.image_id for hit in hits] == [hit.image_id for hit in one]
+            assert [h.score for h in hits] == pytest.approx([h.score for h in one], abs=1e-5)
+    ids, vectors = gallery.embeddings()
+    assert [hits[0].image_id for hits in gallery.search(ids)] == ids.tolist()
+    assert [hits[0].image_id for hits in gallery.search(vectors)] == ids.tolist()
+    assert [hits[0].image_id for hits in gallery.search(gallery)] == ids.tolist()
+    assert gallery.search([]) == []
+
+
+def test_a_gallery_is_a_container_of_images(gallery, photos):
+    gallery.add(photos)
+    assert len(gallery) == 5
+    assert f"'{gallery.name}': 5 images" in repr(gallery)
+    assert "photos/1.png" in gallery
+    assert "photos/9.png" not in gallery
+    image = gallery["photos/1.png"]
+    assert (image.path, image.width, image.format) == (str(photos / "1.png"), 64, "PNG")
+    assert image in gallery
+    assert gallery[image.image_id] == gallery[image] == image
+    assert [one.image_id for one in gallery] == gallery.embeddings()[0].tolist()
+    assert [Path(one.path).name for one in gallery.browse(1, 2)] == ["1.png", "2.png"]
+    table = gallery.to_pandas()
+    assert table.path.tolist() == sorted(map(str, photos.iterdir()))
+    assert table.set_index("path").image_id[image.path] == image.image_id
+    assert gallery
+    gallery.delete(gallery)
+    assert (len(gallery), list(gallery), bool(gallery)) == (0, [], True)
+    assert gallery.to_pandas().empty
+
+
+def test_a_picture_with_a_name_is_found_by_it_and_deleted_with_its_file(gallery):
+    one, other = (np.full((9, 9, 3), value, np.uint8) for value in (50, 200))
+    gallery.add(one, name="scan-17")
+    image = gallery["scan-17"]
+    assert Path(image.path).name == "scan-17.png"
+    assert gallery.add(one, name="scan-17.png").unchanged == 1
+    with pytest.raises(ConfigError, match="'scan-17' is taken by another picture"):
+        gallery.add(other, name="scan-17")
+    gallery.add([one, other], name=["first", "second"])
+    assert gallery["first"].paths == gallery["scan-17"].paths
+    assert gallery.delete("scan-17") == 1
+    assert not Path(image.path).exists()
+    gallery.add(other, name="scan-17")
+    assert gallery["scan-17"].image_id == gallery["second"].image_id
+    assert gallery.delete([gallery["first"], gallery["second"].image_id, "unknown"]) == 3
+    assert list(gallery.pictures.iterdir()) == []
+
+
+@pytest.mark.parametrize("stores", ["embedded"], indirect=True)
+def test_a_search_with_one_picture_again_and_again_moves_to_a_faster_backend(
+    gallery, photos, monkeypatch
+):
+    gallery.add(photos)
+    moved, went_on = threading.Event(), threading.Event()
+
+    def optimize_for(pipeline, count):
+        assert went_on.wait(60), "a search waited for the other backend"
+        moved.set()
+
+    monkeypatch.setattr(Pipeline, "optimize_for", optimize_for)
+    for _ in range(gallery_module.REPEATED + 2):
+        gallery.search("photos/1.png")
+    went_on.set()
+    assert moved.wait(60)
+
+
+@pytest.mark.parametrize("stores", ["embedded"], indirect=True)
+def test_hits_of_another_gallery_are_searched_with(gallery, photos, stores, encoder):
+    gallery.add(photos)
+    with Gallery.open(
+        "other", encoder="resnet18", weights="random:1", create=True, settings=stores
+    ) as other:
+        other.add(["photos/1.png", "photos/2.png"])
+        hits = gallery.search("photos/1.png", 5)
+        found = other.search(hits)  # those that it has not are encoded
+        assert [Path(one[0].path).name in ("1.png", "2.png") for one in found] == [True] * 5
+        assert other.add(hits).total == 5
+        assert len(other) == 5
+        assert [one[0].image_id for one in other.search(hits)] == [hit.image_id for hit in hits]
+
+
+def test_names_of_all_galleries_are_listed(gallery, stores):
+    assert gallery.name in list_galleries(stores)

@@ -69,18 +69,65 @@ def evaluate_collections(
         A store failed.
     """
     settings = settings or config.load_settings()
-    if not ks or min(ks) < 1:
-        raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
-    parsed = Protocol.parse(protocol, distractors=distractors)
-    report = progress or (lambda _: None)
+    how = {"ks": ks, "seed": seed, "distractors": distractors, "allow_missing": allow_missing}
     found = {}
     for name in dict.fromkeys(collections or [settings.default_table]):
-        report(f"reading {name} and the annotations")
         with Gallery.open(name, settings=settings) as gallery:
-            task = prepare(gallery, dataset, parsed, allow_missing=allow_missing, progress=progress)
-        report(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
-        found[name] = scoring.evaluate(task, ks=ks, seed=seed)
+            found[name] = evaluate_gallery(gallery, dataset, protocol, **how, progress=progress)
     return found
+
+
+def evaluate_gallery(
+    gallery: Gallery,
+    dataset: Dataset,
+    protocol: str = "train -> val",
+    *,
+    ks: Sequence[int] = KS,
+    seed: int = 0,
+    distractors: bool = False,
+    allow_missing: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Evaluate the exact rankings of a gallery on a dataset.
+
+    Parameters
+    ----------
+    gallery : Gallery
+        It contains the images of the dataset, from whatever path they were added.
+    dataset : Dataset
+        The ground truth.
+    protocol : str
+        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
+    ks : sequence of int
+        Depths of P@k, R@k and nDCG@k.
+    seed : int
+        Of the bootstrap intervals.
+    distractors, allow_missing : bool
+        As for :class:`Protocol` and :func:`prepare`.
+    progress : callable, optional
+        Called with a line of text now and then. An exception from it ends the work.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ConfigError
+        A parameter has a value that cannot be used.
+    DatasetError
+        The dataset is damaged, or the gallery does not contain all its images.
+    StoreError
+        A store failed.
+    """
+    if not ks or min(ks) < 1:
+        raise ConfigError("ks", f"is {list(ks)}; whole numbers from 1 are needed")
+    parsed, name = Protocol.parse(protocol, distractors=distractors), gallery.name
+    report = progress or (lambda _: None)
+    report(f"reading {name} and the annotations")
+    task = prepare(gallery, dataset, parsed, allow_missing=allow_missing, progress=progress)
+    report(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
+    return scoring.evaluate(task, ks=ks, seed=seed)
 
 
 def compare_with_first(

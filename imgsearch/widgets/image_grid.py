@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import anywidget
 import traitlets
 
-from imgsearch import images, plots
+from imgsearch import images
 from imgsearch.errors import ImageError, printable
+from imgsearch.plots import jpeg
 from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets.formatting import format_bytes
 
@@ -44,13 +45,6 @@ def thumbnail(path: str, image_id: int, side: int = THUMBNAIL) -> tuple[bytes | 
 @lru_cache(maxsize=2_000)  # some 20 kB each
 def _stored_jpeg(path: str, image_id: int, side: int) -> bytes:
     return jpeg(Path(path), side)
-
-
-def jpeg(source: images.Source, side: int) -> bytes:
-    """Return a picture as a JPEG whose longest side is `side` pixels at most."""
-    buffer = io.BytesIO()
-    plots.thumbnail(source, side).save(buffer, "JPEG", quality=82)
-    return buffer.getvalue()
 
 
 def png(figure: Figure, dpi: int) -> bytes:

@@ -23,10 +23,9 @@ from imgsearch.errors import (
     printable,
 )
 from imgsearch.gallery import Gallery
-from imgsearch.hits import Hit, Hits
+from imgsearch.hits import Hit, Hits, Image
 from imgsearch.images import Box
 from imgsearch.io import absolute, csv_text
-from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets import image_grid, panel
 from imgsearch.widgets.formatting import counted, format_seconds
 
@@ -69,7 +68,7 @@ class Query:
     name: str
     width: int
     height: int
-    source: bytes | ImageRow
+    source: bytes | Image
     box: Box | None = None
 
     @property
@@ -126,7 +125,7 @@ class SearchPanel(panel.Panel):
         self.query: Query | None = None
         self._history: list[Query] = []
         self._turn, self._keys = 0, itertools.count()
-        self._shown: dict[str, Hit | ImageRow] = {}
+        self._shown: dict[str, Hit | Image] = {}
         self._uploads: dict[str, Query] = {}
         self._build(top_k)
         self.submit(lambda: self._open(collection), "Opening the collection …")
@@ -454,8 +453,8 @@ class SearchPanel(panel.Panel):
         )
 
 
-def _query_of(source: bytes | Path | ImageRow, name: str = "") -> Query:
-    if isinstance(source, ImageRow):
+def _query_of(source: bytes | Path | Image, name: str = "") -> Query:
+    if isinstance(source, Image):
         return Query(printable(Path(source.path).name), source.width, source.height, source)
     data = source if isinstance(source, bytes) else images.read(source)
     name = name or printable(Path(str(source)).name)

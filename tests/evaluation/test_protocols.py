@@ -140,7 +140,7 @@ def test_missing_images_are_an_error_or_counted(gallery, voc, tmp_path):
     empty = make_voc(tmp_path / "VOC2012", MAIN)
     with pytest.raises(DatasetError, match=r"30 of 30 images .* first is i00; .* files of 30"):
         prepare(gallery, empty, "leave-one-out trainval", allow_missing=True)
-    row = gallery.get("/elsewhere/i02.jpg")
+    (row,) = gallery.metadata.by_path(gallery.name, ["/elsewhere/i02.jpg"]).values()
     vector = dict(zip(*gallery.embeddings(), strict=True))[row.image_id]
     gallery.delete([row.path])
     try:

@@ -279,7 +279,7 @@ def test_a_touched_file_stays_searchable_while_its_row_is_written(
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
     with Gallery.open(collection, settings=stores) as gallery:
-        row = gallery.get(path)
+        (row,) = gallery.metadata.by_path(collection, [str(path)]).values()
         vector = gallery.vectors.get(collection, [row.image_id])[1][0]
         seen = []
         commit = gallery.metadata.commit
@@ -290,7 +290,8 @@ def test_a_touched_file_stays_searchable_while_its_row_is_written(
         )
         gallery.store([row._replace(mtime_ns=5)], {row.image_id: vector})
         assert [(c.paths, c.pending) for c in seen] == [(1, 0)]
-        assert gallery.get(path).mtime_ns == 5
+        (row,) = gallery.metadata.by_path(collection, [str(path)]).values()
+        assert row.mtime_ns == 5
 
 
 def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
@@ -300,8 +301,8 @@ def test_a_row_in_the_hands_of_another_ingest_does_not_count_as_done(
     path = paint(tmp_path / "photos" / "a.png", seed=1)
     ingest(path.parent, collection, encoder=encoder, settings=stores)
     with Gallery.open(collection, settings=stores) as gallery:
-        row = gallery.get(path)
-        gallery.delete([path])
+        (row,) = gallery.metadata.by_path(collection, [str(path)]).values()
+        gallery.delete(path)
 
         recover_all = Collection.recover
 

@@ -1,0 +1,141 @@
+"""What users may give as an image: a picture, a stored image, or a vector."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from imgsearch import images
+from imgsearch.collection import Collection
+from imgsearch.errors import ConfigError, ImageError, ImageNotFound, printable
+from imgsearch.hits import Hit, Image
+from imgsearch.images import LoadedImage
+from imgsearch.io import absolute, atomic
+from imgsearch.stores.metadata import ImageRow
+
+Stored = Hit | Image | ImageRow
+Source = images.Source | Stored | int
+"""What an image may be given as. An array of floats in one dimension is a vector."""
+
+ACCEPTED = (
+    "give a path, bytes, a binary file, a PIL image, a numpy array of uint8 (height, width[, 3]), "
+    "a hit, an image of a gallery, an image_id, or a vector: float of shape (dim,)"
+)
+_ENDINGS = {
+    "PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif",
+    "TIFF": ".tif", "AVIF": ".avif", "HEIC": ".heic",
+}  # fmt: skip
+
+
+def several(given: object) -> list | None:
+    """The sources of a list or another iterable; None for a single source."""
+    if isinstance(given, np.ndarray):
+        vector = given.ndim == 1 and given.dtype.kind == "f"
+        matrix = given.ndim == 2 and given.dtype.kind == "f"
+        return list(given) if matrix or (given.ndim == 1 and not vector) else None
+    single = str | os.PathLike | bytes | bytearray | memoryview | Mapping | Stored
+    if isinstance(given, single | PIL.Image.Image | LoadedImage) or hasattr(given, "read"):
+        return None
+    return list(given) if isinstance(given, Iterable) else None
+
+
+def stored_id(source: object) -> int | None:
+    """Id of a stored image; None for any other source."""
+    if isinstance(source, Stored):
+        return source.image_id
+    whole = isinstance(source, Integral) and not isinstance(source, bool)
+    return int(source) if whole else None
+
+
+def is_vector(source: object) -> bool:
+    """Whether this is a vector: a float array in one dimension."""
+    return isinstance(source, np.ndarray) and source.ndim == 1 and source.dtype.kind == "f"
+
+
+def check_picture(source: object) -> None:
+    """Refuse what is no picture, and text that is not the path of a file, with a fitting error."""
+    if not isinstance(source, images.Source) and not hasattr(source, "read"):
+        raise ImageError(type(source).__name__, f"is not an image: {ACCEPTED}")
+    words = isinstance(source, str) and " " in source and not Path(source).suffix
+    if words and not absolute(source).exists():
+        raise ImageError(source, "no such file; words are no image: give one to search with")
+
+
+def stored_paths(collection: Collection, path: object) -> list[str]:
+    """Paths that a user may mean: the path itself, or a picture that was added under this name."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(
+            "image",
+            f"is of type {type(path).__name__}: give a path, an image_id, "
+            "a hit or an image of a gallery",
+        )
+    paths = [absolute(path)]
+    if os.sep not in os.fspath(path):
+        paths += [collection.pictures / f"{path}{ending}" for ending in ("", *_ENDINGS.values())]
+    return [str(path) for path in paths]
+
+
+def files(collection: Collection, given: Iterable, names: Sequence[str] | None) -> list[Path]:
+    """Files and folders to ingest; pictures without a file are stored under the home first.
+
+    Whatever cannot be a source raises before anything is ingested.
+    """
+    sources = list(given)
+    names = [None] * len(sources) if names is None else names
+    if len(names) != len(sources):
+        raise ConfigError("name", f"{len(names)} names for {len(sources)} images")
+    return [_file(collection, *pair) for pair in zip(sources, names, strict=True)]
+
+
+def _file(collection: Collection, source: object, name: str | None) -> Path:
+    if isinstance(source, Stored):
+        source = source.path
+    elif (image_id := stored_id(source)) is not None:
+        rows = collection.metadata.by_id(collection.name, [image_id])
+        if not rows:
+            raise ImageNotFound(collection.name, image_id)
+        source = rows[image_id][0].path
+    check_picture(source)
+    if is_vector(source):
+        raise ImageError("vector", "has no picture that could be added")
+    if not isinstance(source, str | os.PathLike):
+        return keep(collection, source, name)
+    if name is not None:
+        raise ConfigError("name", "is for a picture without a file; a file keeps its name")
+    path = absolute(source)
+    if not path.exists():
+        images.read(source)  # raises the fitting error
+    return path
+
+
+def keep(collection: Collection, source: object, name: str | None = None) -> Path:
+    """Store a picture that has no file; the same picture gives the same file again."""
+    if hasattr(source, "read"):
+        source = images.read(source)
+    image = images.load(source, name=name)
+    if image.info is not None:
+        data, ending = bytes(source), _ENDINGS[image.info.format]
+    else:
+        buffer = io.BytesIO()
+        image.decode().save(buffer, "PNG")
+        data, ending = buffer.getvalue(), ".png"
+    name = name if name is not None else hashlib.sha256(data).hexdigest()[:16]
+    if not name or name != Path(name).name or name.startswith("."):
+        raise ConfigError("name", f"{printable(name)!r} is not the name of a file")
+    path = absolute(collection.pictures / (name.removesuffix(ending) + ending))
+    if path.exists() and path.read_bytes() == data:
+        return path
+    if collection.metadata.by_path(collection.name, [str(path)]):
+        raise ConfigError(
+            "name", f"{printable(name)!r} is taken by another picture: delete it, or choose another"
+        )
+    with atomic(path) as file:
+        file.write(data)
+    return path
