@@ -23,7 +23,7 @@ from imgsearch.errors import (
     StoreDamaged,
     printable,
 )
-from imgsearch.hits import Hit, Hits, Image
+from imgsearch.hits import Hits, Image, hit_of, image_of
 from imgsearch.images import Box
 from imgsearch.ingestion import IngestReport
 from imgsearch.sources import Source, Stored
@@ -93,7 +93,7 @@ class Gallery(Collection):
         ids = self.metadata.ids(self.name).tolist()
         for start in range(0, len(ids), PAGE):
             stored = self.metadata.by_id(self.name, ids[start : start + PAGE])
-            yield from (Image.of(stored[i]) for i in ids[start : start + PAGE] if i in stored)
+            yield from (image_of(stored[i]) for i in ids[start : start + PAGE] if i in stored)
 
     def get(self, wanted: Stored | int | str | Path) -> Image:
         """Return one stored image.
@@ -120,7 +120,7 @@ class Gallery(Collection):
         rows = self.metadata.by_id(self.name, [image_id]) if image_id is not None else {}
         if image_id not in rows:
             raise ImageNotFound(self.name, wanted if row is None else row.path)
-        return Image.of(rows[image_id], row)
+        return image_of(rows[image_id], row)
 
     def _rows(self, paths: Sequence[str | Path]) -> list[ImageRow | None]:
         """Row of each path in any state, None where there is none."""
@@ -149,7 +149,7 @@ class Gallery(Collection):
         """
         page = self.metadata.browse(self.name, offset=offset, limit=limit, like=like)
         stored = self.metadata.by_id(self.name, {row.image_id for row in page})
-        return [Image.of(stored[row.image_id], row) for row in page if row.image_id in stored]
+        return [image_of(stored[row.image_id], row) for row in page if row.image_id in stored]
 
     def to_pandas(self) -> pd.DataFrame:
         """Convert to a table.
@@ -373,7 +373,7 @@ class Gallery(Collection):
         return [
             Hits(
                 tuple(
-                    Hit.of(rank, score, stored[image_id])
+                    hit_of(rank, score, stored[image_id])
                     for rank, (image_id, score) in enumerate(answers[number][:top_k], 1)
                 ),
                 self.name,

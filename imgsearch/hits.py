@@ -54,15 +54,6 @@ class Image(NamedTuple):
     format: str
     added_at: datetime
 
-    @classmethod
-    def of(cls, rows: Sequence[ImageRow], row: ImageRow | None = None) -> Image:
-        """Make an image from all its rows, with the path of one of them."""
-        row = row or rows[0]
-        return cls(
-            row.image_id, row.path, tuple(one.path for one in rows),
-            row.size, row.width, row.height, row.format, row.added_at,
-        )  # fmt: skip
-
 
 class Hit(NamedTuple):
     """One result.
@@ -91,11 +82,21 @@ class Hit(NamedTuple):
     width: int
     height: int
 
-    @classmethod
-    def of(cls, rank: int, score: float, rows: Sequence[ImageRow]) -> Hit:
-        """Make a hit from the rows of an image."""
-        paths = tuple(row.path for row in rows)
-        return cls(rank, score, rows[0].image_id, paths[0], paths, rows[0].width, rows[0].height)
+
+def image_of(rows: Sequence[ImageRow], row: ImageRow | None = None) -> Image:
+    """Make an image from all its rows, with the path of one of them."""
+    row = row or rows[0]
+    paths = tuple(one.path for one in rows)
+    return Image(
+        *(row.image_id, row.path, paths),
+        *(row.size, row.width, row.height, row.format, row.added_at),
+    )
+
+
+def hit_of(rank: int, score: float, rows: Sequence[ImageRow]) -> Hit:
+    """Make a hit from the rows of an image."""
+    first, paths = rows[0], tuple(row.path for row in rows)
+    return Hit(rank, score, first.image_id, first.path, paths, first.width, first.height)
 
 
 @dataclass(frozen=True, repr=False)
