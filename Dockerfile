@@ -1,4 +1,4 @@
-# JupyterLab with the toolkit. Built and started by docker-compose.yaml.
+# JupyterLab and the web server. Built and started by docker-compose.yaml.
 FROM python:3.11-slim
 
 # cpu, or cu126, cu128, ...: which of PyTorch's wheels to take.
@@ -14,7 +14,7 @@ COPY --chown=lab pyproject.toml requirements.lock README.md LICENSE ./
 RUN pip install --no-cache-dir --no-deps -c requirements.lock \
         --index-url "https://download.pytorch.org/whl/$TORCH_INDEX" torch
 COPY --chown=lab imgsearch imgsearch
-RUN pip install --no-cache-dir -c requirements.lock -e '.[notebooks,openvino]'
+RUN pip install --no-cache-dir -c requirements.lock -e '.[notebooks,openvino,server]'
 
 COPY --chown=lab jupyter jupyter
 COPY --chown=lab data data

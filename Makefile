@@ -13,7 +13,7 @@ TORCH_URL = $(if $(findstring ://,$(TORCH_INDEX)),$(TORCH_INDEX),https://downloa
 # What is compiled when it is imported is kept in the environments of this folder.
 unexport PYTHONDONTWRITEBYTECODE
 
-EXTRAS = notebooks,openvino,test
+EXTRAS = notebooks,openvino,server,test
 PY = .venv/bin/python
 SAMPLE = data/VOCsample
 
@@ -88,10 +88,8 @@ lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
 lab: env ## open JupyterLab on 127.0.0.1, with a token
 	$(PY) -m jupyterlab $(LAB_ARGS)
 
-app: export IMGSEARCH_CONFINED := true
-app: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
-app: env ## serve the search notebook as a web page on 127.0.0.1, with a token
-	$(PY) -m voila notebooks/search.ipynb $(APP_ARGS)
+app: env ## start the web server and its page on 127.0.0.1, with a token
+	$(PY) -m imgsearch.server $(APP_ARGS)
 
 lint: env ## check style, formatting, and that no notebook holds outputs
 	$(PY) -m ruff check .

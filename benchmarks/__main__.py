@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import common
 
-PARTS = ["encode", "ingest", "search", "batches", "start", "scale", "judging"]
+PARTS = ["encode", "ingest", "search", "batches", "start", "scale", "judging", "server"]
 
 
 def main(arguments: list[str]) -> int:

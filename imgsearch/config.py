@@ -12,7 +12,14 @@ from typing import Annotated, Literal
 from urllib.parse import unquote
 
 import platformdirs
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 
@@ -92,10 +99,26 @@ class Settings(BaseSettings):
     mysql_host: str | None = Field(None, description="host of MySQL, instead of DATABASE_URL")
     mysql_port: int = Field(3306, ge=1, le=65535, description="port at MYSQL_HOST")
     mysql_user: str = Field("root", description="user at MYSQL_HOST")
-    mysql_password: SecretStr | None = Field(None, description="password at MYSQL_HOST")
+    mysql_password: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("mysql_password", "mysql_pwd"),
+        description="password at MYSQL_HOST; MYSQL_PWD, as in the original demo, is the same",
+    )
     mysql_db: str = Field("imgsearch", description="database at MYSQL_HOST")
     default_table: Annotated[str, AfterValidator(collection_name)] = Field(
         "images", description="collection to use where none is named"
+    )
+    imgsearch_token: SecretStr | None = Field(
+        None, description="token of the web server's administrator; unset, each start makes one"
+    )
+    top_k: int = Field(
+        10,
+        ge=1,
+        le=16_384,
+        description="results of the web server's /img/search by default",
+    )
+    upload_path: Annotated[Path, AfterValidator(absolute)] | None = Field(
+        None, description="folder of the web server's uploads; unset, uploads/ in IMGSEARCH_HOME"
     )
 
     @model_validator(mode="before")

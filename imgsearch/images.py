@@ -48,6 +48,12 @@ MAX_MEMORY = 480 * 2**20
 """Bytes that decoding one picture may take: enough for `MAX_PIXELS`, except where a decoder
 keeps a copy of its own (progressive JPEG, WebP, AVIF, HEIC, some TIFF)."""
 
+SHOWN_BY_BROWSERS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF"}
+"""Formats whose files every browser shows."""
+
+LARGEST_JPEG = 65_500
+"""Longest side that JPEG allows, pixels."""
+
 DRAFT_FACTOR = 4
 """A JPEG is decoded at a reduced scale only if its short side stays this many times the needed
 one, and if the scale divides all its edges. Measured on photographs enlarged or laid out as
@@ -423,6 +429,15 @@ def decode(source: Source, *, box: Box | None = None, draft: int | None = None) 
         The image or the box cannot be used.
     """
     return load(source).decode(box=box, draft=draft)
+
+
+def jpeg(source: Source, side: int = LARGEST_JPEG) -> bytes:
+    """Return a picture as a JPEG whose longest side is `side` pixels at most."""
+    picture = decode(source, draft=side // 2)
+    picture.thumbnail((side, side))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
 
 
 def _from_file(name: str, data: bytes) -> LoadedImage:

@@ -55,6 +55,23 @@ def test_the_variables_of_the_original_demo_keep_their_meaning(monkeypatch):
     assert (found.default_table, found.vector_dimension) == ("milvus_imgs", 2048)
 
 
+def test_the_variables_of_the_original_server_work(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "MYSQL_HOST": "db",
+        "MYSQL_PWD": "123456",
+        "TOP_K": "7",
+        "UPLOAD_PATH": "tmp/search-images",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = load_settings()
+    assert found.sql_url.password == "123456"
+    assert (found.top_k, found.upload_path) == (7, tmp_path / "tmp" / "search-images")
+    monkeypatch.setenv("MYSQL_PASSWORD", "another")
+    assert load_settings().sql_url.password == "another"
+    assert load_settings(mysql_password="given").sql_url.password == "given"
+
+
 def test_addresses_take_precedence_over_hosts(monkeypatch):
     monkeypatch.setenv("MILVUS_HOST", "ignored")
     monkeypatch.setenv("MILVUS_URI", "http://cluster:19530")

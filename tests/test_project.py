@@ -17,7 +17,11 @@ from imgsearch.config import Settings
 from tests.conftest import ROOT
 
 # conda-forge's names where they are not PyPI's
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "matplotlib": "matplotlib-base",
+    "prometheus-client": "prometheus_client",
+}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN")
 
@@ -42,7 +46,9 @@ def compose() -> dict:
 def test_the_conda_environment_asks_for_what_pyproject_asks_for(project):
     wanted = {f"python{project['requires-python']}", "pip"}
     extras = project["optional-dependencies"]
-    for text in project["dependencies"] + extras["notebooks"] + extras["openvino"]:
+    for text in project["dependencies"] + [
+        text for extra in ("notebooks", "openvino", "server") for text in extras[extra]
+    ]:
         requirement = Requirement(text)
         wanted.add(str(requirement))
     listed = yaml.safe_load(_text("environment.yml"))["dependencies"]
@@ -51,7 +57,7 @@ def test_the_conda_environment_asks_for_what_pyproject_asks_for(project):
     found = {str(Requirement(text)) for text in by_pip if text != "-e ."}
     for text in listed:
         if isinstance(text, str):
-            name, rest = re.fullmatch(r"([a-z0-9-]+)(.*)", text).groups()
+            name, rest = re.fullmatch(r"([a-z0-9_-]+)(.*)", text).groups()
             found.add(str(Requirement(by_conda.get(name, name) + rest)))
     assert found == {str(Requirement(text)) for text in wanted}
     assert "-e ." in by_pip
@@ -68,7 +74,7 @@ def test_the_lock_pins_every_requirement_within_its_range(project):
     assert len(pins) == len(lines)
     extras = project["optional-dependencies"]
     for text in project["dependencies"] + [
-        text for extra in ("notebooks", "openvino", "test") for text in extras[extra]
+        text for extra in ("notebooks", "openvino", "server", "test") for text in extras[extra]
     ]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
@@ -94,13 +100,13 @@ def test_no_service_of_the_compose_file_works_with_a_password_left_out(compose):
             if SECRET.search(name) and name != "MYSQL_RANDOM_ROOT_PASSWORD":
                 secrets.append(name)
                 assert re.search(r"\$\{[A-Z_]+:\?[^}]+\}$", value), (name, value)
-    assert {"MYSQL_PASSWORD", "MINIO_ROOT_PASSWORD", "JUPYTER_TOKEN", "MILVUS_TOKEN"} <= {*secrets}
+    assert {"MYSQL_PASSWORD", "MINIO_ROOT_PASSWORD", "JUPYTER_TOKEN", "MILVUS_TOKEN", "IMGSEARCH_TOKEN"} <= {*secrets}
     assert not re.search(r"\$\{[A-Z_]*(PASSWORD|SECRET|TOKEN)[A-Z_]*:?-", str(compose))
 
 
 def test_the_compose_file_publishes_on_loopback_only(compose):
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
-    assert len(ports) == 3
+    assert len(ports) == 4
     assert all(port.startswith("127.0.0.1:") for port in ports)
     assert not any("network_mode" in service for service in compose["services"].values())
 
@@ -111,20 +117,29 @@ def test_services_wait_for_healthy_ones_and_images_are_pinned(compose):
         for other, how in service.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"}
             assert "healthcheck" in services[other]
-        if name != "lab":
+        if "build" not in service:
             assert re.search(r":[^:]*\d", service["image"])
     assert "HEALTHCHECK" in _text("Dockerfile")
 
 
-def test_the_lab_is_told_what_the_settings_read_and_sees_images_read_only(compose):
-    lab = compose["services"]["lab"]
-    names = {name.lower() for name in lab["environment"]}
+@pytest.mark.parametrize("name", ["lab", "webserver"])
+def test_a_service_is_told_what_the_settings_read_and_sees_images_read_only(compose, name):
+    service = compose["services"][name]
+    names = {name.lower() for name in service["environment"]}
     assert names - {"jupyter_token"} <= set(Settings.model_fields)
     assert {"milvus_host", "mysql_host", "mysql_user", "mysql_db"} <= names
-    (images,) = (v for v in lab["volumes"] if isinstance(v, dict) and v["target"] == "/images")
-    assert images["read_only"] is True
-    assert images["source"].startswith("${IMAGES:?")
+    bound = {v["target"]: v for v in service["volumes"] if isinstance(v, dict)}
+    assert bound["/images"]["read_only"] is bound["/data"]["read_only"] is True
+    assert bound["/images"]["source"].startswith("${IMAGES:?")
+    assert bound["/data"]["source"] == "./data"
     assert "USER lab" in _text("Dockerfile")
+
+
+def test_the_web_server_is_where_the_original_demo_has_it(compose):
+    service = compose["services"]["webserver"]
+    assert service["ports"] == ["127.0.0.1:${WEB_PORT:-5000}:5000"]
+    assert set(service["depends_on"]) == {"milvus", "mysql"}
+    assert {"imgsearch.server", "--root", "/data"} <= set(service["command"])
 
 
 def test_the_example_explains_every_variable_that_compose_asks_for():

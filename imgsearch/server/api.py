@@ -1,0 +1,289 @@
+"""The API below ``/api/v1``. `docs/server.md` shows its use; ``/openapi.json`` describes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
+from fastapi import Path as InPath
+from fastapi.sse import EventSourceResponse
+
+from imgsearch import images
+from imgsearch.config import COLLECTION_NAME, collection_name
+from imgsearch.errors import ImgSearchError, printable
+from imgsearch.gallery import Gallery
+from imgsearch.hits import Hit
+from imgsearch.ingestion import IngestReport
+from imgsearch.io import versions
+from imgsearch.server import pictures
+from imgsearch.server.jobs import Job
+from imgsearch.server.limits import MAX_BODY
+from imgsearch.server.schemas import (
+    About,
+    CollectionInfo,
+    FoundPicture,
+    ImageId,
+    IngestInfo,
+    IngestRequest,
+    Page,
+    PictureDetails,
+    QueryInfo,
+    SearchAnswer,
+    SearchRequest,
+)
+from imgsearch.server.security import admin_only
+from imgsearch.server.service import Plan, Use
+from imgsearch.stores.metadata import ImageRow
+
+router = APIRouter(prefix="/api/v1", tags=["imgsearch"])
+ADMIN = [Depends(admin_only)]
+POLL = 0.25
+"""Seconds between two looks at an ingest."""
+
+Name = Annotated[str, InPath(pattern=f"^{COLLECTION_NAME.pattern}$", examples=["photos"])]
+Id = Annotated[ImageId, InPath()]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
+
+
+@router.get("")
+def about(request: Request, service: Use) -> About:
+    """Describe the server, and what this client may do."""
+    options, admin = service.options, request.state.admin
+    return About(
+        version=versions()["imgsearch"],
+        scope="admin" if admin else "visitor",
+        collection=options.collection,
+        formats=list(images.FORMATS),
+        max_bytes=MAX_BODY,
+        fetches_urls=options.fetch_urls,
+        roots=[printable(root) for root in options.roots] if admin else [],
+    )
+
+
+# ------------------------------------------------------------ collections
+
+
+@router.get("/collections")
+def collections(service: Use) -> list[CollectionInfo]:
+    """List the collections."""
+    return [_collection(service.gallery(row.name)) for row in service.metadata.collections()]
+
+
+@router.get("/collections/{name}")
+def collection(name: Name, service: Use) -> CollectionInfo:
+    """Describe a collection."""
+    return _collection(service.gallery(name))
+
+
+@router.delete("/collections/{name}", status_code=204, dependencies=ADMIN)
+def drop(name: Name, service: Use) -> None:
+    """Delete a collection; its image files are not touched."""
+    service.gallery(name).drop()
+
+
+def _collection(gallery: Gallery) -> CollectionInfo:
+    row, counts = gallery.row, gallery.count()
+    return CollectionInfo(
+        name=row.name,
+        images=counts.images,
+        paths=counts.paths,
+        encoder=Path(row.encoder).name,
+        dim=row.dim,
+        text=False,
+        index=row.index,
+        created_at=row.created_at,
+    )
+
+
+# ------------------------------------------------------------ images
+
+
+@router.get("/collections/{name}/images")
+def browse(
+    request: Request,
+    name: Name,
+    service: Use,
+    offset: Offset = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Page:
+    """List stored images, sorted by path."""
+    gallery = service.gallery(name)
+    rows = gallery.metadata.browse(name, offset=offset, limit=limit + 1)
+    more = offset + limit if len(rows) > limit else None
+    return Page(items=[_details(request, name, [row]) for row in rows[:limit]], next=more)
+
+
+@router.post("/collections/{name}/images", status_code=201, dependencies=ADMIN)
+async def upload(
+    request: Request, name: Name, service: Use, image: Annotated[UploadFile, File()]
+) -> PictureDetails:
+    """Add a picture to a collection, which is created if it does not exist."""
+    data = await image.read()
+    row = await to_thread.run_sync(service.upload, name, image.filename or "", data)
+    return _details(request, name, [row])
+
+
+@router.get("/collections/{name}/images/{image_id}")
+def image(request: Request, name: Name, image_id: Id, service: Use) -> PictureDetails:
+    """Describe a stored image."""
+    return _details(request, name, service.rows(name, image_id))
+
+
+@router.get("/collections/{name}/images/{image_id}/thumbnail", response_class=Response)
+async def thumbnail(
+    request: Request, name: Name, image_id: Id, service: Use, size: pictures.Size = "medium"
+) -> Response:
+    """Return a JPEG of 160, 320 or 1,280 pixels at most."""
+
+    def make() -> tuple[bytes, str]:
+        return pictures.thumbnail(service.rows(name, image_id), size), "image/jpeg"
+
+    return await pictures.answer(request, f"{image_id}-{size}", make, service.decoding)
+
+
+@router.get("/collections/{name}/images/{image_id}/original", response_class=Response)
+async def original(request: Request, name: Name, image_id: Id, service: Use) -> Response:
+    """Return the file of an image; as JPEG where browsers do not show its format."""
+
+    def make() -> tuple[bytes, str]:
+        return pictures.original(service.rows(name, image_id), convert=True)
+
+    return await pictures.answer(request, f"{image_id}", make, service.decoding)
+
+
+def _picture(request: Request, name: str, image: ImageRow | Hit, paths: Iterable[str]) -> dict:
+    """Fields of a Picture."""
+    address = f"/api/v1/collections/{name}/images/{image.image_id}"
+    return {
+        "image_id": str(image.image_id),
+        "name": printable(Path(image.path).name),
+        "width": image.width,
+        "height": image.height,
+        "thumbnail": f"{address}/thumbnail",
+        "original": f"{address}/original",
+        "paths": [printable(path) for path in paths] if request.state.admin else [],
+    }
+
+
+def _details(request: Request, name: str, rows: Sequence[ImageRow]) -> PictureDetails:
+    row = rows[0]
+    about = _picture(request, name, row, [row.path for row in rows])
+    return PictureDetails(**about, format=row.format, size=row.size, added_at=row.added_at)
+
+
+# ------------------------------------------------------------ searches
+
+
+@router.post("/queries", status_code=201)
+async def keep_query(service: Use, image: Annotated[UploadFile, File()]) -> QueryInfo:
+    """Upload a picture to search with."""
+    data = await image.read()
+    loaded = await to_thread.run_sync(images.load, data)
+    key = service.keep_query(data)
+    return QueryInfo(
+        query_id=key,
+        width=loaded.width,
+        height=loaded.height,
+        thumbnail=f"/api/v1/queries/{key}/thumbnail",
+    )
+
+
+@router.get("/queries/{query_id}/thumbnail", response_class=Response)
+async def query_thumbnail(
+    request: Request, query_id: str, service: Use, size: pictures.Size = "large"
+) -> Response:
+    """Return a JPEG of an uploaded picture."""
+    data = service.query(query_id)
+
+    def make() -> tuple[bytes, str]:
+        return images.jpeg(data, pictures.SIDES[size]), "image/jpeg"
+
+    return await pictures.answer(request, f"{query_id}-{size}", make, service.decoding)
+
+
+@router.post("/collections/{name}/search")
+async def search(request: Request, name: Name, asked: SearchRequest, service: Use) -> SearchAnswer:
+    """Find the images most similar to a stored image, an uploaded picture or a text."""
+    given = [v for v in (asked.image_id, asked.query_id, asked.text) if v is not None]
+    if len(given) != 1:
+        raise HTTPException(422, "Give exactly one of image_id, query_id and text.")
+    query = service.query(asked.query_id) if asked.query_id is not None else given[0]
+    plan = Plan(name, asked.offset + asked.limit, asked.box, exclude=tuple(asked.exclude))
+    hits = await service.search(plan, query)
+    return SearchAnswer(
+        hits=[
+            FoundPicture(**_picture(request, name, hit, hit.paths), rank=hit.rank, score=hit.score)
+            for hit in hits[asked.offset :]
+        ],
+        next=asked.offset + asked.limit if len(hits) == plan.top_k else None,
+        matched=None,
+        way=None,
+        seconds=hits.seconds,
+    )
+
+
+# ------------------------------------------------------------ ingests
+
+
+@router.post("/ingests", status_code=202, dependencies=ADMIN)
+def start_ingest(asked: IngestRequest, service: Use) -> IngestInfo:
+    """Load a folder; answers at once. Follow it with /ingests/{id}/events."""
+    name = collection_name(asked.collection or service.options.collection)
+    folder = service.loadable(asked.folder)
+    return _ingest(service.jobs.start(name, folder, recursive=asked.recursive))
+
+
+@router.get("/ingests", dependencies=ADMIN)
+def ingests(service: Use) -> list[IngestInfo]:
+    """List the ingests of this server, newest first."""
+    return [_ingest(job) for job in service.jobs.all()]
+
+
+def _job(number: int, service: Use) -> Job:
+    return service.jobs.get(number)
+
+
+OneJob = Annotated[Job, Depends(_job)]
+
+
+@router.get("/ingests/{number}", dependencies=ADMIN)
+def ingest(job: OneJob) -> IngestInfo:
+    """Describe an ingest."""
+    return _ingest(job)
+
+
+@router.post("/ingests/{number}/stop", status_code=202, dependencies=ADMIN)
+def stop_ingest(job: OneJob) -> IngestInfo:
+    """Stop an ingest after the images under way; what is stored stays."""
+    job.stop.set()
+    return _ingest(job)
+
+
+@router.get("/ingests/{number}/events", response_class=EventSourceResponse, dependencies=ADMIN)
+async def follow_ingest(job: OneJob) -> AsyncIterator[IngestInfo]:
+    """Send the state of an ingest as server-sent events whenever it changes, until it ends."""
+    sent = None
+    while True:
+        ended, info = job.ended, _ingest(job)
+        if info != sent:
+            yield info
+            sent = info
+        if ended:
+            return
+        await asyncio.sleep(POLL)
+
+
+def _ingest(job: Job) -> IngestInfo:
+    report, error = job.report or IngestReport(job.collection, str(job.folder), ""), job.error
+    about = report.to_dict() | {"failures": report.to_dict()["failures"][:100]}
+    return IngestInfo(
+        **{k: v for k, v in about.items() if k in IngestInfo.model_fields and k != "state"},
+        id=job.id,
+        state=job.state,
+        seconds_left=report.seconds_left if not job.ended else None,
+        error=str(error) if isinstance(error, ImgSearchError) else error and "see the log",
+    )

@@ -1,0 +1,129 @@
+"""The application: routes, middleware, errors, health, and the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from anyio import to_thread
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.staticfiles import StaticFiles
+
+from imgsearch.errors import (
+    CollectionNotFound,
+    ConfigError,
+    ImageError,
+    ImageNotFound,
+    ImgSearchError,
+    StoreBusy,
+    StoreUnavailable,
+)
+from imgsearch.io import versions
+from imgsearch.server import api, clip_retrieval, compat
+from imgsearch.server.gate import Gate
+from imgsearch.server.limits import RateLimit
+from imgsearch.server.observing import Metrics, log
+from imgsearch.server.security import Security
+from imgsearch.server.service import Options, Service, Use
+
+THREADS = 12
+"""Threads for what touches a store, fewer than a store has connections."""
+
+PAGE = Path(__file__).parent / "static"
+STATUS: list[tuple[type[ImgSearchError], int]] = [
+    (CollectionNotFound, 404),
+    (ImageNotFound, 404),
+    (ConfigError, 400),
+    (ImageError, 400),
+    (StoreBusy, 503),
+    (StoreUnavailable, 503),
+    (ImgSearchError, 500),
+]
+
+
+def create_app(options: Options) -> FastAPI:
+    """Make the application; errors of the stores are raised here."""
+    metrics = Metrics()
+    service = Service(options, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
+        yield
+        await to_thread.run_sync(service.close)
+
+    app = FastAPI(
+        title="imgsearch",
+        version=versions()["imgsearch"],
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from other hosts
+        redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="token"))],
+    )
+    app.state.service = service
+    security = Security(options.token, options.hosts, options.origins)
+    app.add_middleware(Gate, security, RateLimit(options.rate), metrics)
+    if options.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+        )
+    app.add_exception_handler(ImgSearchError, _failed)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    for router in (api.router, compat.router, clip_retrieval.router):
+        app.include_router(router)
+    _add_pages(app, metrics)
+    return app
+
+
+def _add_pages(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/healthz", tags=["operation"])
+    def healthy() -> str:
+        """Tell that the server runs."""
+        return "ok"
+
+    @app.get("/readyz", tags=["operation"])
+    def ready(service: Use) -> str:
+        """Tell whether searches can be answered; status 503 and the reason if not."""
+        problem = service.problem
+        service.metadata.collections()
+        return JSONResponse({"detail": problem}, 503) if problem else "ok"
+
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
+    def show_metrics() -> Response:
+        """Metrics for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    files = StaticFiles(packages=[("imgsearch", "static"), ("imgsearch.server", "static")])
+    app.mount("/static", files, "static")
+
+
+async def _failed(request: Request, error: ImgSearchError) -> Response:
+    """Answer an error with its own sentence; visitors learn no path of the server."""
+    status = next(status for kind, status in STATUS if isinstance(error, kind))
+    text = error.reason if isinstance(error, ImageError) else str(error)
+    if not request.state.admin and (status >= 500 or os.sep in text):
+        text = "The server could not do this; its log holds the details."
+    if status >= 500:
+        log.error("failed", exc_info=error)
+    headers = {"Retry-After": "5"} if status == 503 else {}
+    return JSONResponse({"detail": text}, status, headers)
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    """Name what is wrong with the parameters, without repeating their values."""
+    problems = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
+    return JSONResponse({"detail": problems}, 422)

@@ -1,0 +1,118 @@
+"""The routes of clip-retrieval, so that its client and its web page work.
+
+Its client sends JSON without a Content-Type. Fields that choose what it does beyond searching
+(safety, aesthetics, deduplication) are accepted and have no effect.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from anyio import to_thread
+from fastapi import APIRouter, HTTPException, Request
+from pydantic import BaseModel, Field
+
+from imgsearch.errors import printable
+from imgsearch.server import pictures
+from imgsearch.server.schemas import ImageId, body_of, parsed
+from imgsearch.server.service import Plan, Use
+from imgsearch.stores.metadata import ImageRow
+from imgsearch.stores.vectors import MAX_TOP_K
+
+router = APIRouter(tags=["routes of clip-retrieval"])
+
+INLINE = 100
+"""Results that hold their picture; the others have its address only."""
+
+
+class KnnRequest(BaseModel):
+    """A query; the first of `text`, `image`, `image_url`, `embedding_input` that is given."""
+
+    text: str | None = None
+    image: str | None = Field(None, description="file in base64")
+    image_url: str | None = None
+    embedding_input: list[float] | None = Field(None, max_length=32_768)
+    modality: Literal["image"]
+    num_images: int = Field(ge=1, le=MAX_TOP_K)
+    indice_name: str | None = Field(description="collection; null for the usual one")
+    num_result_ids: int | None = Field(None, ge=1, le=MAX_TOP_K)
+
+
+class MetadataRequest(BaseModel):
+    """Images whose metadata are wanted."""
+
+    ids: list[ImageId] = Field(max_length=10_000)
+    indice_name: str | None
+
+
+@router.get("/indices-list")
+def indices(service: Use) -> list[str]:
+    """List the collections, the usual one first."""
+    names = [row.name for row in service.metadata.collections()]
+    return sorted(names, key=lambda name: (name != service.options.collection, name))
+
+
+@router.post("/knn-service", openapi_extra=body_of(KnnRequest))
+async def knn(request: Request, service: Use) -> list[dict[str, Any]]:
+    """Find similar images, the most similar first; `similarity` is the cosine."""
+    asked = parsed(KnnRequest, await request.body())
+    name = asked.indice_name or service.options.collection
+    plan = Plan(name, max(asked.num_images, asked.num_result_ids or 0))
+    if asked.text:
+        query: Any = asked.text
+    elif asked.image:
+        try:
+            query = base64.b64decode(asked.image)
+        except binascii.Error:
+            raise HTTPException(400, "image: not valid base64") from None
+    elif asked.image_url:
+        query = await service.fetch(asked.image_url)
+    elif asked.embedding_input:
+        query = np.asarray(asked.embedding_input, np.float32)
+    else:
+        raise HTTPException(400, "Give one of text, image, image_url and embedding_input.")
+    hits = await service.search(plan, query)
+    found = [{"id": hit.image_id, "similarity": hit.score} for hit in hits]
+    rows = await to_thread.run_sync(
+        service.metadata.by_id, name, [hit.image_id for hit in hits[: asked.num_images]]
+    )
+    for place, item in enumerate(found[: asked.num_images]):
+        if item["id"] in rows:  # else deleted in this moment
+            item |= _metadata(request, name, rows[item["id"]])
+            if place < INLINE:
+                item |= await to_thread.run_sync(
+                    _inline, rows[item["id"]], limiter=service.decoding
+                )
+    return found
+
+
+@router.post("/metadata", openapi_extra=body_of(MetadataRequest))
+async def metadata(request: Request, service: Use) -> list[dict[str, Any]]:
+    """Describe images; those that the collection does not hold are left out."""
+    asked = parsed(MetadataRequest, await request.body())
+    name = asked.indice_name or service.options.collection
+    found = await to_thread.run_sync(service.metadata.by_id, name, asked.ids)
+    return [
+        {"id": image_id, "metadata": _metadata(request, name, found[image_id])}
+        for image_id in asked.ids
+        if image_id in found
+    ]
+
+
+def _metadata(request: Request, name: str, rows: list[ImageRow]) -> dict[str, str]:
+    row = rows[0]
+    address = f"{request.base_url}api/v1/collections/{name}/images/{row.image_id}/original"
+    path = {"image_path": printable(row.path)} if request.state.admin else {}
+    return {"url": address, "caption": printable(Path(row.path).name)} | path
+
+
+def _inline(rows: list[ImageRow]) -> dict[str, str]:
+    """Return the picture as base64, or nothing if its file is gone."""
+    try:
+        return {"image": base64.b64encode(pictures.thumbnail(rows, "medium")).decode()}
+    except HTTPException:
+        return {}

@@ -1,0 +1,73 @@
+"""Stored pictures for a browser: thumbnails in three sizes, and originals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import HTTPException, Request, Response
+
+from imgsearch import images
+from imgsearch.errors import ImageError
+from imgsearch.stores.metadata import ImageRow
+
+Size = Literal["small", "medium", "large"]
+SIDES: dict[Size, int] = {"small": 160, "medium": 320, "large": 1280}
+"""Longest side of a thumbnail, pixels."""
+
+Make = Callable[[], tuple[bytes, str]]
+"""Makes a picture, and gives its media type."""
+
+
+def thumbnail(rows: Sequence[ImageRow], size: Size) -> bytes:
+    """Return a JPEG of a stored image; `rows` are its paths."""
+    paths = tuple(row.path for row in rows)
+    make = _cached if size != "large" else _cached.__wrapped__
+    return make(rows[0].image_id, paths, SIDES[size])
+
+
+@lru_cache(maxsize=2_000)  # some 10 to 25 kB each
+def _cached(image_id: int, paths: tuple[str, ...], side: int) -> bytes:
+    return images.jpeg(_read(image_id, paths), side)
+
+
+def original(rows: Sequence[ImageRow], *, convert: bool) -> tuple[bytes, str]:
+    """Return the file of a stored image and its media type, as JPEG where browsers need it."""
+    data = _read(rows[0].image_id, tuple(row.path for row in rows))
+    kind = rows[0].format
+    if convert and kind not in images.SHOWN_BY_BROWSERS:
+        kind, data = "JPEG", images.jpeg(data)
+    return data, f"image/{kind.lower()}"
+
+
+def _read(image_id: int, paths: Sequence[str]) -> bytes:
+    """Read the first path that still holds the image itself: a file may have been exchanged."""
+    for path in paths:
+        try:
+            data = images.read(Path(path))
+            if images.probe(data).image_id == image_id:
+                return data
+        except ImageError:
+            continue
+    raise HTTPException(404, "The file of this image is gone, or has changed since it was stored.")
+
+
+async def answer(request: Request, etag: str, make: Make, limiter: CapacityLimiter) -> Response:
+    """Answer with a picture that never changes, or with status 304 where the client has it."""
+    headers = {"ETag": f'"{etag}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    data, kind = await to_thread.run_sync(make, limiter=limiter)
+    return Response(data, headers=headers, media_type=kind)
+
+
+def written(path: str) -> str:
+    """Write a path for a client that pastes it into an address without encoding it."""
+    if re.search(r"[&#+%\x00-\x1f\ud800-\udfff]", path):
+        return quote(path, errors="surrogateescape")
+    return path

@@ -1,0 +1,125 @@
+"""Who may send a request: tokens, hosts and origins."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from ipaddress import ip_address
+from urllib.parse import urlencode, urlsplit
+
+from fastapi import HTTPException, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+SAFE = {"GET", "HEAD", "OPTIONS"}
+PUBLIC = ("/healthz", "/readyz", "/static/")
+"""Paths that need no token."""
+
+HEADERS = {
+    "cache-control": "private, no-cache",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>imgsearch</title>
+<main><h1>imgsearch</h1><p>Open the address that the server printed when it started, or enter its
+token.</p><form><label>Token <input name="token" type="password" required autofocus></label>
+<button>Open</button></form></main></html>"""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`."""
+    return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
+
+
+def visitor_token(token: str) -> str:
+    """Derive the token of visitors, who may only read, from that of the administrator."""
+    return hmac.new(token.encode(), b"imgsearch visitor", hashlib.sha256).hexdigest()[:40]
+
+
+def admin_only(request: Request) -> None:
+    """Refuse a visitor; a dependency of the routes that change something."""
+    if not request.state.admin:
+        raise HTTPException(403, "This needs the administrator's token; yours is a visitor's.")
+
+
+class Security:
+    """Checks of one server. An empty `token` makes everybody an administrator."""
+
+    def __init__(self, token: str, hosts: Sequence[str], origins: Sequence[str]):
+        self._tokens = {"admin": token, "visitor": visitor_token(token)} if token else {}
+        self._hosts = {"localhost", *hosts}
+        self._origins = set(origins)
+        shared = "cross-origin" if origins else "same-origin"
+        self.headers = HEADERS | {"cross-origin-resource-policy": shared}
+
+    def admit(self, request: Request) -> Response | None:
+        """Set ``state.admin``; refuse by HTTPException, or answer a visitor who logs in."""
+        host = request.headers.get("host", "")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            name = ""
+        # Another name would be a page of someone else that points to this address (DNS rebinding).
+        if name not in self._hosts and not _is_address(name):
+            raise HTTPException(400, "Unknown host name: name it with --allowed-host.")
+        origin = request.headers.get("origin")
+        own = origin is None or urlsplit(origin).netloc == host
+        if request.method not in SAFE and not own and not self._origins & {origin, "*"}:
+            raise HTTPException(403, "Requests from other sites are refused; see --cors-origin.")
+        scope = self._scope(request) if self._tokens else "admin"
+        request.state.admin = scope == "admin"
+        page = request.method == "GET" and request.url.path == "/"
+        if scope is None and not request.url.path.startswith(PUBLIC):
+            if page:
+                return HTMLResponse(LOGIN, 401)
+            raise HTTPException(
+                401,
+                "A token is needed, as the header 'Authorization: Bearer TOKEN'.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        if page and "token" in request.query_params:
+            return self._logged_in(request)
+        return None
+
+    def _scope(self, request: Request) -> str | None:
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            cookie = request.cookies.get(_cookie(request), "")
+            given = request.query_params.get("token", cookie)
+        # All are compared, whichever fits, so that the time tells nothing.
+        found = [
+            scope
+            for scope, token in self._tokens.items()
+            if hmac.compare_digest(given.encode(), token.encode())
+        ]
+        return found[0] if found else None
+
+    def _logged_in(self, request: Request) -> Response:
+        """Keep the token in a cookie and out of the address."""
+        rest = [(k, v) for k, v in request.query_params.multi_items() if k != "token"]
+        answer = RedirectResponse(f"/?{urlencode(rest)}" if rest else "/", 303)
+        answer.set_cookie(
+            _cookie(request),
+            request.query_params["token"],
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return answer
+
+
+def _cookie(request: Request) -> str:
+    """Name of the cookie: browsers share cookies between all ports of a host."""
+    return f"imgsearch-{request.headers['host'].rpartition(':')[2]}"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

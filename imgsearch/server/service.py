@@ -1,0 +1,228 @@
+"""What all routes share: the open collections, the searches under way, the ingests."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, HTTPException, Request
+
+from imgsearch import images
+from imgsearch.config import Settings
+from imgsearch.encoders import Encoder
+from imgsearch.errors import (
+    CollectionNotFound,
+    ConfigError,
+    ImageError,
+    ImageNotFound,
+    ImgSearchError,
+)
+from imgsearch.gallery import Gallery
+from imgsearch.hits import Hits
+from imgsearch.images import ImageFile
+from imgsearch.ingestion import new_row
+from imgsearch.io import absolute, atomic
+from imgsearch.server.batching import Batcher
+from imgsearch.server.fetching import fetch
+from imgsearch.server.jobs import Jobs
+from imgsearch.server.observing import Metrics, log
+from imgsearch.stores.metadata import ImageRow, MetadataStore
+
+QUERY_BYTES = 256 * 2**20
+"""Bytes of uploaded query pictures that are kept; the oldest give way."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says. An empty `token` lets everybody do everything."""
+
+    settings: Settings
+    token: str
+    collection: str
+    roots: tuple[Path, ...] = ()
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    fetch_urls: bool = False
+    rate: float = 50.0
+
+
+class Plan(NamedTuple):
+    """What searches have in common that are done together."""
+
+    collection: str
+    top_k: int
+    box: images.Box | None = None
+    where: str | None = None
+    exclude: tuple[int, ...] = ()
+
+
+class Service:
+    """The state of one server."""
+
+    def __init__(self, options: Options, metrics: Metrics):
+        self.options, self.settings = options, options.settings
+        self.metadata = MetadataStore.open(options.settings)
+        self.batcher = Batcher(self._search, metrics.batches.observe)
+        self.jobs = Jobs(self._ingest_options)
+        self.queries: OrderedDict[str, bytes] = OrderedDict()
+        self.decoding = CapacityLimiter(max(2, os.cpu_count() or 2))
+        self.problem: str | None = "starting"
+        self._galleries: dict[str, Gallery] = {}
+        self._encoders: dict[str, Encoder] = {}
+        self._opening = threading.Lock()
+        threading.Thread(target=self._warm_up, daemon=True, name="imgsearch-warm-up").start()
+
+    def close(self) -> None:
+        """End the ingests at the next safe place, and disconnect."""
+        self.jobs.close()
+        for gallery in self._galleries.values():
+            gallery.close()
+        self.metadata.close()
+
+    def _warm_up(self) -> None:
+        """Load the encoder before the first visitor waits for it."""
+        try:
+            with suppress(CollectionNotFound):
+                blank = np.zeros((64, 64, 3), np.uint8)
+                self._search(Plan(self.options.collection, 1), [blank])
+            self.problem = None
+        except Exception as error:
+            self.problem = "The collection cannot be searched; the log holds the details."
+            log.error("warm-up", exc_info=error)
+
+    # ------------------------------------------------------------ collections
+
+    def gallery(self, name: str) -> Gallery:
+        """Return an open collection; opens it again after it was dropped and created anew."""
+        try:
+            row = self.metadata.collection(name)
+        except CollectionNotFound:
+            row = None
+        with self._opening:
+            held = self._galleries.get(name)
+            if held is not None and held.row != row:
+                self._galleries.pop(name).close()
+                held = None
+            if row is None:
+                raise CollectionNotFound(name, [c.name for c in self.metadata.collections()])
+            if held is None:
+                encoder = self._encoders.get(row.fingerprint)
+                held = Gallery.open(name, encoder=encoder, settings=self.settings)
+                self._galleries[name] = held
+            return held
+
+    def rows(self, name: str, image_id: int) -> list[ImageRow]:
+        """Return the rows of one image, one for each of its paths."""
+        found = self.metadata.by_id(name, [image_id])
+        if image_id not in found:
+            raise ImageNotFound(name, image_id)
+        return found[image_id]
+
+    def find(self, wanted: str, name: str | None, *, paths: bool) -> list[ImageRow]:
+        """Return the rows of an image that an id or, if allowed, a path names.
+
+        Without the name of a collection, the usual one is tried first, then all others.
+        """
+        others = [row.name for row in self.metadata.collections()]
+        for collection in [name] if name else [self.options.collection, *others]:
+            with suppress(ConfigError, CollectionNotFound, ImageNotFound):
+                if wanted.isascii() and wanted.isdigit() and int(wanted) < 2**63:
+                    return self.rows(collection, int(wanted))
+                for path in (wanted, unquote(wanted, errors="surrogateescape")) if paths else ():
+                    found = self.metadata.by_path(collection, [str(absolute(path))])
+                    ready = [row for row in found.values() if row.state == "ready"]
+                    if ready:
+                        return ready
+        raise HTTPException(404, "No collection holds this image.")
+
+    # ------------------------------------------------------------ searches
+
+    async def search(self, plan: Plan, query: Any) -> Hits:
+        """Search together with what else is waiting."""
+        return await self.batcher.submit(plan, query)
+
+    def _search(self, plan: Plan, queries: list) -> Sequence[Hits | ImgSearchError]:
+        gallery = self.gallery(plan.collection)
+        self._encoders.setdefault(gallery.row.fingerprint, gallery.encoder)
+        options = {"box": plan.box, "exclude": plan.exclude}
+        try:
+            wanted = [gallery.get(q) if isinstance(q, int) else q for q in queries]
+            return [gallery.search(query, plan.top_k, **options) for query in wanted]
+        except ImgSearchError as error:
+            if len(queries) == 1:
+                return [error]
+        return [result for query in queries for result in self._search(plan, [query])]
+
+    def keep_query(self, data: bytes) -> str:
+        """Keep the picture of a visitor, and return the key that only this visitor knows."""
+        key = secrets.token_urlsafe(18)
+        self.queries[key] = data
+        while sum(map(len, self.queries.values())) > QUERY_BYTES:
+            self.queries.popitem(last=False)
+        return key
+
+    def query(self, key: str) -> bytes:
+        """Return the picture of a key."""
+        if key not in self.queries:
+            raise HTTPException(404, "This query picture is no longer kept: upload it again.")
+        self.queries.move_to_end(key)
+        return self.queries[key]
+
+    async def fetch(self, url: str) -> bytes:
+        """Fetch a picture from the Internet, where that is allowed."""
+        if not self.options.fetch_urls:
+            raise HTTPException(403, "This server fetches no addresses: upload the picture.")
+        return await to_thread.run_sync(fetch, url)
+
+    # ------------------------------------------------------------ ingests
+
+    def loadable(self, folder: str) -> Path:
+        """Return the path of a folder; one that is not below a root is refused."""
+        path = absolute(folder)
+        real = path.resolve()
+        if not any(real.is_relative_to(root.resolve()) for root in self.options.roots):
+            raise HTTPException(403, "Only folders below those given with --root may be loaded.")
+        return path
+
+    def _ingest_options(self, collection: str) -> dict[str, Any]:
+        """Settings for an ingest, and the encoder if it is loaded, so that there is only one."""
+        loaded = self._encoders | {encoder.name: encoder for encoder in self._encoders.values()}
+        rows = {row.name: row.fingerprint for row in self.metadata.collections()}
+        encoder = loaded.get(rows.get(collection, self.settings.imgsearch_encoder))
+        return {"settings": self.settings, "encoder": encoder}
+
+    def upload(self, name: str, filename: str, data: bytes) -> ImageRow:
+        """Keep a picture in the folder of uploads and add it to a collection."""
+        info = images.probe(data, path=Path(filename).name)
+        stem = re.sub(r"[^\w-]+", "_", Path(filename).stem)[:80] or "image"
+        folder = self.settings.upload_path or self.settings.imgsearch_home / "uploads"
+        path = absolute(folder / f"{stem}-{info.sha256[:16]}.{info.format.lower()}")
+        with atomic(path) as file:
+            file.write(data)
+        with Gallery.open(name, create=True, **self._ingest_options(name)) as gallery:
+            status = path.stat()
+            row = new_row(ImageFile(path, status.st_size, status.st_mtime_ns), info)
+            (embedded,) = gallery.pipeline([path])
+            if isinstance(embedded, ImageError):
+                raise embedded
+            gallery.store([row], {info.image_id: embedded.vector})
+        return self.rows(name, info.image_id)[0]
+
+
+def service(request: Request) -> Service:
+    """Return the service of the application; a dependency of the routes."""
+    return request.app.state.service
+
+
+Use = Annotated[Service, Depends(service)]

@@ -1,0 +1,117 @@
+"""The server as a process: options, the printed addresses, and kill -9 in a load."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from imgsearch.gallery import Gallery
+from imgsearch.server.security import visitor_token
+from tests.conftest import ROOT
+from tests.guarantees.common import assert_consistent, environment
+from tests.helpers import paint
+
+ADDRESS = re.compile(r"(http://\S+?/)(?:\?token=(\S+))?")
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, settings, *arguments: str, **variables: str):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "imgsearch.server", "--port", "0", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment(settings), "PYTHONPATH": str(ROOT), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.printed = self._process.stdout.readline()
+        self.url, self.token = ADDRESS.search(self.printed).groups()
+        headers = {"Authorization": f"Bearer {self.token}"}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=120)
+
+    def end(self, number: int = signal.SIGTERM) -> str:
+        self.client.close()
+        self._process.send_signal(number)
+        output, log = self._process.communicate(timeout=60)
+        return self.printed + output + log
+
+
+def ready(process: Process) -> None:
+    until = time.monotonic() + 60
+    while process.client.get("/readyz").status_code != 200:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_it_prints_addresses_with_tokens_and_ends_on_a_signal(stored):
+    process = Process(stored)
+    ready(process)
+    assert process.url.startswith("http://127.0.0.1:")
+    assert process.client.get("/api/v1").json()["scope"] == "admin"
+    output = process.end()
+    assert f"?token={visitor_token(process.token)}" in output
+    log = output[output.index("{") :]
+    assert process.token not in log
+    assert '"event": "request"' in log
+
+
+def test_the_token_comes_from_the_environment_and_is_not_logged(stored):
+    process = Process(stored, IMGSEARCH_TOKEN="a-secret-of-the-environment")
+    assert process.token == "a-secret-of-the-environment"
+    process.end()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--no-auth", "--host", "0.0.0.0"], "loopback only"),
+        (["--collection", "a b"], "not a valid collection name"),
+        (["--root", ""], "empty"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(stored, arguments, why):
+    done = subprocess.run(
+        [sys.executable, "-m", "imgsearch.server", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment(stored), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode not in (0, None)
+    assert why in done.stderr
+
+
+def test_nothing_is_lost_when_the_server_is_killed_in_a_load(stored, tmp_path, collection):
+    folder = tmp_path / "many"
+    for number in range(500):
+        paint(folder / f"{number}.png", number, size=(32, 24))
+    arguments = ["--no-auth", "--root", str(tmp_path), "--collection", collection]
+    process = Process(stored, *arguments)
+    ready(process)
+    number = process.client.post("/api/v1/ingests", json={"folder": str(folder)}).json()["id"]
+    until = time.monotonic() + 60
+    while (told := process.client.get(f"/api/v1/ingests/{number}").json())["encoded"] < 64:
+        assert told["state"] in ("queued", "running"), told
+        assert time.monotonic() < until
+    process.end(signal.SIGKILL)
+    process = Process(stored, *arguments)
+    ready(process)
+    count = process.client.post("/img/count").json()
+    assert told["encoded"] <= count <= 500, "acknowledged, but not there"
+    assert process.client.post("/img/load", json={"File": str(folder)}).status_code == 200
+    assert process.client.post("/img/count").json() == 500
+    process.end()
+    with Gallery.open(collection, settings=stored) as gallery:
+        assert_consistent(gallery, {str(path) for path in Path(folder).iterdir()})

@@ -1,0 +1,62 @@
+"""Health, the page and its files, errors of the stores."""
+
+from __future__ import annotations
+
+import pytest
+
+from imgsearch.errors import StoreBusy, StoreError, StoreUnavailable
+
+
+def test_the_page_is_served_with_its_files(server):
+    page = server.admin.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    script = server.stranger.get("/static/grid.js")
+    assert script.status_code == 200
+    assert "javascript" in script.headers["content-type"]
+    again = server.stranger.get(
+        "/static/grid.js", headers={"If-None-Match": script.headers["etag"]}
+    )
+    assert again.status_code == 304
+
+
+@pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/x"])
+def test_nothing_but_its_files_is_served(server, path):
+    assert server.stranger.get(path).status_code in (401, 404)
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_pages_that_load_from_other_hosts_are_off(server, path):
+    assert server.admin.get(path).status_code == 404
+
+
+def test_health_and_readiness(start, collection):
+    running = start(collection=collection)
+    assert running.stranger.get("/healthz").json() == "ok"
+    assert running.stranger.get("/readyz").json() == "ok"
+    running.service.problem = "starting"
+    answer = running.stranger.get("/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"detail": "starting"})
+    assert running.stranger.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (StoreUnavailable("MySQL root@db", "cannot be reached"), 503),
+        (StoreBusy("store /home/me", "process 1", "is being written"), 503),
+        (StoreError("store /home/me", "its disk is full"), 500),
+    ],
+)
+def test_errors_of_a_store_name_it_to_the_administrator_only(start, monkeypatch, error, status):
+    running = start()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(running.service, "gallery", fail)
+    for client, shown in ((running.admin, True), (running.visitor, False)):
+        answer = client.post("/img/count")
+        assert answer.status_code == status
+        assert (error.reason in answer.text) is shown
+        assert ("retry-after" in answer.headers) is (status == 503)

@@ -1,0 +1,38 @@
+"""What the routes share: collections that come and go, and one encoder."""
+
+from __future__ import annotations
+
+from imgsearch.ingestion import ingest
+from imgsearch.server import service as module
+
+
+def test_a_collection_that_was_dropped_and_made_anew_is_opened_again(start, folder, collection):
+    running = start(collection=collection, roots=(folder.parent,))
+    for _ in range(2):
+        ingest(folder, collection, settings=running.options.settings)  # as a notebook does
+        assert running.visitor.post("/img/count").json() == 6
+        files = {"image": (folder / "0.png").read_bytes()}
+        assert len(running.visitor.post("/img/search", files=files).json()) == 6
+        running.admin.post("/img/drop")
+        assert running.visitor.post("/img/search", files=files).status_code == 404
+
+
+def test_there_is_one_encoder_for_all_collections_and_loads(server, folder, photos, collection):
+    files = {"image": (photos / "00.png").read_bytes()}
+    (server.options.roots[0] / "again").mkdir(exist_ok=True)
+    (server.options.roots[0] / "again" / "0.png").write_bytes((folder / "0.png").read_bytes())
+    table = {"table_name": collection}
+    body = {"File": str(server.options.roots[0] / "again"), "Table": collection}
+    assert server.admin.post("/img/load", json=body).status_code == 200
+    assert server.visitor.post("/img/search", files=files, params=table).status_code == 200
+    kept = server.service
+    assert kept.gallery(collection).encoder is kept.gallery("served").encoder
+    assert server.admin.post("/img/drop", params=table).json() == "ok"
+
+
+def test_query_pictures_are_bounded(server, monkeypatch, photos):
+    data = (photos / "00.png").read_bytes()
+    monkeypatch.setattr(module, "QUERY_BYTES", 3 * len(data))
+    keys = [server.service.keep_query(data) for _ in range(4)]
+    assert keys[0] not in server.service.queries
+    assert list(server.service.queries)[-3:] == keys[1:]
