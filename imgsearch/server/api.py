@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from imgsearch import images
 from imgsearch.config import COLLECTION_NAME, collection_name
 from imgsearch.errors import ImgSearchError, printable
 from imgsearch.gallery import Gallery
-from imgsearch.hits import Hit
+from imgsearch.hits import Hit, Image
 from imgsearch.ingestion import IngestReport
 from imgsearch.io import versions
 from imgsearch.server import pictures
@@ -37,7 +37,6 @@ from imgsearch.server.schemas import (
 )
 from imgsearch.server.security import admin_only
 from imgsearch.server.service import Plan, Use
-from imgsearch.stores.metadata import ImageRow
 
 router = APIRouter(prefix="/api/v1", tags=["imgsearch"])
 ADMIN = [Depends(admin_only)]
@@ -111,10 +110,9 @@ def browse(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Page:
     """List stored images, sorted by path."""
-    gallery = service.gallery(name)
-    rows = gallery.metadata.browse(name, offset=offset, limit=limit + 1)
-    more = offset + limit if len(rows) > limit else None
-    return Page(items=[_details(request, name, [row]) for row in rows[:limit]], next=more)
+    found = service.gallery(name).browse(offset, limit + 1)
+    more = offset + limit if len(found) > limit else None
+    return Page(items=[_details(request, name, image) for image in found[:limit]], next=more)
 
 
 @router.post("/collections/{name}/images", status_code=201, dependencies=ADMIN)
@@ -123,14 +121,14 @@ async def upload(
 ) -> PictureDetails:
     """Add a picture to a collection, which is created if it does not exist."""
     data = await image.read()
-    row = await to_thread.run_sync(service.upload, name, image.filename or "", data)
-    return _details(request, name, [row])
+    stored = await to_thread.run_sync(service.upload, name, image.filename or "", data)
+    return _details(request, name, stored)
 
 
 @router.get("/collections/{name}/images/{image_id}")
 def image(request: Request, name: Name, image_id: Id, service: Use) -> PictureDetails:
     """Describe a stored image."""
-    return _details(request, name, service.rows(name, image_id))
+    return _details(request, name, service.image(name, image_id))
 
 
 @router.get("/collections/{name}/images/{image_id}/thumbnail", response_class=Response)
@@ -140,7 +138,7 @@ async def thumbnail(
     """Return a JPEG of 160, 320 or 1,280 pixels at most."""
 
     def make() -> tuple[bytes, str]:
-        return pictures.thumbnail(service.rows(name, image_id), size), "image/jpeg"
+        return pictures.thumbnail(service.image(name, image_id), size), "image/jpeg"
 
     return await pictures.answer(request, f"{image_id}-{size}", make, service.decoding)
 
@@ -150,12 +148,12 @@ async def original(request: Request, name: Name, image_id: Id, service: Use) -> 
     """Return the file of an image; as JPEG where browsers do not show its format."""
 
     def make() -> tuple[bytes, str]:
-        return pictures.original(service.rows(name, image_id), convert=True)
+        return pictures.original(service.image(name, image_id), convert=True)
 
     return await pictures.answer(request, f"{image_id}", make, service.decoding)
 
 
-def _picture(request: Request, name: str, image: ImageRow | Hit, paths: Iterable[str]) -> dict:
+def _picture(request: Request, name: str, image: Image | Hit) -> dict:
     """Fields of a Picture."""
     address = f"/api/v1/collections/{name}/images/{image.image_id}"
     return {
@@ -165,14 +163,13 @@ def _picture(request: Request, name: str, image: ImageRow | Hit, paths: Iterable
         "height": image.height,
         "thumbnail": f"{address}/thumbnail",
         "original": f"{address}/original",
-        "paths": [printable(path) for path in paths] if request.state.admin else [],
+        "paths": [printable(path) for path in image.paths] if request.state.admin else [],
     }
 
 
-def _details(request: Request, name: str, rows: Sequence[ImageRow]) -> PictureDetails:
-    row = rows[0]
-    about = _picture(request, name, row, [row.path for row in rows])
-    return PictureDetails(**about, format=row.format, size=row.size, added_at=row.added_at)
+def _details(request: Request, name: str, image: Image) -> PictureDetails:
+    about = {"format": image.format, "size": image.size, "added_at": image.added_at}
+    return PictureDetails(**_picture(request, name, image), **about)
 
 
 # ------------------------------------------------------------ searches
@@ -216,7 +213,7 @@ async def search(request: Request, name: Name, asked: SearchRequest, service: Us
     hits = await service.search(plan, query)
     return SearchAnswer(
         hits=[
-            FoundPicture(**_picture(request, name, hit, hit.paths), rank=hit.rank, score=hit.score)
+            FoundPicture(**_picture(request, name, hit), rank=hit.rank, score=hit.score)
             for hit in hits[asked.offset :]
         ],
         next=asked.offset + asked.limit if len(hits) == plan.top_k else None,

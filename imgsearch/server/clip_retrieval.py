@@ -17,6 +17,7 @@ from fastapi import APIRouter, HTTPException, Request
 from pydantic import BaseModel, Field
 
 from imgsearch.errors import printable
+from imgsearch.hits import Hit
 from imgsearch.server import pictures
 from imgsearch.server.schemas import ImageId, body_of, parsed
 from imgsearch.server.service import Plan, Use
@@ -77,16 +78,10 @@ async def knn(request: Request, service: Use) -> list[dict[str, Any]]:
         raise HTTPException(400, "Give one of text, image, image_url and embedding_input.")
     hits = await service.search(plan, query)
     found = [{"id": hit.image_id, "similarity": hit.score} for hit in hits]
-    rows = await to_thread.run_sync(
-        service.metadata.by_id, name, [hit.image_id for hit in hits[: asked.num_images]]
-    )
-    for place, item in enumerate(found[: asked.num_images]):
-        if item["id"] in rows:  # else deleted in this moment
-            item |= _metadata(request, name, rows[item["id"]])
-            if place < INLINE:
-                item |= await to_thread.run_sync(
-                    _inline, rows[item["id"]], limiter=service.decoding
-                )
+    for place, (hit, item) in enumerate(zip(hits[: asked.num_images], found, strict=False)):
+        item |= _metadata(request, name, hit)
+        if place < INLINE:
+            item |= await to_thread.run_sync(_inline, hit, limiter=service.decoding)
     return found
 
 
@@ -97,22 +92,21 @@ async def metadata(request: Request, service: Use) -> list[dict[str, Any]]:
     name = asked.indice_name or service.options.collection
     found = await to_thread.run_sync(service.metadata.by_id, name, asked.ids)
     return [
-        {"id": image_id, "metadata": _metadata(request, name, found[image_id])}
+        {"id": image_id, "metadata": _metadata(request, name, found[image_id][0])}
         for image_id in asked.ids
         if image_id in found
     ]
 
 
-def _metadata(request: Request, name: str, rows: list[ImageRow]) -> dict[str, str]:
-    row = rows[0]
+def _metadata(request: Request, name: str, row: ImageRow | Hit) -> dict[str, str]:
     address = f"{request.base_url}api/v1/collections/{name}/images/{row.image_id}/original"
     path = {"image_path": printable(row.path)} if request.state.admin else {}
     return {"url": address, "caption": printable(Path(row.path).name)} | path
 
 
-def _inline(rows: list[ImageRow]) -> dict[str, str]:
+def _inline(hit: Hit) -> dict[str, str]:
     """Return the picture as base64, or nothing if its file is gone."""
     try:
-        return {"image": base64.b64encode(pictures.thumbnail(rows, "medium")).decode()}
+        return {"image": base64.b64encode(pictures.thumbnail(hit, "medium")).decode()}
     except HTTPException:
         return {}

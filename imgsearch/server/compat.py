@@ -73,7 +73,7 @@ async def data(
     )
     return await pictures.answer(
         request,
-        str(found[0].image_id),
+        str(found.image_id),
         lambda: pictures.original(found, convert=False),
         service.decoding,
     )
@@ -145,7 +145,7 @@ async def search(
 ) -> list[tuple[str, float]]:
     """Find similar images: path (for visitors: id) and squared Euclidean distance, ascending."""
     hits = await service.search(Plan(table, top_k), await image.read())
-    shown = [pictures.written(h.path) if request.state.admin else str(h.image_id) for h in hits]
+    shown = [pictures.written(h) if request.state.admin else str(h.image_id) for h in hits]
     distances = [max(0.0, 2 - 2 * hit.score) for hit in hits]
     return list(zip(shown, distances, strict=True))
 

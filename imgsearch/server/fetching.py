@@ -7,11 +7,11 @@ is checked in the same way.
 
 from __future__ import annotations
 
-import socket
 import ssl
 import time
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from ipaddress import IPv6Address, ip_address, ip_network
+from socket import SOCK_STREAM, create_connection, getaddrinfo
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from imgsearch.errors import ImageError
@@ -68,7 +68,7 @@ def _connect(parts: SplitResult, port: int, address: str, timeout: float) -> HTT
     """Connect to a checked address; the name stays in the Host header and in the certificate."""
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = kind(parts.hostname, port, timeout=timeout)
-    connection.sock = socket.create_connection((address, port), timeout)
+    connection.sock = create_connection((address, port), timeout)
     if parts.scheme == "https":
         context = ssl.create_default_context()
         connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
@@ -77,7 +77,7 @@ def _connect(parts: SplitResult, port: int, address: str, timeout: float) -> HTT
 
 def checked_address(host: str, port: int) -> str:
     """Look a host up and return an address; refuse it if one of its addresses is not public."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = getaddrinfo(host, port, type=SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
         raise ImageError(host, "not a public address of the Internet")

@@ -14,7 +14,7 @@ from fastapi import HTTPException, Request, Response
 
 from imgsearch import images
 from imgsearch.errors import ImageError
-from imgsearch.stores.metadata import ImageRow
+from imgsearch.hits import Hit, Image
 
 Size = Literal["small", "medium", "large"]
 SIDES: dict[Size, int] = {"small": 160, "medium": 320, "large": 1280}
@@ -24,11 +24,10 @@ Make = Callable[[], tuple[bytes, str]]
 """Makes a picture, and gives its media type."""
 
 
-def thumbnail(rows: Sequence[ImageRow], size: Size) -> bytes:
-    """Return a JPEG of a stored image; `rows` are its paths."""
-    paths = tuple(row.path for row in rows)
+def thumbnail(image: Image | Hit, size: Size) -> bytes:
+    """Return a JPEG of a stored image."""
     make = _cached if size != "large" else _cached.__wrapped__
-    return make(rows[0].image_id, paths, SIDES[size])
+    return make(image.image_id, image.paths, SIDES[size])
 
 
 @lru_cache(maxsize=2_000)  # some 10 to 25 kB each
@@ -36,10 +35,9 @@ def _cached(image_id: int, paths: tuple[str, ...], side: int) -> bytes:
     return images.jpeg(_read(image_id, paths), side)
 
 
-def original(rows: Sequence[ImageRow], *, convert: bool) -> tuple[bytes, str]:
+def original(image: Image, *, convert: bool) -> tuple[bytes, str]:
     """Return the file of a stored image and its media type, as JPEG where browsers need it."""
-    data = _read(rows[0].image_id, tuple(row.path for row in rows))
-    kind = rows[0].format
+    kind, data = image.format, _read(image.image_id, image.paths)
     if convert and kind not in images.SHOWN_BY_BROWSERS:
         kind, data = "JPEG", images.jpeg(data)
     return data, f"image/{kind.lower()}"
@@ -66,8 +64,10 @@ async def answer(request: Request, etag: str, make: Make, limiter: CapacityLimit
     return Response(data, headers=headers, media_type=kind)
 
 
-def written(path: str) -> str:
-    """Write a path for a client that pastes it into an address without encoding it."""
-    if re.search(r"[&#+%\x00-\x1f\ud800-\udfff]", path):
-        return quote(path, errors="surrogateescape")
-    return path
+def written(hit: Hit) -> str:
+    """Write a path, or else an id, for a client that pastes it into an address as it is."""
+    try:
+        hit.path.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8
+        return str(hit.image_id)
+    return quote(hit.path) if re.search(r"[&#+%\x00-\x1f]", hit.path) else hit.path

@@ -29,15 +29,13 @@ from imgsearch.errors import (
     ImgSearchError,
 )
 from imgsearch.gallery import Gallery
-from imgsearch.hits import Hits
-from imgsearch.images import ImageFile
-from imgsearch.ingestion import new_row
+from imgsearch.hits import Hits, Image
 from imgsearch.io import absolute, atomic
 from imgsearch.server.batching import Batcher
 from imgsearch.server.fetching import fetch
 from imgsearch.server.jobs import Jobs
 from imgsearch.server.observing import Metrics, log
-from imgsearch.stores.metadata import ImageRow, MetadataStore
+from imgsearch.stores.metadata import MetadataStore
 
 QUERY_BYTES = 256 * 2**20
 """Bytes of uploaded query pictures that are kept; the oldest give way."""
@@ -122,15 +120,15 @@ class Service:
                 self._galleries[name] = held
             return held
 
-    def rows(self, name: str, image_id: int) -> list[ImageRow]:
-        """Return the rows of one image, one for each of its paths."""
+    def image(self, name: str, image_id: int) -> Image:
+        """Return one image; the collection is not opened for it."""
         found = self.metadata.by_id(name, [image_id])
         if image_id not in found:
             raise ImageNotFound(name, image_id)
-        return found[image_id]
+        return Image.of(found[image_id])
 
-    def find(self, wanted: str, name: str | None, *, paths: bool) -> list[ImageRow]:
-        """Return the rows of an image that an id or, if allowed, a path names.
+    def find(self, wanted: str, name: str | None, *, paths: bool) -> Image:
+        """Return the image that an id or, if allowed, a path names.
 
         Without the name of a collection, the usual one is tried first, then all others.
         """
@@ -138,12 +136,10 @@ class Service:
         for collection in [name] if name else [self.options.collection, *others]:
             with suppress(ConfigError, CollectionNotFound, ImageNotFound):
                 if wanted.isascii() and wanted.isdigit() and int(wanted) < 2**63:
-                    return self.rows(collection, int(wanted))
-                for path in (wanted, unquote(wanted, errors="surrogateescape")) if paths else ():
-                    found = self.metadata.by_path(collection, [str(absolute(path))])
-                    ready = [row for row in found.values() if row.state == "ready"]
-                    if ready:
-                        return ready
+                    return self.image(collection, int(wanted))
+            for path in (wanted, unquote(wanted)) if paths else ():
+                with suppress(ConfigError, CollectionNotFound, ImageNotFound):
+                    return self.gallery(collection).get(path)
         raise HTTPException(404, "No collection holds this image.")
 
     # ------------------------------------------------------------ searches
@@ -155,10 +151,8 @@ class Service:
     def _search(self, plan: Plan, queries: list) -> Sequence[Hits | ImgSearchError]:
         gallery = self.gallery(plan.collection)
         self._encoders.setdefault(gallery.row.fingerprint, gallery.encoder)
-        options = {"box": plan.box, "exclude": plan.exclude}
         try:
-            wanted = [gallery.get(q) if isinstance(q, int) else q for q in queries]
-            return [gallery.search(query, plan.top_k, **options) for query in wanted]
+            return gallery.search(queries, plan.top_k, box=plan.box, exclude=plan.exclude)
         except ImgSearchError as error:
             if len(queries) == 1:
                 return [error]
@@ -202,7 +196,7 @@ class Service:
         encoder = loaded.get(rows.get(collection, self.settings.imgsearch_encoder))
         return {"settings": self.settings, "encoder": encoder}
 
-    def upload(self, name: str, filename: str, data: bytes) -> ImageRow:
+    def upload(self, name: str, filename: str, data: bytes) -> Image:
         """Keep a picture in the folder of uploads and add it to a collection."""
         info = images.probe(data, path=Path(filename).name)
         stem = re.sub(r"[^\w-]+", "_", Path(filename).stem)[:80] or "image"
@@ -211,13 +205,9 @@ class Service:
         with atomic(path) as file:
             file.write(data)
         with Gallery.open(name, create=True, **self._ingest_options(name)) as gallery:
-            status = path.stat()
-            row = new_row(ImageFile(path, status.st_size, status.st_mtime_ns), info)
-            (embedded,) = gallery.pipeline([path])
-            if isinstance(embedded, ImageError):
-                raise embedded
-            gallery.store([row], {info.image_id: embedded.vector})
-        return self.rows(name, info.image_id)[0]
+            for _, reason in gallery.add(path, progress=False).failures:
+                raise ImageError(path, reason)
+        return self.image(name, info.image_id)
 
 
 def service(request: Request) -> Service:

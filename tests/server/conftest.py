@@ -33,6 +33,7 @@ class Running:
         config = uvicorn.Config(self.app, port=0, log_config=None, ws="none", lifespan="on")
         self._server = uvicorn.Server(config)
         socket = config.bind_socket()
+        socket.listen()
         self.url = f"http://127.0.0.1:{socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._server.run, args=([socket],), daemon=True)
         self._thread.start()

@@ -231,12 +231,13 @@ def test_a_load_blocks_no_other_request_and_progress_is_always_a_string(
 
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "..\\..\\x.png", "", ".", "a" * 300])
 def test_an_upload_stays_in_its_folder(own, tmp_path, stored, name):
-    before = set(stored.upload_path.parent.rglob("*"))
+    base = stored.upload_path.parent
+    before = {*base.rglob("*.png"), tmp_path / "x.png"}
     data = paint(tmp_path / "x.png", hash(name) % 1000).read_bytes()
     answer = own.admin.post("/img/upload", files={"image": (name or "x", data)})
     assert answer.status_code == 200
     number = int(re.fullmatch(r"Successfully loaded data: (\d+)", answer.json())[1])
-    new = set(stored.upload_path.parent.rglob("*")) - before
+    new = set(base.rglob("*.png")) - before
     assert {path.parent for path in new} == {stored.upload_path}
     found = own.admin.post("/img/search", files={"image": data}).json()
     assert found[0][0] == str(new.pop())

@@ -83,8 +83,8 @@ def internet(monkeypatch):
         assert is_public(address[0]), "connected to an address that was not checked"
         return real(("127.0.0.1", server.server_port), timeout)
 
-    monkeypatch.setattr(fetching.socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(fetching.socket, "create_connection", connect)
+    monkeypatch.setattr(fetching, "getaddrinfo", look_up)
+    monkeypatch.setattr(fetching, "create_connection", connect)
     server.asked = asked
     yield server
     server.shutdown()

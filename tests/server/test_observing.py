@@ -19,7 +19,7 @@ def test_metrics_count_requests_by_route_and_hold_no_id(server, photos):
     assert 'route="none",status="404"' in text
     assert number not in text
     assert "imgsearch_batch_queries_bucket" in text
-    assert "imgsearch_queue_length 1.0" in text
+    assert "imgsearch_queue_length 0.0" in text
 
 
 def test_a_log_record_is_one_line_of_json():
