@@ -100,7 +100,13 @@ def test_no_service_of_the_compose_file_works_with_a_password_left_out(compose):
             if SECRET.search(name) and name != "MYSQL_RANDOM_ROOT_PASSWORD":
                 secrets.append(name)
                 assert re.search(r"\$\{[A-Z_]+:\?[^}]+\}$", value), (name, value)
-    assert {"MYSQL_PASSWORD", "MINIO_ROOT_PASSWORD", "JUPYTER_TOKEN", "MILVUS_TOKEN", "IMGSEARCH_TOKEN"} <= {*secrets}
+    assert {
+        "MYSQL_PASSWORD",
+        "MINIO_ROOT_PASSWORD",
+        "JUPYTER_TOKEN",
+        "MILVUS_TOKEN",
+        "IMGSEARCH_TOKEN",
+    } <= {*secrets}
     assert not re.search(r"\$\{[A-Z_]*(PASSWORD|SECRET|TOKEN)[A-Z_]*:?-", str(compose))
 
 

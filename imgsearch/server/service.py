@@ -29,7 +29,7 @@ from imgsearch.errors import (
     ImgSearchError,
 )
 from imgsearch.gallery import Gallery
-from imgsearch.hits import Hits, Image
+from imgsearch.hits import Hits, Image, image_of
 from imgsearch.io import absolute, atomic
 from imgsearch.server.batching import Batcher
 from imgsearch.server.fetching import fetch
@@ -125,7 +125,7 @@ class Service:
         found = self.metadata.by_id(name, [image_id])
         if image_id not in found:
             raise ImageNotFound(name, image_id)
-        return Image.of(found[image_id])
+        return image_of(found[image_id])
 
     def find(self, wanted: str, name: str | None, *, paths: bool) -> Image:
         """Return the image that an id or, if allowed, a path names.
