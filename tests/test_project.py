@@ -119,7 +119,7 @@ def test_the_compose_file_publishes_on_loopback_only(compose):
 
 def test_services_wait_for_healthy_ones_and_images_are_pinned(compose):
     services = compose["services"]
-    for name, service in services.items():
+    for service in services.values():
         for other, how in service.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"}
             assert "healthcheck" in services[other]
