@@ -11,6 +11,11 @@ that was not retrieved counts as missed:
     Number of items that can be ranked: the gallery without the query, its copies and junk.
 ``at_least``
     Number of items whose gain is at least 1, 2, …, for the ideal ranking of nDCG.
+``nonrelevant``
+    Number of candidates that were judged not relevant: N - R where everything was judged.
+``pooled``
+    Number of candidates that were in the pool for judging, judged or not: N where everything
+    was judged.
 
 Each metric returns float64 of shape (q,). A query with R = 0 has the value 0, as in
 trec_eval; whether such queries enter a mean is the caller's decision. All values agree with
@@ -30,19 +35,24 @@ from imgsearch.evaluation.statistics import ratio
 #: Recall levels of the 11-point curve.
 ELEVEN = tuple(i / 10 for i in range(11))
 
+_SMOOTHING = 1e-5  # of infAP, as in trec_eval
+
 
 class Ranks(NamedTuple):
     """Ranks of the t relevant items that the rankings of q queries found.
 
     `rank`, int32 (t,), counts from 1, query after query, ascending within each; junk has no
     rank. `hit`, int32 (t,), is the number of relevant items at this rank and above it. `gain`,
-    (t,), is the graded relevance, at least 1. Query ``i`` has the entries ``offsets[i]`` to
-    ``offsets[i + 1]``.
+    (t,), is the graded relevance, at least 1. `nonrelevant` and `pooled`, int32 (t,), are how
+    many items above it were judged not relevant, and how many were pooled for judging. Query
+    ``i`` has the entries ``offsets[i]`` to ``offsets[i + 1]``.
     """
 
     rank: np.ndarray
     hit: np.ndarray
     gain: np.ndarray
+    nonrelevant: np.ndarray
+    pooled: np.ndarray
     offsets: np.ndarray
 
 
@@ -52,13 +62,21 @@ class Counts(NamedTuple):
     relevant: np.ndarray
     candidates: np.ndarray
     at_least: np.ndarray
+    nonrelevant: np.ndarray
+    pooled: np.ndarray
 
 
-def ranks(gains: np.ndarray, junk: np.ndarray | None = None) -> Ranks:
-    """Ranks of the relevant items in rankings given as gains, both of shape (q, depth).
+def ranks(
+    gains: np.ndarray,
+    junk: np.ndarray | None = None,
+    unjudged: np.ndarray | None = None,
+    unpooled: np.ndarray | None = None,
+) -> Ranks:
+    """Ranks of the relevant items in rankings given as gains, all of shape (q, depth).
 
     A gain of 0 is not relevant. Places marked in `junk` are removed from the ranking, and
-    what follows moves up; it also marks the padding of short rankings.
+    what follows moves up; it also marks the padding of short rankings. Places marked in
+    `unjudged` were not judged, those in `unpooled` were not even in the pool.
     """
     if junk is None:
         junk = np.zeros(gains.shape, bool)
@@ -71,8 +89,15 @@ def ranks(gains: np.ndarray, junk: np.ndarray | None = None) -> Ranks:
     offsets = np.concatenate([[0], np.cumsum(counts)])
     flat = np.flatnonzero(relevant)
     rank = np.cumsum(~junk, axis=1, dtype=np.int32).ravel()[flat]
-    hit = np.arange(1, len(flat) + 1) - np.repeat(offsets[:-1], counts)
-    return Ranks(rank, hit.astype(np.int32), gains.ravel()[flat], offsets)
+    hit = (np.arange(1, len(flat) + 1) - np.repeat(offsets[:-1], counts)).astype(np.int32)
+
+    def above(those: np.ndarray | None) -> np.ndarray | int:
+        if those is None:
+            return 0
+        return np.cumsum(those & ~junk, axis=1, dtype=np.int32).ravel()[flat]
+
+    nonrelevant, pooled = rank - hit - above(unjudged), rank - 1 - above(unpooled)
+    return Ranks(rank, hit, gains.ravel()[flat], nonrelevant, pooled, offsets)
 
 
 def average_precision(found: Ranks, counts: Counts) -> np.ndarray:
@@ -140,6 +165,34 @@ def ndcg_at(found: Ranks, counts: Counts, k: int) -> np.ndarray:
         minlength=len(found.offsets) - 1,
     )
     return ratio(dcg, _ideal_dcg(counts, k))
+
+
+def bpref(found: Ranks, counts: Counts) -> np.ndarray:
+    """Binary preference: how seldom items judged not relevant are above the relevant ones.
+
+    Each relevant item found has the value 1 - min(n, R) / min(N', R), where n is the number
+    of items above it that were judged not relevant, and N' the number of all of these; the
+    sum is divided by R. Items that were not judged do not matter. Agrees with trec_eval
+    ``bpref``. See Buckley, Voorhees: Retrieval evaluation with incomplete information,
+    SIGIR 2004.
+    """
+    r, n = (np.repeat(x, np.diff(found.offsets)) for x in (counts.relevant, counts.nonrelevant))
+    lost = ratio(np.minimum(found.nonrelevant, r), np.minimum(n, r))
+    return ratio(_segments(1 - lost, found.offsets), counts.relevant)
+
+
+def inferred_average_precision(found: Ranks, counts: Counts) -> np.ndarray:
+    """Inferred average precision: an estimate of AP where a sample of the pool was judged.
+
+    At each relevant item found, the precision above it is estimated as the share of pooled
+    items there, times the share of relevant ones among those of them that were judged,
+    smoothed by 1e-5; the sum is divided by R. Equals AP (up to the smoothing) where the
+    whole pool was judged. Agrees with trec_eval ``infAP``. See Yilmaz, Aslam: Estimating
+    average precision with incomplete and imperfect judgments, CIKM 2006.
+    """
+    above = found.hit - 1.0
+    share = (above + _SMOOTHING) / (above + found.nonrelevant + 2 * _SMOOTHING)
+    return ratio(_segments((1 + found.pooled * share) / found.rank, found.offsets), counts.relevant)
 
 
 def interpolated_precision(
@@ -236,6 +289,38 @@ def expected_ndcg_at(counts: Counts, k: int) -> np.ndarray:
     return ratio(dcg, _ideal_dcg(counts, k))
 
 
+def expected_bpref(counts: Counts) -> np.ndarray:
+    """Expectation of bpref in random order, exact.
+
+    The number of items judged not relevant above a relevant one is then 0 to N' with equal
+    probability, so that E = (R + 1) / (2 (N' + 1)) if N' ≥ R, else 1/2, and 1 if N' = 0.
+    """
+    r, n = counts.relevant, counts.nonrelevant
+    value = np.where(n >= r, (r + 1) / (2 * (n + 1)), np.where(n > 0, 0.5, 1.0))
+    return np.where(r > 0, value, 0.0)
+
+
+def expected_inferred_average_precision(counts: Counts) -> np.ndarray:
+    """Expectation of infAP in random order, exact but for the smoothing.
+
+    At rank i, (i - 1)(P - 1)/(N - 1) items of the pool P are expected above a relevant one,
+    of which a share of (R - 1)/(J - 1) counts as relevant where something there was judged
+    (J items are), and one half where nothing was.
+    """
+    kinds = np.stack([counts.relevant, counts.candidates, counts.nonrelevant, counts.pooled], 1)
+    found, which = np.unique(kinds, axis=0, return_inverse=True)
+    values = np.zeros(len(found))
+    for row, (r, n, nonrelevant, pooled) in enumerate(found.tolist()):
+        if r > 0:
+            judged, above = r + nonrelevant, np.arange(n)  # items above each rank
+            share = (r - 1) / max(judged - 1, 1)
+            none = np.cumprod(np.append(1.0, (n - judged - above[:-1]) / (n - 1 - above[:-1])))
+            unseen = none * above * (pooled - judged) / max(n - judged, 1)
+            gained = share * above * (pooled - 1) / max(n - 1, 1) + (0.5 - share) * unseen
+            values[row] = np.mean((1 + gained) / (above + 1))
+    return values[which.ravel()]
+
+
 def simulated_interpolated_precision(
     counts: Counts, levels: tuple[float, ...] = ELEVEN, *, draws: int = 200, seed: int = 0
 ) -> np.ndarray:
@@ -251,7 +336,8 @@ def simulated_interpolated_precision(
     for i in np.linspace(0, len(counts.relevant) - 1, draws).round().astype(int):
         r, n = int(counts.relevant[i]), int(counts.candidates[i])
         rank = np.sort(generator.choice(n, r, replace=False, shuffle=False)) + 1
-        drawn = Ranks(rank, np.arange(1, r + 1), np.ones(r, np.uint8), np.array([0, r]))
+        hit, offsets = np.arange(1, r + 1), np.array([0, r])
+        drawn = Ranks(rank, hit, np.ones(r, np.uint8), rank - hit, rank - 1, offsets)
         total += interpolated_precision(drawn, np.array([r]), levels)[0]
     return total / draws
 
@@ -279,6 +365,8 @@ METRICS = {
     "AP@R": Metric("mAP@R", average_precision_at_r, expected_average_precision_at_r),
     "RR": Metric("MRR", reciprocal_rank, expected_reciprocal_rank),
     "Rprec": Metric("Rprec", r_precision, expected_r_precision),
+    "bpref": Metric("bpref", bpref, expected_bpref),
+    "infAP": Metric("infAP", inferred_average_precision, expected_inferred_average_precision),
     "P@k": Metric("P@k", precision_at, expected_precision_at),
     "R@k": Metric("R@k", recall_at, expected_recall_at),
     "nDCG@k": Metric("nDCG@k", ndcg_at, expected_ndcg_at),

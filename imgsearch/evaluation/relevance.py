@@ -7,6 +7,7 @@ left out of the ranking, if every class they share rests on difficult objects.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,14 +23,24 @@ class Labels:
     """Classes of items as bits of unsigned integers, uint32 or uint64 (n,).
 
     Bit ``c`` of `present` is set for an object of class ``c`` that is not difficult, of
-    `shown` for any object of the class. The highest bit is not used.
+    `shown` for any object of the class. Where not every item was judged for every class, bit
+    ``c`` of `unjudged` is set for an item that was not judged, and of `unpooled` for one that
+    was not in the pool of the class either. The highest bit is not used.
     """
 
     present: np.ndarray
     shown: np.ndarray
+    unjudged: np.ndarray | None = None
+    unpooled: np.ndarray | None = None
 
     @classmethod
-    def of(cls, present: np.ndarray, difficult: np.ndarray | None = None) -> Labels:
+    def of(
+        cls,
+        present: np.ndarray,
+        difficult: np.ndarray | None = None,
+        unjudged: np.ndarray | None = None,
+        unpooled: np.ndarray | None = None,
+    ) -> Labels:
         """Pack class indicators, bool of shape (n, classes)."""
         classes = present.shape[1]
         if classes > MAX_CLASSES:
@@ -39,16 +50,22 @@ class Labels:
         kind = np.uint32 if classes < 32 else np.uint64
         bits = kind(1) << np.arange(classes, dtype=kind)
         shown = present if difficult is None else present | difficult
-        return cls(*(np.where(x, bits, kind(0)).sum(axis=1, dtype=kind) for x in (present, shown)))
+        return cls(present, shown, unjudged, unpooled)._each(
+            lambda some: np.where(some, bits, kind(0)).sum(axis=1, dtype=kind)
+        )
 
     def __getitem__(self, rows: np.ndarray | slice) -> Labels:
         """Labels of some items."""
-        return Labels(self.present[rows], self.shown[rows])
+        return self._each(lambda some: some[rows])
 
     def among(self, mask: int) -> Labels:
         """Only the classes of a mask."""
         bits = self.present.dtype.type(mask)
-        return Labels(self.present & bits, self.shown & bits)
+        return self._each(lambda some: some & bits)
+
+    def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Labels:
+        parts = (self.present, self.shown, self.unjudged, self.unpooled)
+        return Labels(*(None if part is None else change(part) for part in parts))
 
 
 def members(queries: Labels, mask: int) -> np.ndarray:
@@ -68,20 +85,32 @@ def count(queries: Labels, gallery: Labels, skip: np.ndarray, mask: int) -> Coun
         np.stack([queries.present, queries.shown], axis=1), axis=0, return_inverse=True
     )
     at_least = np.zeros((len(combinations), len(highest)), np.int64)
-    junk = np.zeros(len(combinations), np.int64)
+    others = np.zeros((len(combinations), 3), np.int64)  # junk, unjudged, unpooled
+
+    def judged(items: Labels, present: np.integer, shown: np.integer) -> tuple:
+        gains, junk = _judge(items, present, shown)
+        missing = (np.zeros_like(junk) if x is None else x for x in _missing(items, present))
+        return gains, [int(junk.sum()), *(int((x & ~junk).sum()) for x in missing)]
+
     for i, (present, shown) in enumerate(combinations):
-        gains, unsure = _judge(gallery, present, shown)
+        gains, others[i] = judged(gallery, present, shown)
         at_least[i] = np.cumsum(np.bincount(gains, minlength=len(highest) + 1)[:0:-1])[::-1]
-        junk[i] = np.count_nonzero(unsure)
-    at_least, junk = at_least[which.ravel()], junk[which.ravel()]
+    at_least, others = at_least[which.ravel()], others[which.ravel()]
     for row in np.flatnonzero(skip[:, 1] > skip[:, 0]):
         own = gallery[slice(*skip[row])]
-        gains, unsure = _judge(own, queries.present[row], queries.shown[row])
+        gains, less = judged(own, queries.present[row], queries.shown[row])
         at_least[row] -= (gains[:, None] >= highest).sum(axis=0)
-        junk[row] -= np.count_nonzero(unsure)
+        others[row] -= less
+    junk, unjudged, unpooled = others.T
     candidates = len(gallery.present) - (skip[:, 1] - skip[:, 0]) - junk
-    used = max(1, int(at_least.any(axis=0).sum()))
-    return Counts(at_least[:, 0], candidates, at_least[:, :used])
+    used, relevant = max(1, int(at_least.any(axis=0).sum())), at_least[:, 0]
+    return Counts(
+        relevant,
+        candidates,
+        at_least[:, :used],
+        candidates - relevant - unjudged,
+        candidates - unpooled,
+    )
 
 
 class Judge:
@@ -91,9 +120,8 @@ class Judge:
         kind = gallery.present.dtype.type
         # The highest bit marks places of a ranking that hold no item.
         self._nothing = kind(1) << kind(8 * gallery.present.itemsize - 1)
-        self._labels = Labels(
-            np.append(gallery.present, kind(0)), np.append(gallery.shown, self._nothing)
-        )
+        self._labels = gallery._each(lambda some: np.append(some, kind(0)))
+        self._labels.shown[-1] = self._nothing
 
     def places(self, order: np.ndarray) -> Labels:
         """Labels of what is at each place of some rankings, of shape (b, depth)."""
@@ -107,6 +135,12 @@ class Judge:
         own = queries.among(mask)
         return _judge(places, own.present[:, None], (own.shown | self._nothing)[:, None])
 
+    def missing(
+        self, places: Labels, queries: Labels, mask: int
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Which places were not judged, and not in the pool; None where all of them were."""
+        return _missing(places, queries.among(mask).present[:, None])
+
 
 def _judge(
     items: Labels, query_present: np.ndarray, query_shown: np.ndarray
@@ -115,3 +149,14 @@ def _judge(
     junk = (items.shown & query_shown) != 0
     junk &= gains == 0
     return gains, junk
+
+
+def _missing(
+    items: Labels, query_present: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Items not relevant of which the query's classes were not judged, or not pooled."""
+    if items.unjudged is None:
+        return None, None
+    irrelevant = (items.present & query_present) == 0
+    parts = (items.unjudged, items.unpooled)
+    return tuple(irrelevant & ((part & query_present) != 0) for part in parts)

@@ -95,7 +95,9 @@ class Task:
     def fingerprint(self) -> str:
         """Identity of the ground truth: names, labels, queries and gallery, not vectors."""
         digest = hashlib.sha256("\n".join(self.names + self.classes).encode())
-        for part in (self.ids, self.labels.present, self.labels.shown, self.queries, self.gallery):
+        labels = (self.labels.present, self.labels.shown, self.labels.unjudged)
+        known = [part for part in labels if part is not None]
+        for part in (self.ids, *known, self.queries, self.gallery):
             digest.update(b"\0" + np.ascontiguousarray(part).astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
@@ -174,6 +176,8 @@ def task(
     present: np.ndarray,
     difficult: np.ndarray | None = None,
     *,
+    unjudged: np.ndarray | None = None,
+    unpooled: np.ndarray | None = None,
     classes: Sequence[str],
     groups: Mapping[str, Sequence[str]] | None = None,
     names: Sequence[str] = (),
@@ -192,6 +196,9 @@ def task(
         Of any length but zero.
     present, difficult : ndarray of bool, shape (n, c)
         Classes of each image; see :meth:`imgsearch.datasets.Dataset.labels`.
+    unjudged, unpooled : ndarray of bool, shape (n, c), optional
+        Images that were not judged for a class, and those of them that were not in the pool
+        for judging; both or neither. If left out, every image was judged.
     classes : sequence of str
         Names of the columns of `present`, at most 63.
     groups : mapping of str to sequence of str, optional
@@ -243,7 +250,7 @@ def task(
         tuple(names[i] for i in order),
         tuple(str(paths[i]) for i in order) if paths else ("",) * n,
         np.asarray(vectors)[order],
-        Labels.of(present, difficult)[order],
+        Labels.of(present, difficult, unjudged, unpooled)[order],
         np.flatnonzero(queries[order]),
         np.flatnonzero(gallery[order]),
         tuple(classes),
@@ -281,7 +288,8 @@ class Score(NamedTuple):
         ``micro``, ``macro``, either with the name of a group (``micro without person``),
         or a class.
     metric : str
-        ``mAP``, ``mAP@R``, ``MRR``, ``Rprec``, ``P@k``, ``R@k``, ``nDCG@k``.
+        ``mAP``, ``mAP@R``, ``MRR``, ``Rprec``, ``bpref``, ``infAP``, ``P@k``, ``R@k``,
+        ``nDCG@k``.
     value : float
         The mean.
     low, high : float
@@ -642,7 +650,8 @@ class _Part:
         if len(rows) < stop - start:
             places = places[rows - start]
         gains, junk = judge.gains(places, queries[rows], self.mask)
-        found = metrics.ranks(gains, junk)
+        missing = judge.missing(places, queries[rows], self.mask)
+        found = metrics.ranks(gains, junk, *missing)
         counts = Counts(*(array[part] for array in self.counts))
         for name, metric in self.metrics.items():
             self.values[name][part] = metric.value(found, counts)

@@ -20,7 +20,8 @@ KS = (1, 2, 5, 10, 50)
 def judged_runs(draw):
     """One query: qrels with grades, and a run with ties, unjudged and missing documents."""
     names = [f"d{i:02d}" for i in range(draw(st.integers(1, 30)))]
-    grades = draw(st.lists(st.integers(0, 4), min_size=len(names), max_size=len(names)))
+    # trec_eval takes -1 for what was pooled but not judged.
+    grades = draw(st.lists(st.integers(-1, 4), min_size=len(names), max_size=len(names)))
     judged = draw(st.lists(st.booleans(), min_size=len(names), max_size=len(names)))
     scores = draw(
         st.lists(
@@ -39,12 +40,18 @@ def as_arrays(cases):
     depth = max(len(run) for _, run in cases)
     gains = np.zeros((len(cases), depth), int)
     padding = np.ones((len(cases), depth), bool)
+    unjudged, unpooled = np.zeros_like(padding), np.zeros_like(padding)
     for i, (qrels, run) in enumerate(cases):
         ranked = sorted(run, key=lambda name: (run[name], name), reverse=True)
-        gains[i, : len(run)] = [qrels.get(name, 0) for name in ranked]
+        gains[i, : len(run)] = [max(0, qrels.get(name, 0)) for name in ranked]
         padding[i, : len(run)] = False
+        unjudged[i, : len(run)] = [qrels.get(name, -1) < 0 for name in ranked]
+        unpooled[i, : len(run)] = [name not in qrels for name in ranked]
     at_least = np.array([[sum(g >= x for g in q.values()) for x in (1, 2, 3, 4)] for q, _ in cases])
-    return metrics.ranks(gains, padding), metrics.Counts(at_least[:, 0], at_least[:, 0], at_least)
+    judged = np.array([sum(g >= 0 for g in q.values()) for q, _ in cases])
+    pooled, relevant = np.array([len(q) for q, _ in cases]), at_least[:, 0]
+    found = metrics.ranks(gains, padding, unjudged, unpooled)
+    return found, metrics.Counts(relevant, relevant, at_least, judged - relevant, pooled)
 
 
 @settings(max_examples=150, deadline=None)
@@ -56,6 +63,8 @@ def test_every_shared_metric_agrees_with_pytrec_eval(cases):
         "map": metrics.average_precision(found, counts),
         "Rprec": metrics.r_precision(found, counts),
         "recip_rank": metrics.reciprocal_rank(found, counts),
+        "bpref": metrics.bpref(found, counts),
+        "infAP": metrics.inferred_average_precision(found, counts),
     }
     for k in KS:
         ours[f"P_{k}"] = metrics.precision_at(found, counts, k)
@@ -68,7 +77,16 @@ def test_every_shared_metric_agrees_with_pytrec_eval(cases):
     cuts = ",".join(map(str, KS))
     evaluator = pytrec_eval.RelevanceEvaluator(
         {f"q{i}": qrels for i, (qrels, _) in enumerate(cases)},
-        {"map", "Rprec", "recip_rank", f"P.{cuts}", f"recall.{cuts}", f"ndcg_cut.{cuts}"}
+        {
+            "map",
+            "Rprec",
+            "recip_rank",
+            "bpref",
+            "infAP",
+            f"P.{cuts}",
+            f"recall.{cuts}",
+            f"ndcg_cut.{cuts}",
+        }
         | {"iprec_at_recall"},
     )
     theirs = evaluator.evaluate({f"q{i}": run for i, (_, run) in enumerate(cases)})
@@ -84,10 +102,13 @@ def test_every_shared_metric_agrees_with_pytrec_eval(cases):
 
 def counts(relevant, candidates=None, at_least=None) -> metrics.Counts:
     relevant = np.asarray(relevant)
+    candidates = relevant if candidates is None else np.asarray(candidates)
     return metrics.Counts(
         relevant,
-        relevant if candidates is None else np.asarray(candidates),
+        candidates,
         relevant[:, None] if at_least is None else np.asarray(at_least),
+        candidates - relevant,
+        candidates,
     )
 
 
@@ -144,7 +165,32 @@ def test_every_baseline_is_the_mean_over_all_orders(gains):
     many = metrics.Counts(*(np.repeat(part, len(orders), 0) for part in one))
     for name, metric in metrics.at_depths([1, 2, 7]).items():
         mean = metric.value(metrics.ranks(orders), many).mean()
-        assert metric.baseline(one) == pytest.approx([mean], abs=1e-12), name
+        smoothed = 1e-4 if name == "infAP" else 1e-12
+        assert metric.baseline(one) == pytest.approx([mean], abs=smoothed), name
+
+
+@pytest.mark.parametrize("states", ["rrn-u-", "rnnuu", "r-uu", "rr--", "rn", "nnu", "rrrnn-u"])
+def test_baselines_with_incomplete_judgments_are_the_mean_over_all_orders(states):
+    # r relevant, n judged not relevant, u pooled and not judged, - not pooled.
+    orders = np.array(list(permutations(states)))
+    found = metrics.ranks(
+        (orders == "r").astype(int), None, np.isin(orders, ["u", "-"]), orders == "-"
+    )
+    r, n, pooled = states.count("r"), states.count("n"), len(states) - states.count("-")
+    one = metrics.Counts(*map(np.array, ([r], [len(states)], [[r]], [n], [pooled])))
+    many = metrics.Counts(*(np.repeat(part, len(orders), 0) for part in one))
+    for name in ("bpref", "infAP"):
+        metric = metrics.METRICS[name]
+        mean = metric.value(found, many).mean()
+        assert metric.baseline(one) == pytest.approx([mean], abs=1e-4), name
+
+
+def test_bpref_sees_only_what_was_judged():
+    gains = np.array([[0, 0, 1, 0, 1, 0]])
+    unjudged = np.array([[True, False, False, True, False, False]])
+    own = metrics.Counts(*map(np.array, ([2], [6], [[2]], [2], [6])))
+    found = metrics.ranks(gains, None, unjudged, unjudged & False)
+    assert metrics.bpref(found, own) == pytest.approx([(1 - 1 / 2 + 1 - 1 / 2) / 2])
 
 
 def test_metrics_have_names_for_one_query_and_for_the_mean():
@@ -154,7 +200,7 @@ def test_metrics_have_names_for_one_query_and_for_the_mean():
         "AP@R": "mAP@R",
         "RR": "MRR",
     }
-    assert list(found)[4:] == ["P@1", "P@5", "R@1", "R@5", "nDCG@1", "nDCG@5"]
+    assert list(found)[6:] == ["P@1", "P@5", "R@1", "R@5", "nDCG@1", "nDCG@5"]
 
 
 def test_simulated_interpolated_precision_is_near_the_mean_over_all_orders():
