@@ -14,7 +14,9 @@ from pathlib import Path
 
 from benchmarks import common
 
-PARTS = ["encode", "ingest", "search", "batches", "start", "scale", "judging", "server"]
+PARTS = [
+    "encode", "ingest", "search", "batches", "filters", "start", "scale", "judging", "server",
+]  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

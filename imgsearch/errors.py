@@ -30,6 +30,13 @@ class ConfigError(ImgSearchError, ValueError):
         super().__init__(f"{name}: {reason}")
 
 
+class FilterError(ConfigError):
+    """A filter, or an attribute that filters are to find, cannot be used.
+
+    `name` is the place in it, such as ``where["or"][1]["width"]``.
+    """
+
+
 class ImageError(ImgSearchError):
     """An image cannot be read, decoded or cropped.
 

@@ -16,11 +16,13 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, features
@@ -111,7 +113,8 @@ class ImageInfo(NamedTuple):
     """What is stored of an image beside its vector.
 
     ``image_id`` and ``sha256`` (hex) are those of the file's bytes, ``size`` is their number;
-    ``width`` and ``height`` are those of the upright picture, in pixels.
+    ``width`` and ``height`` are those of the upright picture, in pixels. The rest are Exif data:
+    ``date_taken`` is local time, ``orientation`` is 1 where there is none.
     """
 
     image_id: int
@@ -120,6 +123,10 @@ class ImageInfo(NamedTuple):
     width: int
     height: int
     format: str
+    date_taken: datetime | None = None
+    camera: str | None = None
+    orientation: int = 1
+    has_gps: bool = False
 
 
 # --------------------------------------------------------------------------- finding
@@ -462,7 +469,7 @@ def _from_file(name: str, data: bytes) -> LoadedImage:
     turn = 1 if kind in ("TIFF", "HEIC") else _orientation(picture)
     width, height = picture.size[::-1] if turn >= 5 else picture.size
     sha256 = hashlib.sha256(data).hexdigest()
-    info = ImageInfo(image_id(sha256), sha256, len(data), width, height, kind)
+    info = ImageInfo(image_id(sha256), sha256, len(data), width, height, kind, **_exif(picture))
     image = LoadedImage(name, picture, info, turn, overhead)
     if image.memory() > MAX_MEMORY:
         raise ImageError(
@@ -551,6 +558,28 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:
         return 1
     return turn if turn in _TRANSPOSE else 1
+
+
+def _exif(picture: Image.Image) -> dict[str, Any]:
+    """Exif data of `ImageInfo`, as far as they can be read."""
+    found = {"orientation": _orientation(picture)}
+    with suppress(Exception):  # Pillow raises anything about data that are broken
+        tags = Image.Image.getexif(picture)
+        make, model = (_line(tags.get(tag)) for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+        camera = model if model.startswith(make) else f"{make} {model}".strip()
+        found["camera"] = camera[:200] or None
+        gps = tags.get_ifd(ExifTags.IFD.GPSInfo)
+        found["has_gps"] = ExifTags.GPS.GPSLatitude in gps and ExifTags.GPS.GPSLongitude in gps
+        original = tags.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+        time = _line(original or tags.get(ExifTags.Base.DateTime))
+        found["date_taken"] = datetime.strptime(time[:19], "%Y:%m:%d %H:%M:%S")
+    return found
+
+
+def _line(text: object) -> str:
+    """A text of Exif data without control characters and needless spaces."""
+    words = str(text or "").replace("\0", " ").split()
+    return "".join(c for c in " ".join(words) if c.isprintable())
 
 
 def _from_array(name: str, array: np.ndarray) -> Image.Image:

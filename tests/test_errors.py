@@ -9,6 +9,7 @@ from imgsearch.errors import printable
 
 EXAMPLES = [
     errors.ConfigError("top_k", "is 0"),
+    errors.FilterError('where["label"]', "is empty"),
     errors.ImageError("/a/b.jpg", "truncated"),
     errors.WeightsError("resnet50", "is missing"),
     errors.EncoderError("resnet50", "is unknown"),

@@ -13,12 +13,13 @@ import time
 import warnings
 import weakref
 import zlib
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from imgsearch import images
 from imgsearch.errors import ImageError
@@ -268,6 +269,39 @@ def test_orientation_behind_the_pixels_of_a_png():
     loaded = images.load(data[:-12] + exif_chunk + data[-12:])
     assert (loaded.width, loaded.height) == (32, 48)
     assert np.array_equal(loaded.decode(), picture().transpose(Image.Transpose.ROTATE_270))
+
+
+def photographed():
+    data = Image.Exif()
+    data[ExifTags.Base.Make], data[ExifTags.Base.Model] = "Canon\0", "Canon  EOS\n5D "
+    data[ExifTags.Base.Orientation] = 6
+    data.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2024:05:31 12:30:59"
+    data.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (1.0, 2.0, 3.0), 4: (4.0, 5.0, 6.0)})
+    return data
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_data_are_read_with_the_rest(format):
+    data = saved(picture(), format, exif=photographed())
+    info = images.probe(data)
+    assert info.camera == "Canon EOS 5D"
+    assert info.date_taken == datetime(2024, 5, 31, 12, 30, 59)
+    assert (info.orientation, info.has_gps) == (6, True)
+    assert images.decode(data).size == (info.width, info.height)
+
+
+def test_exif_data_that_are_missing_or_broken_are_none():
+    nothing = (None, None, 1, False)
+    assert images.probe(saved(picture()))[6:] == nothing
+    data = Image.Exif()
+    data[ExifTags.Base.DateTime], data[ExifTags.Base.Orientation] = "0000:00:00 00:00:00", 77
+    assert images.probe(saved(picture(), exif=data))[6:] == nothing
+    good, random = photographed().tobytes(), np.random.default_rng(1)
+    for _ in range(50):
+        bad = bytearray(good)
+        for at in random.integers(6, len(bad), 4):
+            bad[at] = random.integers(256)
+        assert images.probe(saved(picture(), "JPEG", exif=bytes(bad))).width in (48, 32)
 
 
 @pytest.mark.parametrize("format", EVERY)

@@ -51,6 +51,7 @@ _MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "1048576",
 }
 ALL_IDS = "id >= -9223372036854775808"  # the filter that the server answers column by column
+AMONG = "imgsearch among "  # precedes the ids of a filtered search, 8 bytes each, in base64
 
 
 class Lease:

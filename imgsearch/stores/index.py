@@ -64,8 +64,13 @@ class IndexSpec:
         names = _KINDS[kind][0] if kind in _KINDS else ()
         return cls.parse(f"{kind}:" + ",".join(f"{n}={given[n]}" for n in names if n in given))
 
-    def search_with(self, given: Mapping[str, int] | None, limit: int) -> dict[str, int]:
-        """Parameters of a search for so many hits; `given` ones replace those of the index."""
+    def search_with(
+        self, given: Mapping[str, int] | None, limit: int, *, thorough: bool = False
+    ) -> dict[str, int]:
+        """Parameters of a search for so many hits; `given` ones replace those of the index.
+
+        Where it is to be `thorough`, the last hits are to be as certain as the first.
+        """
         params, known = dict(self.search), _KINDS[self.kind][1]
         for name, value in (given or {}).items():
             if name not in known:
@@ -75,7 +80,9 @@ class IndexSpec:
                 raise ConfigError("search_params", f"{name}={value} must be {low} to {high}")
             params[name] = int(value)
         if self.kind == "HNSW":  # Milvus refuses to look at fewer than it is to return
-            params["ef"] = max(params["ef"], limit)
+            params["ef"] = max(params["ef"], min((1 + thorough) * limit, known["ef"][1]))
+        if thorough and self.kind == "IVF_FLAT":
+            params["nprobe"] = self.params["nlist"]
         return params
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,8 +26,10 @@ from sqlalchemy.dialects import mysql, sqlite
 
 from imgsearch.config import Settings, collection_name
 from imgsearch.errors import CollectionNotFound, ConfigError, StoreError, printable
+from imgsearch.filters import Filter, check_attributes, parse
 from imgsearch.io import absolute
-from imgsearch.stores.schema import collections, images, runs
+from imgsearch.stores import attributes as values
+from imgsearch.stores.schema import attributes, collections, images, runs
 from imgsearch.stores.sql import Database
 
 QUIET = timedelta(minutes=2)
@@ -43,7 +45,10 @@ class ImageRow(NamedTuple):
     `path` holds surrogate escapes for bytes that are not UTF-8. `image_id` and `sha256`
     are of its content, `width` and `height` those of the upright image, `state` is
     ``pending``, ``ready`` or ``deleting``, `vector_crc` is the CRC-32 of its vector.
-    When a row is written, the store sets `state` and `added_at` itself.
+    `date_taken` (local time), `camera`, `orientation` and `has_gps` are of the Exif data;
+    the latter two are None where the file was not read for them yet.
+    When a row is written, the store sets `state` and `added_at` itself, and adds the
+    `attributes` to those that the path has.
     """
 
     path: str
@@ -57,6 +62,11 @@ class ImageRow(NamedTuple):
     state: str = "pending"
     added_at: datetime | None = None
     vector_crc: int = 0
+    date_taken: datetime | None = None
+    camera: str | None = None
+    orientation: int | None = None
+    has_gps: bool | None = None
+    attributes: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
 
 
 class CollectionRow(NamedTuple):
@@ -196,6 +206,7 @@ class MetadataStore:
     def drop_collection(self, name: str) -> None:
         """Remove a collection and its images' rows. Its ingest runs stay as history."""
         number = self._id(name)
+        self._change_all(number, sa.delete(attributes))
         self._change_all(number, sa.delete(images))
         drop = sa.delete(collections).where(collections.c.id == number)
         self._sql.write(lambda link: link.execute(drop))
@@ -215,18 +226,25 @@ class MetadataStore:
         A row that is ready, with the same content and the same vector, stays ready.
         """
         number = self._id(collection)
-        values = {}
+        written, given = {}, {}
         for row in rows:
             key = _key(_checked(row.path))
-            values[key] = row._asdict() | {
+            written[key] = row._asdict() | {
                 "collection_id": number,
                 "path_key": key,
                 "state": "pending",
             }
-            del values[key]["added_at"]
-        if values:
-            ordered = [values[key] for key in sorted(values)]  # the same order for all: no deadlock
-            self._sql.write(lambda link: link.execute(self._upsert(), ordered))
+            del written[key]["added_at"], written[key]["attributes"]
+            if row.attributes:
+                given[key] = check_attributes(row.attributes)
+        ordered = [written[key] for key in sorted(written)]  # the same order for all: no deadlock
+
+        def work(link: sa.Connection) -> None:
+            link.execute(self._upsert(), ordered)
+            _set_attributes(link, number, given, replace=False)
+
+        if ordered:
+            self._sql.write(work)
 
     def _upsert(self) -> Any:
         query = sqlite.insert(images) if self._sql.sqlite else mysql.insert(images)
@@ -238,7 +256,7 @@ class MetadataStore:
             images.c.vector_crc == new.vector_crc,
         )
         # The state comes first, because MySQL would compare with what it has just assigned.
-        kept = {"collection_id", "path_key", "added_at", "state"}
+        kept = {"collection_id", "path_key", "added_at", "state", "attributes"}
         changed = [("state", sa.case((same, ready), else_=new.state))]
         changed += [(c.name, new[c.name]) for c in images.c if c.name not in kept]
         if self._sql.sqlite:
@@ -250,7 +268,7 @@ class MetadataStore:
     def commit(self, collection: str | int, paths: Iterable[str]) -> None:
         """Mark pending rows as ``ready``, since their vectors are stored."""
         change = sa.update(images).where(images.c.state == "pending").values(state="ready")
-        self._change(self._id(collection), change, paths)
+        self._change(self._id(collection), [change], paths)
 
     def mark_deleting(self, collection: str | int, paths: Iterable[str] | None = None) -> None:
         """Hide rows that are about to be deleted: those of `paths`, or all of them."""
@@ -258,21 +276,39 @@ class MetadataStore:
         if paths is None:
             self._change_all(self._id(collection), change)
         else:
-            self._change(self._id(collection), change, paths)
+            self._change(self._id(collection), [change], paths)
 
     def remove(self, collection: str | int, paths: Iterable[str]) -> None:
         """Remove rows by path, whatever their state."""
-        self._change(self._id(collection), sa.delete(images), paths)
+        changes = sa.delete(attributes), sa.delete(images)
+        self._change(self._id(collection), changes, paths)
 
-    def _change(self, number: int, change: Any, paths: Iterable[str]) -> None:
+    def set_attributes(
+        self,
+        collection: str,
+        given: Mapping[str, Mapping[str, Any]],
+        *,
+        replace: bool = False,
+    ) -> int:
+        """Set attributes by path, all or none; gives the number of these paths that are stored.
+
+        A value of None removes an attribute. Others that a path has stay unless `replace` is set.
+        """
+        checked = {_key(path): check_attributes(change) for path, change in given.items()}
+        with self.exclusive(collection):
+            number = self._id(collection)
+            return self._sql.write(
+                lambda link: _set_attributes(link, number, checked, replace=replace)
+            )
+
+    def _change(self, number: int, changes: Sequence[Any], paths: Iterable[str]) -> None:
         """Change rows by path in one transaction; paths that are not stored are passed over."""
         parts = list(_parts(map(_key, paths)))
 
         def work(link: sa.Connection) -> None:
             for keys in parts:
-                link.execute(
-                    change.where(images.c.collection_id == number, images.c.path_key.in_(keys))
-                )
+                for change in changes:
+                    link.execute(_of(change, number, change.table.c.path_key.in_(keys)))
 
         self._sql.write(work)
 
@@ -283,10 +319,7 @@ class MetadataStore:
         """
         for first in range(0, 256, _SLICE):
             last = bytes([first + _SLICE - 1]) + b"\xff" * 31
-            part = change.where(
-                images.c.collection_id == number,
-                images.c.path_key.between(bytes([first]), last),
-            )
+            part = _of(change, number, change.table.c.path_key.between(bytes([first]), last))
             self._sql.write(lambda link, part=part: link.execute(part))
 
     # ------------------------------------------------------------ queries of images
@@ -365,6 +398,50 @@ class MetadataStore:
         rows = self._select(collection, condition, images.c.image_id)
         return np.unique(np.asarray([row.image_id for row in rows], np.int64))
 
+    def matching(self, collection: str, where: Mapping[str, Any] | Filter) -> np.ndarray:
+        """Ids of the ready images that fulfil a filter: int64, ascending, each once.
+
+        An image that is stored under several paths fulfils it if one of them does.
+        """
+        query = sa.select(images.c.image_id).where(*self._ready(collection, where))
+        rows = self._sql.read(query.distinct())
+        return np.sort(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+
+    def _ready(self, collection: str, where: Mapping[str, Any] | Filter | None) -> list[Any]:
+        """Conditions of the ready rows that fulfil a filter."""
+        number, where = self._id(collection), parse(where)
+        found = [images.c.collection_id == number, images.c.state == "ready"]
+        return found if where is None else [*found, values.condition(where, number)]
+
+    def attribute_values(
+        self, collection: str, *, most: int = 100
+    ) -> dict[str, list[tuple[Any, int]]]:
+        """Values of each attribute and how many files have them, those of most files first.
+
+        At most so `most` values of an attribute. Names are sorted.
+        """
+        files = sa.func.count(sa.distinct(attributes.c.path_key))
+        query = (
+            sa.select(attributes.c.name, attributes.c.value, files)
+            .join_from(
+                attributes,
+                images,
+                sa.and_(
+                    images.c.collection_id == attributes.c.collection_id,
+                    images.c.path_key == attributes.c.path_key,
+                ),
+            )
+            .where(*self._ready(collection, None), values.has_value())
+            .group_by(attributes.c.name, attributes.c.value)
+            .order_by(attributes.c.name, files.desc(), attributes.c.value)
+        )
+        found: dict[str, list[tuple[Any, int]]] = {}
+        for name, value, count in self._sql.read(query):
+            pairs = found.setdefault(name, [])
+            if len(pairs) < most:
+                pairs.append((values.decode(value), count))
+        return found
+
     def _select(self, collection: str, condition: Any, *columns: sa.Column) -> list[sa.Row]:
         """Columns of a collection's rows, and whether it exists, in one statement."""
         rows = self._sql.read(_joined(collection, condition, *columns))
@@ -372,13 +449,14 @@ class MetadataStore:
             raise self._not_found(collection)
         return [row for row in rows if row[0] is not None]
 
-    def count(self, collection: str) -> Counts:
-        """Number of images and paths."""
+    def count(self, collection: str, *, where: Mapping[str, Any] | Filter | None = None) -> Counts:
+        """Number of images and paths, or of those that fulfil a filter."""
+        of_collection, _, *fulfil = self._ready(collection, where)
         query = (
             sa.select(
                 images.c.state, sa.func.count(), sa.func.count(sa.distinct(images.c.image_id))
             )
-            .where(images.c.collection_id == self._id(collection))
+            .where(of_collection, *fulfil)
             .group_by(images.c.state)
         )
         found = {state: numbers for state, *numbers in self._sql.read(query)}
@@ -393,14 +471,13 @@ class MetadataStore:
         limit: int = 100,
         like: str | None = None,
         since: datetime | None = None,
+        where: Mapping[str, Any] | Filter | None = None,
     ) -> list[ImageRow]:
         """Return a page of the ready images, sorted by path.
 
         `like` is a part of the path, in which case matters; `since` is when they were added.
         """
-        query = sa.select(*_IMAGE).where(
-            images.c.collection_id == self._id(collection), images.c.state == "ready"
-        )
+        query = sa.select(*_IMAGE).where(*self._ready(collection, where))
         if like:
             query = query.where(sa.func.instr(images.c.path, _encode(like)) > 0)
         if since is not None:
@@ -452,6 +529,43 @@ class MetadataStore:
         """Every folder that was ever ingested into a collection, sorted."""
         query = sa.select(runs.c.folder).where(runs.c.collection == collection).distinct()
         return sorted(row.folder for row in self._sql.read(query))
+
+
+def _of(change: Any, number: int, condition: Any) -> Any:
+    """A change of those rows of a collection's table that fulfil a condition."""
+    return change.where(change.table.c.collection_id == number, condition)
+
+
+def _set_attributes(
+    link: sa.Connection, number: int, given: Mapping[bytes, dict[str, Any]], *, replace: bool
+) -> int:
+    """Write attributes by key into both tables, and count the keys that are there."""
+    count = 0
+    update = sa.update(images).values(attributes=sa.bindparam("now"))
+    update = _of(update, number, images.c.path_key == sa.bindparam("key"))
+    for keys in _parts(given):
+        query = sa.select(images.c.path_key, images.c.attributes)
+        query = query.where(images.c.collection_id == number, images.c.path_key.in_(keys))
+        there = dict(map(tuple, link.execute(query)))
+        count += len(there)
+        changed = {}
+        for key, before in there.items():
+            now = given[key] if replace or not before else check_attributes(before | given[key])
+            now = {name: value for name, value in now.items() if value is not None}
+            if now != before:
+                changed[key] = now
+        if not changed:
+            continue
+        link.execute(update, [{"key": key, "now": now} for key, now in changed.items()])
+        link.execute(_of(sa.delete(attributes), number, attributes.c.path_key.in_(changed)))
+        rows = [
+            {"collection_id": number, "path_key": key, "name": n, "position": p, "value": v}
+            for key, now in changed.items()
+            for n, p, v in values.values_of(now)
+        ]
+        if rows:
+            link.execute(sa.insert(attributes), rows)
+    return count
 
 
 def _joined(collection: str, condition: Any, *columns: sa.Column) -> sa.Select:

@@ -6,9 +6,10 @@ replacement is followed by its reason and by what would make it unnecessary upst
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 VERSION = "3.2.2"
 _SCORES_AT_ONCE = 2**24  # 64 MiB
+_FEW = 0.2  # share of the rows up to which to copy them costs less than to multiply all
 
 
 def install(write_failed: Callable[[BaseException], None]) -> ExactSearch:
@@ -117,6 +119,16 @@ class ExactSearch:
         self._parts: dict[int, tuple[MemTable, tuple[Segment, ...], list[_Part] | None]] = {}
         self._lock = threading.Lock()
         self._approximate = threading.Lock()
+        self._thread = threading.local()
+
+    @contextlib.contextmanager
+    def among(self, ids: np.ndarray) -> Iterator[None]:
+        """Have the searches of this thread find no others than these ids, which are ascending."""
+        self._thread.ids = ids
+        try:
+            yield
+        finally:
+            del self._thread.ids
 
     def forget(self) -> None:
         """Note that something was written: which rows are alive must be found again."""
@@ -126,18 +138,23 @@ class ExactSearch:
     def search(self, **request: Any) -> list[list[dict]]:
         """Replacement of ``execute_search_with_index``, where no index is to be used."""
         segments, field = tuple(request["segments"]), request["vector_field"]
+        ids = vars(self._thread).get("ids")
         exact = (
             request["metric_type"] == "COSINE"
             and request["output_fields"] == [request["pk_field"]]
             and request["partition_names"] is None
             and request["compiled_filter"] is None
-            and not any(_approximate(segment, field) for segment in segments)
+            and (ids is not None or not any(_approximate(segment, field) for segment in segments))
         )
         queries = request["query_vectors"]
         if exact:
             parts = self.living(segments, request["memtable"], request["delta_index"], field)
             if parts is not None and all(p.vectors.shape[1] == queries.shape[1] for p in parts):
+                if ids is not None:
+                    parts = [part for part in (_among(p, ids) for p in parts) if len(part.ids)]
                 return _nearest(parts, queries, request["top_k"])
+        if ids is not None:
+            raise ValueError("a search among ids needs vectors of the query's length")
         with self._approximate:  # HNSW keeps ef in the index, where another search would see it
             return self._search(**request)
 
@@ -240,6 +257,16 @@ def _read(
         lengths[lengths == 0] = 1
         parts.append(_Part(ids, vectors, lengths, None if mine.all() else mine))
     return parts
+
+
+def _among(part: _Part, ids: np.ndarray) -> _Part:
+    """A part with no other rows alive than those with these ids."""
+    near = ids[np.searchsorted(ids, part.ids).clip(max=len(ids) - 1)]
+    alive = near == part.ids if part.alive is None else part.alive & (near == part.ids)
+    if np.count_nonzero(alive) > _FEW * len(alive):
+        return part._replace(alive=alive)
+    rows = np.flatnonzero(alive)
+    return _Part(part.ids[rows], part.vectors[rows], part.lengths[rows], None)
 
 
 def _nearest(parts: list[_Part], queries: np.ndarray, top_k: int) -> list[list[dict]]:

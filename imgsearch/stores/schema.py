@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 
-class _Path(sa.TypeDecorator[str]):
-    """A path, stored as the bytes that the file system holds."""
+class _Bytes(sa.TypeDecorator[str]):
+    """A text that is stored as bytes: those that the file system holds, where it is a path."""
 
     impl = sa.LargeBinary(65_535)
     cache_ok = True
@@ -36,6 +36,19 @@ class _Time(sa.TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         return None if value is None else value.replace(tzinfo=UTC)
+
+
+class _Attributes(sa.TypeDecorator[dict]):
+    """Attributes as JSON; NULL where there are none."""
+
+    impl = sa.JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: dict | None, dialect: sa.Dialect) -> dict | None:
+        return value or None
+
+    def process_result_value(self, value: dict | None, dialect: sa.Dialect) -> dict:
+        return value or {}
 
 
 def _now() -> datetime:
@@ -74,7 +87,7 @@ images = sa.Table(
     tables,
     sa.Column("collection_id", _Id, primary_key=True, autoincrement=False),
     sa.Column("path_key", _Key, primary_key=True),
-    sa.Column("path", _Path, nullable=False),
+    sa.Column("path", _Bytes, nullable=False),
     sa.Column("image_id", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
@@ -85,15 +98,38 @@ images = sa.Table(
     sa.Column("state", sa.String(8), nullable=False),
     sa.Column("added_at", _Time, nullable=False, default=_now),
     sa.Column("vector_crc", sa.BigInteger, nullable=False),
+    # Unknown, and so NULL, where the file was read by version 2 or the Exif data lack it.
+    sa.Column("date_taken", sa.DateTime),
+    sa.Column("camera", _Bytes),
+    sa.Column("orientation", sa.Integer),
+    sa.Column("has_gps", sa.Boolean),
+    sa.Column("attributes", _Attributes),
     sa.Index("imgsearch_images_by_id", "collection_id", "image_id"),
     **_options,
 )
+attributes = sa.Table(
+    "imgsearch_attributes",
+    tables,
+    sa.Column("collection_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("path_key", _Key, primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("value", sa.LargeBinary(65_535), nullable=False),
+    sa.Index(
+        "imgsearch_attributes_by_value", "collection_id", "name", "value", "path_key",
+        mysql_length={"value": 64},
+    ),
+    sqlite_with_rowid=False,
+    **_options,
+)  # fmt: skip
+"""The attributes of `images` once more, one row for each value, as filters look for them."""
+
 runs = sa.Table(
     "imgsearch_runs",
     tables,
     sa.Column("run_id", _Id, primary_key=True, autoincrement=True),
     sa.Column("collection", sa.String(64), nullable=False),
-    sa.Column("folder", _Path, nullable=False),
+    sa.Column("folder", _Bytes, nullable=False),
     sa.Column("state", sa.String(8), nullable=False),
     *(
         sa.Column(name, sa.BigInteger, nullable=False, default=0)
@@ -118,7 +154,17 @@ def _index_runs_by_collection(link: sa.Connection) -> None:
     _runs_by_collection.create(link, checkfirst=True)
 
 
-MIGRATIONS = {2: _index_runs_by_collection}
+def _add_attributes(link: sa.Connection) -> None:
+    """Version 3: attributes, and what filters need to know about a file."""
+    there = {column["name"] for column in sa.inspect(link).get_columns(images.name)}
+    for column in images.c:
+        if column.name not in there:
+            added = sa.schema.CreateColumn(column).compile(dialect=link.dialect)
+            link.exec_driver_sql(f"ALTER TABLE {images.name} ADD COLUMN {added}")
+    attributes.create(link, checkfirst=True)
+
+
+MIGRATIONS = {2: _index_runs_by_collection, 3: _add_attributes}
 """What makes each version out of the one before it. MySQL commits every change of a table
 at once, so a migration that was interrupted runs again: it must not mind what is done."""
 

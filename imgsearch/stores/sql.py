@@ -330,6 +330,12 @@ def _prepare_sqlite(link: Any, _: object) -> None:
     link.isolation_level = None  # transactions are begun below, not by the driver
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
         link.execute(f"PRAGMA {pragma}").close()
+    link.create_function("substring_index", 3, _substring_index, deterministic=True)
+
+
+def _substring_index(text: bytes, mark: bytes, count: int) -> bytes:
+    """As MySQL's, for the count of -1 that is asked for: what follows the last mark."""
+    return text.rpartition(mark)[2]
 
 
 def _begin_sqlite(link: sa.Connection) -> None:

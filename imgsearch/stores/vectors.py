@@ -6,6 +6,7 @@ searched by cosine similarity.
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ class VectorStore:
         self._forms: dict[str, _Form] = {}
         self.connection = Connection(settings, self._forget)
         self._home, self.where = self.connection.home, self.connection.where
+        self.embedded = self._home is not None
 
     @classmethod
     def open(cls, settings: Settings) -> VectorStore:
@@ -242,22 +244,30 @@ class VectorStore:
         queries: np.ndarray,
         top_k: int,
         *,
+        among: np.ndarray | None = None,
+        thorough: bool = False,
         search_params: dict[str, int] | None = None,
         timeout: float | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids and cosine similarities of the vectors nearest to each query.
 
         Best first, equal scores by id; at most `top_k`, and never more than `MAX_TOP_K`.
-        `search_params` (``ef``, ``nprobe``) replace the defaults of the index. `timeout` bounds the
-        whole call; without it, a search may take its time while the server answers pings.
+        `among` are the only ids to be found, ascending; embedded, the search is exact then, and
+        for servers see :mod:`imgsearch.stores.filtered`. `thorough` and `search_params` (``ef``,
+        ``nprobe``) are as in :meth:`IndexSpec.search_with`. `timeout` bounds the whole call;
+        without it, a search may take its time while the server answers pings.
         """
         if top_k < 1:
             raise ConfigError("top_k", f"must be 1 or more, not {top_k}")
         end = None if timeout is None else time.monotonic() + timeout
+        if among is not None and not len(among):
+            none = np.empty(0, np.int64), np.empty(0, np.float32)
+            return [none] * len(queries)
         known = self._forms.get(collection)
+        how = self._restriction(among), thorough, search_params, end
         if known is not None:
             try:
-                return self._search(collection, queries, top_k, known, search_params, end)
+                return self._search(collection, queries, top_k, known, *how)
             except StoreUnavailable:
                 raise
             except (StoreError, ConfigError, CollectionNotFound):
@@ -265,7 +275,16 @@ class VectorStore:
                 if self._form(collection, fresh=True) == known:
                     raise
         form = self._form(collection)
-        return self._search(collection, queries, top_k, form, search_params, end)
+        return self._search(collection, queries, top_k, form, *how)
+
+    def _restriction(self, among: np.ndarray | None) -> str:
+        """Expression for ids, which are integers, so that it holds no text of anybody."""
+        if among is None:
+            return ""
+        ids = np.asarray(among, "<i8")
+        if self._home is not None:
+            return embedded.AMONG + base64.b64encode(ids.tobytes()).decode()
+        return f"id in [{','.join(map(str, ids.tolist()))}]"
 
     def _search(
         self,
@@ -273,13 +292,15 @@ class VectorStore:
         queries: np.ndarray,
         top_k: int,
         form: tuple[int, IndexSpec],
+        restriction: str,
+        thorough: bool,
         search_params: dict[str, int] | None,
         end: float | None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         dim, index = form
         queries = _checked(queries, dim)
         limit = min(top_k + SPARE_HITS, MAX_TOP_K)
-        params = index.search_with(search_params, limit)
+        params = index.search_with(search_params, limit, thorough=thorough)
         if not len(queries):
             return []
         self._load(collection)
@@ -293,6 +314,7 @@ class VectorStore:
                     collection,
                     data=part,
                     anns_field="vector",
+                    filter=restriction,
                     limit=limit,
                     output_fields=["id"],  # Milvus Lite returns the vectors otherwise
                     search_params={"metric_type": METRIC, "params": params},

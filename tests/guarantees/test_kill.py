@@ -19,6 +19,7 @@ from imgsearch.errors import CollectionNotFound, StoreError
 from imgsearch.gallery import Gallery
 from imgsearch.ingestion import ingest
 from imgsearch.maintenance import verify
+from imgsearch.stores.metadata import CollectionRow, MetadataStore
 from tests.forkserver import Child, ForkServer
 from tests.guarantees.common import (
     INGEST,
@@ -212,6 +213,50 @@ def test_a_repair_is_killed_and_the_next_one_finishes(
             assert_consistent(gallery, paths_of(folder))
             assert len(searchable_paths(gallery)) == 40
     record_property("figures", f"{kills} kills")
+
+
+SET_ATTRIBUTES = """
+from imgsearch.config import load_settings
+from imgsearch.stores.metadata import MetadataStore
+with MetadataStore.open(load_settings()) as store:
+    for number in range(arguments["first"], 10**6):
+        changes = {path: {"round": number, "tags": [number, "t"]} for path in arguments["paths"]}
+        store.set_attributes("kept", changes)
+        report(set=number)
+"""
+
+
+@pytest.mark.parametrize("kind", ["embedded", "servers"])
+@pytest.mark.parametrize("kills", rounds("ATTRIBUTE_KILLS", 3, 100))
+def test_a_change_of_attributes_is_killed(
+    forkserver, tmp_path, request, kind, kills, record_property
+):
+    """A call changes all of its files or none, and the copy that filters look at agrees."""
+    servers = (
+        {} if kind == "embedded" else request.getfixturevalue("mariadb").settings("killed_set")
+    )
+    settings = load_settings(imgsearch_home=tmp_path / "home", **servers)
+    rows, _ = rows_and_vectors(8, 400)
+    paths, rng = [row.path for row in rows], random.Random(8)
+    with MetadataStore.open(settings) as store:
+        store.create_collection(CollectionRow("kept", "mini", {}, "f00d", 8, "FLAT"))
+        store.prepare("kept", rows)
+        store.commit("kept", paths)
+        store.set_attributes("kept", {path: {"round": 0} for path in paths})
+        known = 0
+        for _ in range(kills):
+            child = forkserver.run(
+                SET_ATTRIBUTES, environment(settings), first=known + 1, paths=paths
+            )
+            child.wait_for("set")
+            time.sleep(rng.uniform(0, 0.3))  # the random moment
+            child.kill()
+            acknowledged = max(child.reported("set"))
+            (known,) = {row.attributes["round"] for row in store.browse("kept", limit=1_000)}
+            assert known in (acknowledged, acknowledged + 1)
+            assert store.count("kept", where={"round": known, "tags": known}).paths == len(paths)
+            assert store.attribute_values("kept")["round"] == [(known, len(paths))]
+    record_property("figures", f"{kills} kills, {known} calls")
 
 
 @pytest.mark.parametrize("step", ["prepared", "stored", "marked", "vectors dropped"])

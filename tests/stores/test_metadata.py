@@ -116,6 +116,9 @@ def test_unknown_collections_are_named_with_those_there_are(filled):
         lambda: filled.checksums("d"),
         lambda: filled.count("d"),
         lambda: filled.browse("d"),
+        lambda: filled.matching("d", {"label": "cat"}),
+        lambda: filled.attribute_values("d"),
+        lambda: filled.set_attributes("d", {"/x": {"label": "cat"}}),
     ):
         with pytest.raises(CollectionNotFound) as caught:
             call()

@@ -133,6 +133,9 @@ def test_a_database_of_version_1_is_migrated_and_keeps_its_rows(config, engine, 
         assert (collection.id, collection.identity, collection.created_at) == (7, {"dim": 8}, when)
         (row,) = store.browse("old")
         assert (row.path, row.image_id, row.vector_crc) == ("/a/1.jpg", 5, 2**32 - 1)
+        assert (row.attributes, row.has_gps) == ({}, None)
+        assert store.set_attributes("old", {"/a/1.jpg": {"label": "cat"}}) == 1
+        assert store.matching("old", {"label": "cat", "has_gps": {"exists": False}}).tolist() == [5]
         assert [run.run_id for run in store.runs("old")] == [3]
         assert store.folders("old") == ["/a"]
     assert versions(engine) == [*range(1, schema.VERSION + 1)]

@@ -1,0 +1,159 @@
+"""How values of attributes are stored, and how a filter becomes SQL.
+
+Each value is stored as bytes that sort as the values do. Whatever a filter asks is so a comparison
+of bytes, which every database answers alike, and nothing that a user writes becomes SQL.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from imgsearch.filters import FIELDS, And, Condition, Filter, Not, Or, Span
+from imgsearch.stores.schema import attributes, images
+
+_TEXT, _NUMBER, _TRUTH = b"t", b"n", b"b"  # the first byte of a value tells its type
+_NO_ELEMENT = b""
+_END = b"\xff"  # sorts after every byte of UTF-8
+
+
+def encode(value: str | float | bool) -> bytes:
+    """Bytes that sort as the values of their type do."""
+    if isinstance(value, bool):
+        return _TRUTH + bytes([value])
+    if isinstance(value, str):
+        return _TEXT + _utf8(value)
+    bits = int.from_bytes(struct.pack(">d", value + 0.0))  # -0.0 becomes 0.0
+    bits ^= 2**64 - 1 if bits >> 63 else 2**63
+    return _NUMBER + bits.to_bytes(8)
+
+
+def decode(data: bytes) -> str | float | bool:
+    """The value that these bytes stand for; whole numbers are integers."""
+    kind, rest = data[:1], data[1:]
+    if kind == _TRUTH:
+        return rest == b"\1"
+    if kind == _TEXT:
+        return rest.decode()
+    bits = int.from_bytes(rest)
+    bits ^= 2**63 if bits >> 63 else 2**64 - 1
+    (number,) = struct.unpack(">d", bits.to_bytes(8))
+    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+
+
+def values_of(given: Mapping[str, Any]) -> Iterator[tuple[str, int, bytes]]:
+    """Name, position and bytes of each value: 0 for a single one, 1 and so on in a list."""
+    for name, value in given.items():
+        if not isinstance(value, list):
+            yield name, 0, encode(value)
+            continue
+        for position, element in enumerate(map(encode, value), 1):
+            yield name, position, element
+        if not value:
+            yield name, 1, _NO_ELEMENT
+
+
+def has_value() -> sa.ColumnElement[bool]:
+    """Whether a row of `attributes` holds a value, and does not stand for an empty list."""
+    return attributes.c.value != _NO_ELEMENT
+
+
+def condition(where: Filter, collection_id: int) -> sa.ColumnElement[bool]:
+    """Whether a row of `images` fulfils a filter: true or false, never NULL."""
+    below = partial(condition, collection_id=collection_id)
+    match where:
+        case And(parts):
+            return sa.and_(*map(below, parts))
+        case Or(parts):
+            return sa.or_(*map(below, parts))
+        case Not(part):
+            return sa.not_(below(part))
+    if where.field in FIELDS:
+        column = _column(where.field)
+        return sa.and_(column.is_not(None), _test(column, where))
+    found = sa.select(attributes.c.path_key).where(
+        attributes.c.collection_id == collection_id,
+        attributes.c.name == where.field,
+        _attribute_test(where),
+    )
+    return images.c.path_key.in_(found)
+
+
+def _column(field: str) -> sa.ColumnElement:
+    """A field of `images`; texts as bytes."""
+    path = sa.type_coerce(images.c.path, sa.LargeBinary)
+    if field == "path":
+        return path
+    if field in ("name", "folder"):
+        name = sa.func.substring_index(path, b"/", -1, type_=sa.LargeBinary)
+        if field == "name":
+            return name
+        slash = sa.func.length(path) - sa.func.length(name)
+        end = sa.case((slash > 1, slash - 1), else_=1)  # the root is its own slash
+        return sa.func.substr(path, 1, end, type_=sa.LargeBinary)
+    column = images.c[field]
+    return sa.cast(column, sa.LargeBinary) if FIELDS[field] == "text" else column
+
+
+def _test(column: sa.ColumnElement, test: Condition) -> sa.ColumnElement[bool]:
+    kind, value = FIELDS[test.field], test.value
+    if test.operator == "exists":
+        return sa.true()
+    if kind == "time":
+        return _time_test(column, test)
+    if test.operator == "in":
+        return column.in_([_bound(v) for v in value])
+    value = _bound(value)
+    if test.operator == "contains":
+        return sa.func.instr(column, value) > 0
+    if test.operator == "prefix":
+        return sa.func.substr(column, 1, len(value)) == value
+    return column.op(test.operator, is_comparison=True)(value)
+
+
+def _time_test(column: sa.ColumnElement, test: Condition) -> sa.ColumnElement[bool]:
+    """Compare with a period: within it, before its start, or from its end on."""
+    if test.operator == "in":
+        return sa.or_(sa.false(), *(sa.and_(column >= s, column < e) for s, e in test.value))
+    span: Span = test.value
+    return {
+        "<": column < span.start,
+        ">=": column >= span.start,
+        "<=": column < span.end,
+        ">": column >= span.end,
+    }[test.operator]
+
+
+def _attribute_test(test: Condition) -> sa.ColumnElement[bool]:
+    column, value = attributes.c.value, test.value
+    if test.operator == "exists":
+        return sa.true()
+    if test.operator == "in":
+        return column.in_([encode(v) for v in value])
+    data = encode(value)
+    kind, after = data[:1], bytes([data[0] + 1])
+    if test.operator == "prefix":
+        return sa.and_(column >= data, column < data + _END)
+    if test.operator == "contains":
+        is_element = sa.and_(attributes.c.position > 0, column == data)
+        if kind != _TEXT:
+            return is_element
+        text = sa.func.substr(column, 2, type_=sa.LargeBinary)
+        holds = sa.func.instr(text, data[1:]) > 0
+        is_text = sa.and_(attributes.c.position == 0, column >= kind, column < after)
+        return sa.or_(is_element, sa.and_(is_text, holds))
+    return sa.and_(
+        column.op(test.operator, is_comparison=True)(data), column >= kind, column < after
+    )
+
+
+def _bound(value: Any) -> Any:
+    return _utf8(value) if isinstance(value, str) else value
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
