@@ -153,7 +153,7 @@ class _Parser:
 
     def test(self, field: str, operator: Any, value: Any, at: str) -> Filter:
         if operator not in OPERATORS:
-            near = difflib.get_close_matches(str(operator), OPERATORS, 1, 0.4)
+            near = difflib.get_close_matches(str(operator), OPERATORS, 1, 0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise FilterError(
                 at, f"is no operator: {hint}there are {_listed(OPERATORS)}, and values that are "

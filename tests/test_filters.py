@@ -100,7 +100,7 @@ def deep(levels: int) -> dict:
         ({"or": {"label": "cat"}}, 'where["or"]', "a list of one or more"),
         ({"or": [{"label": "cat"}, 5]}, 'where["or"][1]', "a dict such as"),
         ({"label": {}}, 'where["label"]', "give a value, or an operator"),
-        ({"label": {"=>": 1}}, 'where["label"]["=>"]', "did you mean '>='?"),
+        ({"label": {"=>": 1}}, 'where["label"]["=>"]', "is no operator: did you mean '>'"),
         ({"label": {"contain": "a"}}, 'where["label"]["contain"]', "did you mean 'contains'?"),
         ({"label": {"$gt": 1}}, 'where["label"]["$gt"]', "there are =, !=, <"),
         ({"label": {5: 1}}, 'where["label"][5]', "is no operator"),

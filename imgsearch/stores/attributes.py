@@ -74,7 +74,9 @@ def condition(where: Filter, collection_id: int) -> sa.ColumnElement[bool]:
             return sa.not_(below(part))
     if where.field in FIELDS:
         column = _column(where.field)
-        return sa.and_(column.is_not(None), _test(column, where))
+        if where.operator == "exists":
+            return column.is_not(None)
+        return sa.func.coalesce(_test(column, where), sa.false(), type_=sa.Boolean)
     found = sa.select(attributes.c.path_key).where(
         attributes.c.collection_id == collection_id,
         attributes.c.name == where.field,
@@ -100,14 +102,14 @@ def _column(field: str) -> sa.ColumnElement:
 
 
 def _test(column: sa.ColumnElement, test: Condition) -> sa.ColumnElement[bool]:
-    kind, value = FIELDS[test.field], test.value
-    if test.operator == "exists":
-        return sa.true()
-    if kind == "time":
+    value = test.value
+    if FIELDS[test.field] == "time":
         return _time_test(column, test)
     if test.operator == "in":
         return column.in_([_bound(v) for v in value])
     value = _bound(value)
+    if test.operator in ("contains", "prefix") and not value:
+        return column.is_not(None)  # SQLite finds nothing in an empty text
     if test.operator == "contains":
         return sa.func.instr(column, value) > 0
     if test.operator == "prefix":
@@ -143,7 +145,7 @@ def _attribute_test(test: Condition) -> sa.ColumnElement[bool]:
         if kind != _TEXT:
             return is_element
         text = sa.func.substr(column, 2, type_=sa.LargeBinary)
-        holds = sa.func.instr(text, data[1:]) > 0
+        holds = sa.func.instr(text, data[1:]) > 0 if data[1:] else sa.true()
         is_text = sa.and_(attributes.c.position == 0, column >= kind, column < after)
         return sa.or_(is_element, sa.and_(is_text, holds))
     return sa.and_(

@@ -176,7 +176,7 @@ def values_of(one) -> dict:
     return {name: value for name, value in own.items() if name != "attributes"} | one.attributes
 
 
-@pytest.mark.parametrize("count", rounds("FILTERS", 250, 20_000))
+@pytest.mark.parametrize("count", rounds("FILTERS", 250, 4_000))
 def test_every_filter_finds_what_python_finds(store, count):  # noqa: F811
     fuzz = Fuzz(seed=7)
     store.create_collection(ROW)
