@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import uuid
 from concurrent import futures
 from datetime import UTC, datetime
@@ -68,7 +69,7 @@ ROWS = [
     " (7, 'old', 'mini', '{\"dim\": 8}', 'f00d', 8, 'FLAT', '2025-01-02 03:04:05.000006')",
     "INSERT INTO imgsearch_images VALUES (7, X'{key}', X'2f612f312e6a7067', 5, '{sha}', 10, 20,"
     " 30, 'JPEG', 40, 'ready', '2025-01-02 03:04:05.000006', 4294967295)".format(
-        key="a1" * 32, sha="05" * 32
+        key=hashlib.sha256(b"/a/1.jpg").hexdigest(), sha="05" * 32
     ),
     "INSERT INTO imgsearch_runs VALUES (3, 'old', X'2f61', 'done', 1, 1, 1, 0, 0, 'host', 9, '77',"
     " 'me', '2025-01-02 03:04:05.000006', '2025-01-02 03:04:05.000006',"
