@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 
 from tests.browser.conftest import PATIENCE, PHOTOS
 from tests.conftest import ROOT
@@ -279,11 +278,11 @@ def test_pictures_are_pasted_dropped_dragged_from_the_grid_and_named(open_page):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("selecting", ["", "marks", "tiles"])
-def test_axe_finds_nothing(open_page, theme, selecting):
+def test_axe_finds_nothing(open_page, axe, theme, selecting):
     page = open_page(color_scheme=theme)
     page.evaluate("selecting => grid.update({ selecting, selected: ['1'] })", selecting)
     page.evaluate("crop.update({ box: [10, 10, 300, 300] })")
-    assert Axe().run(page).response["violations"] == []
+    assert axe(page) == []
     page.evaluate("viewer.update({ current: '1' })")
     page.get_by_text("12 kB").wait_for()
-    assert Axe().run(page).response["violations"] == []
+    assert axe(page) == []
