@@ -84,7 +84,9 @@ def test_search(search, axe):
     _title(page, f"Similar to {PHOTOS[3].name}")
     assert _tiles(page) == first
     page.get_by_role("checkbox", name="Show the query among its results").check()
-    page.get_by_role("button", name=f"Rank 1, score 1.000. Search with: {PHOTOS[3].name}").wait_for()
+    page.get_by_role(
+        "button", name=f"Rank 1, score 1.000. Search with: {PHOTOS[3].name}"
+    ).wait_for()
     page.get_by_role("checkbox", name="Show the query among its results").uncheck()
     page.get_by_role("button", name="Rank 1, score 1.000").wait_for(state="detached")
 

@@ -249,7 +249,7 @@ def test_the_collection_used_or_ingested_last_is_opened(search, tmp_path):
         paint(tmp_path / f"{i}.png", 100 + i, (40, 40))
     opened = "[p.wait(100), p.collection.value, p.status.text]"
     found = search(
-        "import os\nfrom imgsearch.ingest import ingest\n"
+        "import os\nfrom imgsearch.ingestion import ingest\n"
         "default = os.environ.pop('DEFAULT_TABLE')\n"
         f"ingest({str(tmp_path)!r}, 'another', encoder='mini')\n"
         "p = widgets.SearchPanel(); p.wait(100)",
