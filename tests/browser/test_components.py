@@ -11,7 +11,7 @@ from tests.browser.conftest import PATIENCE, PHOTOS
 from tests.conftest import ROOT
 
 STATIC = ROOT / "imgsearch" / "static"
-SITE = "http://components.test"
+SITE = "http://components.localhost"  # secure, so that the clipboard works
 NAMES = [photo.name for photo in PHOTOS[:9]]
 
 

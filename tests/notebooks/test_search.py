@@ -178,7 +178,7 @@ def test_back_forgets_the_oldest_queries(uploaded):
     uploaded(
         "from dataclasses import replace\n"
         "query = panel.query\n"
-        "for i in range(30): panel.search(replace(query, name=str(i)))"
+        "for i in range(30): panel.search(replace(query, name=str(i))); panel.wait(100)"
     )
     assert uploaded("", "[q.name for q in panel._history]") == [str(i) for i in range(10, 30)]
     kept = uploaded(
