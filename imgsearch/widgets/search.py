@@ -385,7 +385,7 @@ class SearchPanel(panel.Panel):
         self._show_query(query, same)
         part = "a part of " if query.box else ""
         self.title.value = panel.heading(f"Similar to {part}{query.name}")
-        self.details.value = panel.details(self._facts(hits))
+        self.details.value = panel.details(self._facts(query, hits))
         panel.set_visible(self.itself, visible=stored)
         self._enable_buttons()
         self.status.show("" if hits else "The collection holds no other image.")
@@ -408,15 +408,17 @@ class SearchPanel(panel.Panel):
         if self.hits is None:
             panel.set_visible(self.itself, visible=False)
 
-    def _facts(self, hits: Hits) -> str:
+    def _facts(self, query: Query, hits: Hits) -> str:
         encoder, seconds = hits.encoder, hits.seconds
         name = Path(encoder["name"]).name if self.confined else encoder["name"]
         ran = [str(encoder[key]) for key in ("device", "precision", "backend") if key in encoder]
         encode = f"encode {format_seconds(seconds['encode'])} on {' '.join(ran)}"
+        if isinstance(query.source, Image) and query.box is None:
+            encode = "stored vector"
         return (
             f"Encoder {printable(name)} ({encoder['dim']} dimensions, "
             f"fingerprint {encoder['fingerprint']}) · index {hits.index_spec} · "
-            f"{encode if ran else 'stored vector'} · "
+            f"{encode} · "
             f"vector search {format_seconds(seconds['vectors'])} · "
             f"metadata {format_seconds(seconds['metadata'])}"
         )

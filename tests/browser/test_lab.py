@@ -123,7 +123,7 @@ def test_search(search, axe):
         with Image.open(photo) as picture:
             width = ImageOps.exif_transpose(picture).width
         page.wait_for_function(
-            "width => document.querySelector('dialog[open] [class$=stage] img').naturalWidth === width",
+            "width => document.querySelector('[open] [class$=stage] img').naturalWidth === width",
             arg=width,
         )
         page.keyboard.press("ArrowRight")
