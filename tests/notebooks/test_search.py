@@ -315,7 +315,8 @@ def test_a_visitor_is_shown_no_path(visited, photos):
     shown = visited(
         "from dataclasses import replace\n"
         "renamed = replace(panel.hits, encoder=panel.hits.encoder | {'name': '/srv/model.onnx'})",
-        "panel._facts(panel.query, renamed) + panel.details.value + panel.title.value + str(panel.grid.items)",
+        "panel._facts(panel.query, renamed) + panel.details.value + panel.title.value"
+        "+ str(panel.grid.items)",
     )
     assert "Encoder model.onnx" in shown
     assert "/srv" not in shown
