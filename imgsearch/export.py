@@ -1,8 +1,9 @@
 r"""A collection as one Parquet file.
 
 One row per path, sorted by ``image_id`` and path, with the columns ``image_id``, ``sha256``,
-``path``, ``size`` (bytes), ``width``, ``height``, ``format``, ``mtime_ns``, ``added_at`` and
-``vector``, a fixed-size list of float32. The metadata of the file hold a JSON document under
+``path``, ``size`` (bytes), ``width``, ``height``, ``format``, ``mtime_ns``, ``added_at``,
+``date_taken``, ``camera``, ``orientation``, ``has_gps``, ``attributes`` (as JSON) and ``vector``,
+a fixed-size list of float32. The metadata of the file hold a JSON document under
 the key ``imgsearch``: collection, encoder, identity, fingerprint, index, counts and a SHA-256
 of the content. In ``path``, a backslash is written as ``\\`` and a byte that is not UTF-8 as
 ``\xHH``; all other paths are unchanged. Image files are not part of the file.
@@ -29,6 +30,7 @@ from imgsearch import config, images
 from imgsearch.collection import WITHOUT_VECTORS, Collection, checksum
 from imgsearch.encoders.base import fingerprint_of
 from imgsearch.errors import ConfigError, DatasetError, ImgSearchError, StoreDamaged, printable
+from imgsearch.filters import check_attributes
 from imgsearch.io import absolute, atomic
 from imgsearch.stores.index import IndexSpec
 from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
@@ -37,8 +39,9 @@ from imgsearch.stores.vectors import VectorStore
 GROUP_BYTES = 32 * 1024 * 1024
 """Bytes of vectors in a row group, which is read and written as a whole."""
 
-ROW_BYTES = 16 * 1024
-"""Upper limit for the bytes of a row without its vector. A path has at most 4,096 bytes."""
+ROW_BYTES = 32 * 1024
+"""Upper limit for the bytes of a row without its vector. A path has at most 4,096 bytes, which
+escapes make longer, and the attributes have at most 8,192."""
 
 Progress = Callable[[int, int], None]
 
@@ -53,13 +56,21 @@ _COLUMNS = {
     "mtime_ns": pa.int64(),
     "added_at": pa.timestamp("us", "UTC"),
 }
+_NULLABLE = {
+    "date_taken": pa.timestamp("us"),
+    "camera": pa.string(),
+    "orientation": pa.int32(),
+    "has_gps": pa.bool_(),
+    "attributes": pa.string(),
+}
+_COLUMNS |= _NULLABLE
 _FROM_COLLECTION = {"encoder", "identity", "fingerprint", "index", "dim"}
 
 
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     collection: str
     encoder: str = Field(pattern=r"^[^\x00-\x1f]{1,4096}$")
     identity: dict[str, Any]
@@ -83,7 +94,9 @@ class _Header(BaseModel):
 def _schema(dim: int) -> pa.Schema:
     vector = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
     types = {**_COLUMNS, "vector": vector}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
+    return pa.schema(
+        [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in types.items()]
+    )
 
 
 def _group_rows(dim: int) -> int:
@@ -106,11 +119,18 @@ def _key(row: ImageRow) -> tuple[int, str]:
     return row.image_id, _escape(row.path)
 
 
+def _values(row: ImageRow) -> list[Any]:
+    """A row as it stands in the columns."""
+    attributes = json.dumps(row.attributes, sort_keys=True) if row.attributes else None
+    row = row._replace(path=_escape(row.path), attributes=attributes)
+    return [getattr(row, name) for name in _COLUMNS]
+
+
 def _update(digest: Any, rows: list[ImageRow], vectors: np.ndarray) -> None:
     """Add rows to the checksum of the content, which does not depend on the file format."""
     for row, vector in zip(rows, vectors, strict=True):
-        values = [str(getattr(row, name)) for name in _COLUMNS]
-        digest.update(json.dumps(values).encode() + np.asarray(vector, "<f4").tobytes())
+        values = json.dumps([str(value) for value in _values(row)])
+        digest.update(values.encode() + np.asarray(vector, "<f4").tobytes())
 
 
 # ---------------------------------------------------------------- export
@@ -195,8 +215,9 @@ def _ready(collection: Collection, ids: np.ndarray) -> tuple[list[ImageRow], np.
 
 
 def _to_batch(rows: list[ImageRow], vectors: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
-    rows = [row._replace(path=_escape(row.path)) for row in rows]
-    columns = [pa.array([getattr(r, name) for r in rows], kind) for name, kind in _COLUMNS.items()]
+    values = zip(*map(_values, rows), strict=True) if rows else ((),) * len(_COLUMNS)
+    kinds = zip(values, _COLUMNS.values(), strict=True)
+    columns = [pa.array(column, kind) for column, kind in kinds]
     kind = schema.field("vector").type
     columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind))
     return pa.record_batch(columns, schema=schema)
@@ -351,13 +372,17 @@ def _row(values: dict[str, Any]) -> ImageRow:
     escaped, path = values["path"], _unescape(values["path"])
     if escaped != _escape(path) or path != str(absolute(path)):
         raise ValueError(f"the path {escaped[:200]!r} is not absolute and normalized")
-    row = ImageRow(**values | {"path": path})
+    attributes = check_attributes(json.loads(values["attributes"] or "{}"))
+    row = ImageRow(**values | {"path": path, "attributes": attributes})
     digits = re.fullmatch("[0-9a-f]{64}", row.sha256)
     if not digits or images.image_id(row.sha256) != row.image_id:
         raise ValueError(f"the image_id of {escaped[:200]!r} does not belong to its sha256")
     known_format = re.fullmatch("[A-Z0-9]{1,16}", row.format)
     if row.width < 1 or row.height < 1 or row.size < 0 or not known_format:
         raise ValueError(f"the size or the format of {escaped[:200]!r} is invalid")
+    year = row.date_taken.year if row.date_taken else 1970
+    if year < 1000 or len(row.camera or "") > 200 or row.orientation not in (None, *range(1, 9)):
+        raise ValueError(f"the Exif data of {escaped[:200]!r} are invalid")
     return row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -9,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imgsearch import config, export, ingestion, sources
+from imgsearch.attributes import Labels, Table
 from imgsearch.collection import WITHOUT_VECTORS, Collection
 from imgsearch.errors import (
     CollectionNotFound,
@@ -23,15 +25,21 @@ from imgsearch.errors import (
     StoreDamaged,
     printable,
 )
-from imgsearch.hits import Hits, Image, hit_of, image_of
+from imgsearch.filters import FIELDS, parse
+from imgsearch.hits import Hits, Image, hit_of, image_of, with_attributes
 from imgsearch.images import Box
 from imgsearch.ingestion import IngestReport
 from imgsearch.sources import Source, Stored
+from imgsearch.stores import filtered
+from imgsearch.stores.filtered import Answer
 from imgsearch.stores.metadata import ImageRow, MetadataStore
 from imgsearch.stores.vectors import MAX_TOP_K
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Where = Mapping[str, Any] | None
+"""A filter, as docs/filters.md describes it; None and an empty one admit everything."""
 
 CHUNK = 64
 """Pictures that are encoded together when a list is searched with."""
@@ -132,13 +140,17 @@ class Gallery(Collection):
         known = sources.stored_id(image)
         return self.get(image).image_id if known is None else known
 
-    def browse(self, offset: int = 0, limit: int = 100, *, like: str | None = None) -> list[Image]:
+    def browse(
+        self, offset: int = 0, limit: int = 100, *, where: Where = None, like: str | None = None
+    ) -> list[Image]:
         """Return a page of the files, sorted by path.
 
         Parameters
         ----------
         offset, limit : int
             How many files to pass over, and how many to return at most.
+        where : dict, optional
+            Only files that fulfil this filter, as in :meth:`search`.
         like : str, optional
             Only files with this in their path, in which case matters.
 
@@ -147,24 +159,33 @@ class Gallery(Collection):
         list of Image
             One for each file: an image with two paths is in it twice.
         """
-        page = self.metadata.browse(self.name, offset=offset, limit=limit, like=like)
+        how = {"offset": offset, "limit": limit, "like": like, "where": where}
+        page = self.metadata.browse(self.name, **how)
         stored = self.metadata.by_id(self.name, {row.image_id for row in page})
         return [image_of(stored[row.image_id], row) for row in page if row.image_id in stored]
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self, *, where: Where = None) -> pd.DataFrame:
         """Convert to a table.
+
+        Parameters
+        ----------
+        where : dict, optional
+            Only files that fulfil this filter, as in :meth:`search`.
 
         Returns
         -------
         pandas.DataFrame
-            A row for each file, sorted by path: path, image_id, size (bytes), width and height
-            (pixels), format, added_at (UTC).
+            A row for each file, sorted by path: image_id, path, name, folder, size (bytes),
+            width and height (pixels), format, added_at (UTC), date_taken (local time), camera,
+            orientation, has_gps, and a column for each attribute.
         """
         import pandas as pd
 
-        columns = ["path", "image_id", "size", "width", "height", "format", "added_at"]
-        rows = self.metadata.browse(self.name, limit=sys.maxsize)
-        return pd.DataFrame.from_records(rows, columns=ImageRow._fields)[columns]
+        rows = self.metadata.browse(self.name, limit=sys.maxsize, where=where)
+        table = pd.DataFrame.from_records(rows, columns=ImageRow._fields)
+        split = [os.path.split(row.path) for row in rows]
+        table["folder"], table["name"] = zip(*split, strict=True) if split else ((), ())
+        return with_attributes(table[["image_id", *FIELDS]], [row.attributes for row in rows])
 
     # ------------------------------------------------------------ changes
 
@@ -173,6 +194,8 @@ class Gallery(Collection):
         images: Source | Iterable[Source],
         *,
         name: str | Sequence[str] | None = None,
+        attributes: Mapping[str, Any] | pd.DataFrame | str | Path | None = None,
+        from_folders: bool = False,
         progress: bool | Callable[[IngestReport], None] | None = None,
     ) -> IngestReport:
         """Add images. What is stored and unchanged is not read again.
@@ -186,6 +209,11 @@ class Gallery(Collection):
         name : str or sequence of str, optional
             Name of a picture without a file, or of each of them; made from its content if left
             out. The gallery finds the picture by it: ``gallery["scan-17"]``.
+        attributes : dict, pandas.DataFrame or path of a CSV file, optional
+            A dict is given to every image; a table is as in :meth:`set_attributes`. Images that
+            are stored already get them, too.
+        from_folders : bool
+            Set the attribute ``label`` of each image to the name of its folder.
         progress : bool or callable, optional
             Whether to show a progress bar, which is shown in interactive sessions if left out;
             or a function that is called with the unfinished report after each chunk.
@@ -200,7 +228,8 @@ class Gallery(Collection):
         ImageError
             A path does not exist, or something is no image. Nothing was added then.
         ConfigError
-            A name is not the name of a file, or is taken by another picture.
+            A name is not the name of a file, or is taken by another picture; or an attribute
+            cannot be used.
         EncoderMismatch
             The encoder of the collection is not available.
         StoreError
@@ -209,9 +238,50 @@ class Gallery(Collection):
         given = sources.several(images)
         names = [name] if isinstance(name, str) else name
         paths = sources.files(self, [images] if given is None else given, names)
-        return ingestion.ingest_paths(self, paths, progress=progress)
+        labels = Labels.read(attributes, from_folders)
+        return ingestion.ingest_paths(self, paths, labels, progress=progress)
 
-    def delete(self, images: Source | Iterable[Source]) -> int:
+    def set_attributes(
+        self,
+        attributes: Mapping | pd.DataFrame | str | Path,
+        *,
+        key: str | None = None,
+        replace: bool = False,
+    ) -> int:
+        """Set labels, tags or anything else that JSON can hold, for files of the gallery.
+
+        Parameters
+        ----------
+        attributes : dict of dict, pandas.DataFrame or path of a CSV file
+            What names a file, and its attributes: texts, numbers, truth values, or lists of
+            these. In a dict, None removes an attribute; in a table, an empty cell changes
+            nothing, and the columns that :meth:`to_pandas` fills itself are passed over.
+        key : {"path", "name", "image_id"}, optional
+            What names a file: its path, of which a relative one starts in the working folder;
+            its name, with or without the ending; or its image_id. If left out, the first of
+            them that is a column of the table; for a dict, ``image_id`` if its keys are
+            integers, otherwise ``path``.
+        replace : bool
+            Remove the other attributes of these files.
+
+        Returns
+        -------
+        int
+            Number of files that were found. Others are passed over.
+
+        Raises
+        ------
+        ConfigError
+            The table lacks the key or cannot be read, an attribute cannot be used, or no file
+            was found. Nothing was changed then.
+        StoreError
+            The metadata store failed.
+        """
+        return Table.read(attributes, key).set(self, replace=replace)
+
+    def delete(
+        self, images: Source | Iterable[Source] = (), *, where: Mapping[str, Any] | None = None
+    ) -> int:
         """Remove images from the collection.
 
         Files are not touched, except for pictures that were added without a file.
@@ -222,6 +292,8 @@ class Gallery(Collection):
             One, or a list or another iterable of them. A path is removed alone; an image_id or
             a result stands for all paths of the image, and its vector goes with the last path.
             What the collection does not hold is passed over.
+        where : dict, optional
+            Also remove the files that fulfil this filter, as in :meth:`search`.
 
         Returns
         -------
@@ -230,9 +302,13 @@ class Gallery(Collection):
 
         Raises
         ------
+        ConfigError
+            The filter is empty or cannot be used.
         StoreError
             A store failed; calling it again completes the work.
         """
+        if where is not None and parse(where) is None:
+            raise ConfigError("where", "is empty: use drop to delete the whole collection")
         given = sources.several(images)
         given = [images] if given is None else given
         ids = [i for i in map(sources.stored_id, given) if i is not None]
@@ -241,6 +317,9 @@ class Gallery(Collection):
             paths = {row.path for row in rows if row}
             for same in self.metadata.by_id(self.name, ids).values():
                 paths |= {row.path for row in same}
+            if where is not None:
+                found = self.metadata.browse(self.name, limit=sys.maxsize, where=where)
+                paths |= {row.path for row in found}
             removed = super().delete(paths)
         for path in paths:
             if Path(path).parent == self.pictures:
@@ -282,6 +361,7 @@ class Gallery(Collection):
         query: Source | Iterable[Source],
         top_k: int = 10,
         *,
+        where: Where = None,
         box: Box | None = None,
         exclude: Iterable[Stored | int | str | Path] = (),
         search_params: Mapping[str, int] | None = None,
@@ -297,6 +377,10 @@ class Gallery(Collection):
             after the other.
         top_k : int
             Maximum number of hits.
+        where : dict, optional
+            Only images of which a file fulfils this filter, such as
+            ``{"label": ["cat", "dog"], "width": {">=": 800}}``; ``docs/filters.md`` describes
+            filters.
         box : tuple of int, optional
             Left, upper, right, lower in pixels of the upright image: search
             with this part of it.
@@ -318,8 +402,8 @@ class Gallery(Collection):
         ImageNotFound
             The collection does not hold an image_id, or an image to exclude.
         ConfigError
-            `top_k` is below 1, or exceeds 16,384 together with `exclude`; or a vector
-            has another dimension.
+            `top_k` is below 1, or exceeds 16,384 together with `exclude`; a vector
+            has another dimension; or the filter cannot be used.
         StoreError
             A store failed.
         """
@@ -328,9 +412,11 @@ class Gallery(Collection):
         if not 1 <= top_k <= most:
             also = f" besides {len(excluded)} excluded images" if excluded else ""
             raise ConfigError("top_k", f"is {top_k}; ask for at least 1 and at most {most}{also}")
-        queries = sources.several(query)
+        queries, among = sources.several(query), None
+        if parse(where) is not None:
+            among = self.metadata.matching(self.name, where)
         found = self._search(
-            [query] if queries is None else queries, top_k, box, excluded, search_params
+            [query] if queries is None else queries, top_k, box, excluded, among, search_params
         )
         return found[0] if queries is None else found
 
@@ -340,6 +426,7 @@ class Gallery(Collection):
         top_k: int,
         box: Box | None,
         excluded: set[int],
+        among: np.ndarray | None,
         params: Mapping[str, int] | None,
     ) -> list[Hits]:
         start = time.perf_counter()
@@ -347,18 +434,19 @@ class Gallery(Collection):
         encoded = time.perf_counter()
         spent, wanted, todo = 0.0, top_k + len(excluded), list(range(len(queries)))
         answers: dict[int, list[tuple[int, float]]] = {}
+        ways: dict[int, str | None] = {}
         stored: dict[int, list[ImageRow]] = {}
         # Vectors whose rows are not ready are no hits: ask for more until there are enough.
         while todo:
-            found = self._search_vectors(vectors[todo], wanted, params)
+            found = self._search_vectors(vectors[todo], wanted, among, params)
             before = time.perf_counter()
-            ids = {int(i) for part, _ in found for i in part}
+            ids = {int(i) for answer in found for i in answer.ids}
             stored |= self.metadata.by_id(self.name, ids - excluded - stored.keys())
             spent += time.perf_counter() - before
-            for number, (ids, scores) in zip(todo, found, strict=True):
+            for number, (ids, scores, ways[number]) in zip(todo, found, strict=True):
                 pairs = zip(ids.tolist(), scores.tolist(), strict=True)
                 answers[number] = [pair for pair in pairs if pair[0] in stored]
-            more = [len(ids) == wanted < MAX_TOP_K for ids, _ in found]
+            more = [len(answer.ids) == wanted < MAX_TOP_K for answer in found]
             todo = [n for n, m in zip(todo, more, strict=True) if m and len(answers[n]) < top_k]
             wanted = min(2 * wanted, MAX_TOP_K)
         end = time.perf_counter()
@@ -380,6 +468,8 @@ class Gallery(Collection):
                 self.row.index,
                 encoder,
                 seconds,
+                None if among is None else len(among),
+                ways[number],
             )
             for number in range(len(queries))
         ]
@@ -449,17 +539,31 @@ class Gallery(Collection):
         return [result.vector for result in results]
 
     def _search_vectors(
-        self, vectors: np.ndarray, top_k: int, params: Mapping[str, int] | None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        self,
+        vectors: np.ndarray,
+        top_k: int,
+        among: np.ndarray | None,
+        params: Mapping[str, int] | None,
+    ) -> list[Answer]:
         try:
-            return self.vectors.search(self.name, vectors, top_k, search_params=params)
+            if among is not None:
+                return filtered.search(
+                    self.vectors, self.name, vectors, top_k, among, search_params=params
+                )
+            found = self.vectors.search(self.name, vectors, top_k, search_params=params)
+            return [Answer(*answer, None) for answer in found]
         except CollectionNotFound:
             if self.metadata.count(self.name).images:
                 raise self._damaged("all vectors are missing") from None
-            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(vectors)
+            return [Answer(np.empty(0, np.int64), np.empty(0, np.float32), None)] * len(vectors)
 
-    def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of all images.
+    def embeddings(self, *, where: Where = None) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of all images, or of those that fulfil a filter.
+
+        Parameters
+        ----------
+        where : dict, optional
+            Only images of which a file fulfils this filter, as in :meth:`search`.
 
         Returns
         -------
@@ -473,7 +577,8 @@ class Gallery(Collection):
         StoreDamaged
             An image has no vector.
         """
-        ids = self.metadata.ids(self.name)
+        every = parse(where) is None
+        ids = self.metadata.ids(self.name) if every else self.metadata.matching(self.name, where)
         if not len(ids):
             return ids, np.empty((0, self.row.dim), np.float32)
         found, vectors = self.vectors.get(self.name, ids)

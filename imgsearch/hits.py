@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgsearch import images, plots
 from imgsearch.errors import ImageError, printable
@@ -43,6 +43,16 @@ class Image(NamedTuple):
         Format of the file, such as ``JPEG``.
     added_at : datetime
         When the path was added, UTC.
+    date_taken : datetime or None
+        Local time, as the camera noted it.
+    camera : str or None
+        Make and model.
+    orientation : int or None
+        Exif orientation, 1 to 8; the size is that of the upright picture nevertheless.
+    has_gps : bool or None
+        Whether the file tells where it was taken.
+    attributes : dict
+        What was set for the path, and where that lacks a name, for the other paths.
     """
 
     image_id: int
@@ -53,6 +63,11 @@ class Image(NamedTuple):
     height: int
     format: str
     added_at: datetime
+    date_taken: datetime | None
+    camera: str | None
+    orientation: int | None
+    has_gps: bool | None
+    attributes: dict[str, Any]
 
 
 class Hit(NamedTuple):
@@ -72,6 +87,8 @@ class Hit(NamedTuple):
         All its paths.
     width, height : int
         Size of the upright picture, pixels.
+    attributes : dict
+        What was set for the path, and where that lacks a name, for the other paths.
     """
 
     rank: int
@@ -81,22 +98,27 @@ class Hit(NamedTuple):
     paths: tuple[str, ...]
     width: int
     height: int
+    attributes: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
 
 
 def image_of(rows: Sequence[ImageRow], row: ImageRow | None = None) -> Image:
     """Make an image from all its rows, with the path of one of them."""
     row = row or rows[0]
-    paths = tuple(one.path for one in rows)
-    return Image(
-        *(row.image_id, row.path, paths),
-        *(row.size, row.width, row.height, row.format, row.added_at),
-    )
+    values = {name: value for name, value in row._asdict().items() if name in Image._fields}
+    own = {"paths": tuple(one.path for one in rows), "attributes": _attributes([row, *rows])}
+    return Image(**values | own)
 
 
 def hit_of(rank: int, score: float, rows: Sequence[ImageRow]) -> Hit:
     """Make a hit from the rows of an image."""
     first, paths = rows[0], tuple(row.path for row in rows)
-    return Hit(rank, score, first.image_id, first.path, paths, first.width, first.height)
+    size = first.width, first.height
+    return Hit(rank, score, first.image_id, first.path, paths, *size, _attributes(rows))
+
+
+def _attributes(rows: Sequence[ImageRow]) -> dict[str, Any]:
+    """Attributes of an image; where its rows disagree, those of the first one."""
+    return {name: value for row in reversed(rows) for name, value in row.attributes.items()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,6 +137,11 @@ class Hits(Sequence):
     seconds : dict of str to float
         Time spent, by step: ``encode``, ``vectors``, ``metadata``, ``total``. For a list of
         queries, the time of all of them divided by their number.
+    matched : int or None
+        Number of images that fulfil the filter; None without one.
+    way : str or None
+        How they were searched: ``exact``, ``over-fetched`` or ``filtered``, as in
+        :mod:`imgsearch.stores.filtered`; None without a filter.
     """
 
     hits: tuple[Hit, ...]
@@ -122,6 +149,8 @@ class Hits(Sequence):
     index_spec: str
     encoder: dict
     seconds: dict[str, float]
+    matched: int | None = None
+    way: str | None = None
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -153,6 +182,8 @@ class Hits(Sequence):
             "index": self.index_spec,
             "encoder": self.encoder,
             "seconds": self.seconds,
+            "matched": self.matched,
+            "way": self.way,
             "hits": [
                 {**hit._asdict(), "image_id": str(hit.image_id), "paths": list(hit.paths)}
                 for hit in self.hits
@@ -165,11 +196,16 @@ class Hits(Sequence):
         Returns
         -------
         pandas.DataFrame
-            A row for each hit, with the attributes of :class:`Hit` as columns.
+            A row for each hit: rank, score, image_id, path, width, height (pixels), and a
+            column for each attribute.
         """
         import pandas as pd
 
-        return pd.DataFrame(list(self.hits), columns=list(Hit._fields))
+        names = [name for name in Hit._fields if name not in ("paths", "attributes")]
+        rows = ([getattr(hit, name) for name in names] for hit in self.hits)
+        return with_attributes(
+            pd.DataFrame(rows, columns=names), [hit.attributes for hit in self.hits]
+        )
 
     def copy_files(self, folder: str | Path) -> list[Path]:
         """Copy the image files into a folder.
@@ -197,6 +233,14 @@ class Hits(Sequence):
         target = absolute(folder)
         target.mkdir(parents=True, exist_ok=True)
         return [_copy(Path(hit.path), target) for hit in self.hits]
+
+
+def with_attributes(table: pd.DataFrame, attributes: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Add a column for each attribute whose name is free."""
+    import pandas as pd
+
+    more = pd.DataFrame.from_records(attributes, index=table.index)
+    return table.join(more[more.columns.difference(table.columns, sort=False)])
 
 
 def _tile(hit: Hit) -> str:

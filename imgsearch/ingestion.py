@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -26,10 +26,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imgsearch import images
+from imgsearch.attributes import Labels
 from imgsearch.collection import Collection, new_row
 from imgsearch.errors import (
     ConfigError,
@@ -42,6 +44,9 @@ from imgsearch.images import ImageFile, ImageInfo, LoadedImage
 from imgsearch.io import absolute
 from imgsearch.pipeline import Pipeline
 from imgsearch.stores.metadata import ImageRow
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AHEAD = 3
 """Chunks under way beside the one being written: one is read, one decoded, one encoded."""
@@ -212,6 +217,8 @@ def ingest(
     prune: bool = False,
     progress: bool | Callable[[IngestReport], None] | None = None,
     stop: threading.Event | None = None,
+    attributes: Mapping[str, Any] | pd.DataFrame | str | Path | None = None,
+    from_folders: bool = False,
     **how,
 ) -> IngestReport:
     """Bring a folder of images into a collection, or bring the collection up to date.
@@ -244,6 +251,11 @@ def ingest(
         function that is called with the unfinished report after each chunk, in this thread.
     stop : threading.Event, optional
         Once set, the ingest ends after the current chunk.
+    attributes : dict, pandas.DataFrame or path of a CSV file, optional
+        A dict is given to every file; a table names the files in a column ``path``, ``name`` or
+        ``image_id``. Files that are unchanged get them, too.
+    from_folders : bool
+        Set the attribute ``label`` of each file to the name of its folder.
     **how
         Passed on to :meth:`imgsearch.gallery.Gallery.open`: encoder, weights,
         index, device, precision, backend, settings.
@@ -271,12 +283,14 @@ def ingest(
     if prune and not whole:
         raise ConfigError("prune", "needs the whole folder: leave out shard, limit and recursive")
     folder = absolute(image_dir)
+    labels = Labels.read(attributes, from_folders)
     files = _list_files(folder, recursive, part, limit)
     with Collection.open(collection, create=True, workers=workers, **how) as opened:
         return _run(
             opened,
             folder,
             *files,
+            labels,
             progress,
             whole=whole,
             prune=prune,
@@ -289,6 +303,7 @@ def ingest(
 def ingest_paths(
     collection: Collection,
     paths: Sequence[Path],
+    labels: Labels,
     *,
     progress: bool | Callable[[IngestReport], None] | None = None,
 ) -> IngestReport:
@@ -304,7 +319,7 @@ def ingest_paths(
     first = paths[0] if paths else collection.pictures
     whole = folders == [*paths]
     return _run(
-        *(collection, first, list(found.values()), unreadable, progress),
+        *(collection, first, list(found.values()), unreadable, labels, progress),
         whole=whole and len(folders) == 1,
         flush=whole or len(found) >= WORTH_A_FLUSH,
     )
@@ -315,6 +330,7 @@ def _run(
     folder: Path,
     found: Sequence[ImageFile],
     unreadable: Sequence[ImageError],
+    labels: Labels,
     progress: bool | Callable[[IngestReport], None] | None,
     *,
     whole: bool,
@@ -333,7 +349,9 @@ def _run(
         failures=[(error.path, error.reason) for error in unreadable],
     )
     with _progress_bar(progress) as advance:
-        job = _Ingest(collection, report, batch_size, flush, stop or threading.Event(), advance)
+        job = _Ingest(
+            *(collection, report, labels, batch_size, flush), stop or threading.Event(), advance
+        )
         return job.run(found, whole, prune)
 
 
@@ -419,6 +437,7 @@ class _Ingest:
 
     collection: Collection
     report: IngestReport
+    labels: Labels
     batch_size: int
     flush: bool
     stop: threading.Event
@@ -439,6 +458,8 @@ class _Ingest:
             for chunk in self._chunks(new):
                 self._store(chunk)
                 self._report_progress()
+            if self.labels.table is not None:
+                self.labels.table.set(collection)
             # A run that was interrupted may have left vectors that are not indexed.
             interrupted = last and last[0].state != "done"
             changed = report.encoded or report.pruned or report.recovered_rows
@@ -473,15 +494,19 @@ class _Ingest:
         else:
             paths = (str(file.path) for file in found)
             known = collection.metadata.by_path(collection.name, paths)
-        new = []
+        new, known_files = [], []
         for file in found:
             stored = known.pop(str(file.path), None)
             # A row that is not ready belongs to another process, which may die.
             unchanged = stored and (stored.size, stored.mtime_ns) == (file.size, file.mtime_ns)
             if unchanged and stored.state == "ready":
-                report.unchanged += 1
+                known_files.append(str(file.path))
             else:
                 new.append(file)
+        report.unchanged = len(known_files)
+        given = {path: self.labels.of(path) for path in known_files}
+        if any(given.values()):
+            collection.metadata.set_attributes(collection.name, given)
         if whole:  # else the other files were not looked for
             gone = sorted(filter(_is_gone, known))
             if prune:
@@ -569,7 +594,8 @@ class _Ingest:
                 continue
             if result is not None:
                 chunk.vectors[info.image_id] = result.vector
-            chunk.rows.append(new_row(file, info))
+            labels = self.labels.of(str(file.path))
+            chunk.rows.append(new_row(file, info)._replace(attributes=labels))
         return chunk
 
     def _store(self, chunk: _EmbeddedChunk) -> None:

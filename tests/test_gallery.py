@@ -230,6 +230,39 @@ def test_a_picture_with_a_name_is_found_by_it_and_deleted_with_its_file(gallery)
     assert list(gallery.pictures.iterdir()) == []
 
 
+def test_a_filter_is_the_same_for_everything_that_takes_one(gallery, photos):
+    gallery.add(photos)
+    odd = {"photos/1.png": {"odd": True, "tags": ["a", "b"]}, "photos/3.png": {"odd": True}}
+    assert gallery.set_attributes(odd) == 2
+    copy = photos / "copy of 2.png"
+    copy.write_bytes((photos / "2.png").read_bytes())
+    gallery.add(copy, attributes={"odd": True})
+    where = {"odd": True}
+    hits = gallery.search("photos/0.png", where=where)
+    assert {Path(hit.path).name for hit in hits} == {"1.png", "2.png", "3.png"}
+    assert (hits.matched, hits.way) == (3, "exact")
+    assert hits[0].attributes["odd"] is True
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert [len(one) for one in gallery.search(gallery, top_k=2, where=where)] == [2] * 5
+    assert list(gallery.search("photos/0.png", where={"odd": False})) == []
+    ids, vectors = gallery.embeddings(where=where)
+    assert (len(ids), vectors.shape) == (3, (3, gallery.row.dim))
+    names = ["1.png", "3.png", "copy of 2.png"]
+    assert [Path(image.path).name for image in gallery.browse(where=where)] == names
+    assert gallery.to_pandas(where=where).name.tolist() == names
+    assert gallery["photos/2.png"].attributes == {"odd": True}
+    assert gallery.search("photos/1.png", where={})[0].rank == 1
+    assert gallery.search("photos/1.png").matched is None
+    for bad in ({"odd": {"~": 1}}, {"width": "wide"}):
+        with pytest.raises(ConfigError, match="where"):
+            gallery.search("photos/0.png", where=bad)
+    with pytest.raises(ConfigError, match="where: is empty"):
+        gallery.delete(where={})
+    assert gallery.delete(where={"tags": "b"}) == 1
+    assert gallery.delete("photos/0.png", where=where) == 3
+    assert [Path(image.path).name for image in gallery.browse()] == ["2.png", "4.png"]
+
+
 @pytest.mark.parametrize("stores", ["embedded"], indirect=True)
 def test_a_search_with_one_picture_again_and_again_moves_to_a_faster_backend(
     gallery, photos, monkeypatch

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,15 @@ def test_hits_are_a_sequence_that_prints_as_a_list_of_files():
 
 
 def test_a_table_has_a_row_for_each_hit():
-    table = hits("/a.jpg", "/b.jpg").to_pandas()
-    assert table.columns.tolist() == list(Hit._fields)
+    found = hits("/a.jpg", "/b.jpg")
+    labelled = found[1]._replace(attributes={"label": "cat", "rank": "an attribute gives way"})
+    table = replace(found, hits=(found[0], labelled)).to_pandas()
+    columns = ["rank", "score", "image_id", "path", "width", "height"]
+    assert table.columns.tolist() == [*columns, "label"]
     assert table.image_id.tolist() == [2**62 + 1, 2**62 + 2]
-    assert hits().to_pandas().columns.tolist() == list(Hit._fields)
+    assert table["rank"].tolist() == [1, 2]
+    assert table.label.isna().tolist() == [True, False]
+    assert hits().to_pandas().columns.tolist() == columns
 
 
 def test_a_notebook_shows_thumbnails_that_need_no_file(tmp_path):

@@ -400,7 +400,7 @@ print(report.encoded, peak_memory())
 
 def test_large_files_make_small_chunks_and_small_ones_full_chunks(run, photos):
     files = [images.ImageFile(Path(str(i)), size, 0) for i, size in enumerate(SIZES)]
-    job = ingestion._Ingest(None, None, 4, True, threading.Event(), print)
+    job = ingestion._Ingest(None, None, None, 4, True, threading.Event(), print)
     parts = [([int(f.path.name) for f in part], size) for part, size in job._parts(files)]
     assert [part for part, _ in parts] == [[0, 1, 2, 3], [4, 5], [6], [7, 8]]
     assert [size >> 20 for _, size in parts] == [4, 51, 100, 20]

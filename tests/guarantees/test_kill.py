@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imgsearch.collection import Collection
@@ -383,3 +384,50 @@ def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(
             progress=lambda _: (_ for _ in ()).throw(RuntimeError("the first error")),
         )
     assert "runs table is gone" in caught.value.__notes__[0]
+
+
+CALLS = """
+import numpy as np
+from imgsearch.gallery import Gallery
+with Gallery.open("kept", encoder=arguments["encoder"], create=True) as gallery:
+    report(begins=True)
+    for turn in range(arguments["first"], arguments["first"] + 1000):
+        names = [f"{turn}-{i}" for i in range(3)]
+        pictures = [np.full((8, 8, 3), (turn % 256, turn // 256, i), np.uint8) for i in range(3)]
+        gallery.add(pictures, name=names, attributes={"turn": turn}, progress=False)
+        report(added=turn)
+        gallery.set_attributes({name: {"marked": turn} for name in names}, key="name")
+        report(marked=turn)
+        gallery.delete(where={"turn": turn - 4})
+        report(deleted=turn - 4)
+"""
+
+
+@pytest.mark.parametrize("kills", rounds("CALL_KILLS", 2, 50))
+def test_add_set_attributes_and_delete_are_killed(
+    forkserver, tmp_path, encoder, kills, record_property
+):
+    settings, rng, first = load_settings(imgsearch_home=tmp_path / "home"), random.Random(7), 10
+    for _ in range(kills):
+        child = forkserver.run(CALLS, environment(settings), encoder=encoder.name, first=first)
+        child.wait_for("marked")
+        time.sleep(rng.uniform(0, 1))  # the random moment
+        child.kill()
+        added, marked, deleted = (
+            max(child.reported(name), default=0) for name in ("added", "marked", "deleted")
+        )
+        with Gallery.open("kept", settings=settings) as gallery:
+            stored = gallery.to_pandas().groupby("turn").size()
+            alive = range(max(first, deleted + 2), added + 1)  # the next deletion may have begun
+            assert [stored.get(turn, 0) for turn in alive] == [3] * len(alive)
+            assert not set(stored.index) & set(range(first, deleted + 1))
+            done = gallery.browse(where={"marked": {"<=": marked}}, limit=100)
+            turns = [image.attributes["turn"] for image in done]
+            assert {t: turns.count(t) for t in alive if t <= marked} == dict.fromkeys(
+                range(alive.start, marked + 1), 3
+            )
+            gallery.add(np.full((8, 8, 3), 255, np.uint8), name="last")
+            assert_consistent(gallery)
+            gallery.delete(gallery)
+        first = added + 10
+    record_property("figures", f"{kills} kills, {first} turns")
