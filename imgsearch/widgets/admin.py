@@ -63,8 +63,8 @@ class AdminPanel(panel.Panel):
         self.delete = self.button("Delete selected …", lambda: self._ask_to_delete(True))
         self.really_delete = self.button("Delete", self._delete, "", "danger")
         self.keep = self.button("Cancel", lambda: self._ask_to_delete(False))
-        self.grid = image_grid.Grid(small=True, choosing=True, label="Images of the collection")
-        self.grid.on("pick", lambda key: self.attempt(self._select, key))
+        self.grid = image_grid.Grid(size=110, selecting="tiles", label="Images of the collection")
+        self.grid.on("open", lambda key: self.attempt(self._show_original, key))
 
         self.files = panel.checkbox("Also check image files")
         self.verify = self.button("Verify", self._verify, "Changes nothing", "primary")
@@ -117,6 +117,7 @@ class AdminPanel(panel.Panel):
             self.tabs,
         )
         self.watch(self.collection, self._collection_changed)
+        self.watch(self.grid, lambda: self._ask_to_delete(False), "selected")
         self._buttons = [
             *(self.refresh, self.collection, self.verify, self.repair, self.really_repair),
             *(self.export, self.import_, self.drop, self.really_delete),
@@ -192,13 +193,12 @@ class AdminPanel(panel.Panel):
             self._rows = []
             self.pager.position.value = "The metadata store does not know this collection."
         self.grid.selected = []
-        self.grid.items = image_grid.small_tiles(self._rows, "Select")
+        self.grid.items = image_grid.tiles(self._rows, "Select")
         self._ask_to_delete(False)
 
-    def _select(self, key: str) -> None:
-        selected = set(self.grid.selected) ^ {key}
-        self.grid.selected = sorted(selected & {str(i) for i in range(len(self._rows))})
-        self._ask_to_delete(False)
+    def _show_original(self, key: str) -> None:
+        path = self._rows[int(key)].path
+        self.submit(lambda: self.grid.show_original(key, path))
 
     def _ask_to_delete(self, ask: bool) -> None:
         n = len(self.grid.selected)

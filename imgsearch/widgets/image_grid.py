@@ -1,8 +1,9 @@
-"""Images in the browser: a grid of thumbnails, originals, downloads, and uploads."""
+"""Images in the browser: the query, a grid of thumbnails with a viewer, uploads and downloads."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import traitlets
 
 from imgsearch import images
 from imgsearch.errors import ImageError, printable
+from imgsearch.hits import Hit, Image
 from imgsearch.plots import jpeg
 from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets.formatting import format_bytes
@@ -20,7 +22,8 @@ from imgsearch.widgets.formatting import format_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ASSETS = Path(__file__).parent
+STATIC = Path(__file__).parents[1] / "static"
+"""The components, which the web page uses too."""
 
 SHOWN_BY_BROWSERS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF"}
 """Formats whose files are sent as they are; originals of other formats are sent as JPEG."""
@@ -28,23 +31,20 @@ SHOWN_BY_BROWSERS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF"}
 LARGEST_JPEG = 65_500
 """Longest side that JPEG allows, pixels."""
 
-THUMBNAIL, SMALL_THUMBNAIL = 280, 160
+THUMBNAIL = 320
 """Longest side of a thumbnail, pixels."""
 
 
-def thumbnail(path: str, image_id: int, side: int = THUMBNAIL) -> tuple[bytes | None, str]:
-    """Return the thumbnail of a stored image, or None and the reason why there is none."""
-    try:
-        if not Path(path).exists():
-            return None, "no such file"
-        return _stored_jpeg(path, image_id, side), ""
-    except ImageError as error:
-        return None, error.reason
+def module(adapter: str, *components: str) -> str:
+    """Join components and the adapter that makes a widget of them into one ES module."""
+    files = [STATIC / f"{name}.js" for name in ("dom", *components)]
+    files.append(Path(__file__).with_name(f"{adapter}.js"))
+    return re.sub(r"(?m)^import .*\n", "", "\n".join(file.read_text() for file in files))
 
 
 @lru_cache(maxsize=2_000)  # some 20 kB each
-def _stored_jpeg(path: str, image_id: int, side: int) -> bytes:
-    return jpeg(Path(path), side)
+def _stored_jpeg(path: str, image_id: int) -> bytes:
+    return jpeg(Path(path), THUMBNAIL)
 
 
 def png(figure: Figure, dpi: int) -> bytes:
@@ -54,79 +54,109 @@ def png(figure: Figure, dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-class Grid(anywidget.AnyWidget):
-    """Thumbnails as buttons, a viewer for originals, and downloads; items are from :func:`tile`."""
+class Widget(anywidget.AnyWidget):
+    """A component in a notebook."""
 
-    _esm = ASSETS / "gallery.js"
-
-    items = traitlets.List().tag(sync=True)
-    selected = traitlets.List().tag(sync=True)
-    choosing = traitlets.Bool(False, help="a click selects an item").tag(sync=True)
-    opening = traitlets.Bool(True, help="originals can be opened").tag(sync=True)
-    small = traitlets.Bool(False).tag(sync=True)
-    label = traitlets.Unicode("Images", help="name for screen readers").tag(sync=True)
-
-    def on(self, kind: str, function: Callable[[str], None]) -> None:
-        """Call `function` with an item's key on ``pick`` (the picture) or ``open`` (its corner)."""
+    def on(self, kind: str, function: Callable[..., None]) -> None:
+        """Call `function` with the value of each message of some kind from the browser."""
 
         def receive(_: object, content: object, __: object) -> None:
             if isinstance(content, dict) and content.get("type") == kind:
-                function(str(content.get("key")))
+                function(*(value for name, value in content.items() if name != "type"))
 
         self.on_msg(receive)
-
-    def show_original(self, path: str | Path) -> None:
-        """Show an image file in the viewer; any other file is an ImageError."""
-        data = images.read(path)
-        info = images.probe(data)
-        name = printable(Path(path).name)
-        note = f"{info.width} × {info.height} pixels, {format_bytes(len(data))}"
-        kind = info.format
-        if kind not in SHOWN_BY_BROWSERS:
-            kind, data = "JPEG", jpeg(data, LARGEST_JPEG)
-        about = {"type": "show", "name": name, "mime": f"image/{kind.lower()}", "note": note}
-        self.send(about, [data])
 
     def download(self, name: str, mime: str, data: bytes) -> None:
         """Have the browser save a file."""
         self.send({"type": "download", "name": name, "mime": mime}, [data])
 
 
-def tile(
-    key: object,
-    path: str,
-    thumbnail: tuple[bytes | None, str],
-    image_id: int,
-    action: str,
-    head: Sequence[str] = (),
-) -> dict:
-    """Describe an item of a :class:`Grid`; `action` is read aloud, `head` stands above the name."""
-    name = printable(Path(path).name)
+class Grid(Widget):
+    """Thumbnails, and a viewer for originals. It sends the key of an item.
+
+    Messages are ``pick`` (the tile was clicked, if `picks`), ``open`` (the viewer needs the
+    original: :meth:`show_original`) and ``more``. Items are from :func:`tile`.
+    """
+
+    _esm = module("images", "grid", "viewer")
+
+    items = traitlets.List().tag(sync=True)
+    selected = traitlets.List(help="keys").tag(sync=True)
+    selecting = traitlets.Unicode(help="empty, `marks` on the tiles, or the `tiles`").tag(sync=True)
+    picks = traitlets.Bool(help="a click is sent, else it opens the viewer").tag(sync=True)
+    size = traitlets.Int(150, help="of the tiles, pixels").tag(sync=True)
+    label = traitlets.Unicode("Images", help="name for screen readers").tag(sync=True)
+    summary = traitlets.Unicode().tag(sync=True)
+    legend = traitlets.Unicode().tag(sync=True)
+    more = traitlets.Unicode(help="label of the button for more, or empty").tag(sync=True)
+    query = traitlets.Bytes(None, allow_none=True, help="JPEG to compare with").tag(sync=True)
+    query_name = traitlets.Unicode().tag(sync=True)
+
+    def show_original(self, key: str, path: str | Path) -> None:
+        """Send an image file to the viewer, or the reason why it cannot be shown."""
+        answer = {"type": "original", "key": key}
+        try:
+            data = images.read(path)
+            info = images.probe(data)
+            kind = info.format
+            note = f"{info.width} × {info.height} pixels, {kind}, {format_bytes(len(data))}"
+            if kind not in SHOWN_BY_BROWSERS:
+                kind, data = "JPEG", jpeg(data, LARGEST_JPEG)
+        except ImageError as error:
+            self.send(answer | {"error": f"The original cannot be shown: {error.reason}"})
+        else:
+            self.send(answer | {"mime": f"image/{kind.lower()}", "note": note}, [data])
+
+    def reveal(self) -> None:
+        """Scroll to the first tile if it is out of view."""
+        self.send({"type": "reveal"})
+
+
+def tile(key: object, image: Hit | Image | ImageRow, action: str, *, path: bool = True) -> dict:
+    """Describe a stored image for a :class:`Grid`; `action` is read aloud, `path` can be copied."""
+    name = printable(Path(image.path).name)
+    thumb, reason = None, "no such file"
+    try:
+        if Path(image.path).exists():
+            thumb = _stored_jpeg(image.path, image.image_id)
+    except ImageError as error:
+        reason = error.reason
     return {
         "key": str(key),
-        "id": str(image_id),
         "name": name,
-        "title": printable(path),
-        "action": f"{action}: {name}" + (f" ({thumbnail[1]})" if thumbnail[0] is None else ""),
-        "head": list(head),
-        "thumb": thumbnail[0],
-        "reason": thumbnail[1],
+        "title": printable(image.path) if path else name,
+        "path": printable(image.path) if path else "",
+        "alt": f"{name}, {image.width} by {image.height} pixels",
+        "action": f"{action}: {name}" + ("" if thumb else f" ({reason})"),
+        "score": f"{image.score:.3f}" if isinstance(image, Hit) else "",
+        "width": image.width,
+        "height": image.height,
+        "thumb": thumb,
+        "note": "" if thumb else reason,
     }
 
 
-def small_tiles(rows: Iterable[ImageRow], action: str) -> list[dict]:
+def tiles(rows: Iterable[ImageRow], action: str) -> list[dict]:
     """Describe stored images for a :class:`Grid`; their keys are their places in `rows`."""
-    return [
-        tile(i, row.path, thumbnail(row.path, row.image_id, SMALL_THUMBNAIL), row.image_id, action)
-        for i, row in enumerate(rows)
-    ]
+    return [tile(i, row, action) for i, row in enumerate(rows)]
 
 
-class Uploader(anywidget.AnyWidget):
-    """A place to drop files on, which arrive in pieces smaller than any server's message limit."""
+class QueryPicture(Widget):
+    """The picture to search with, and where it comes from.
 
-    _esm = ASSETS / "upload.js"
+    Messages are ``text`` (typed into the field), ``key`` (of a tile that was dragged here) and
+    ``box`` (the part to search with, or None). Files arrive in pieces smaller than any server's
+    message limit and are handed to `arrived`.
+    """
 
+    _esm = module("query", "drop", "crop")
+
+    picture = traitlets.Bytes(None, allow_none=True, help="JPEG").tag(sync=True)
+    name = traitlets.Unicode(help="empty without a query").tag(sync=True)
+    size = traitlets.List([1, 1], help="width and height of the original, pixels").tag(sync=True)
+    box = traitlets.List(help="left, upper, right, lower, pixels; or nothing").tag(sync=True)
+    note = traitlets.Unicode().tag(sync=True)
+    text_label = traitlets.Unicode(help="label of the text field, or empty").tag(sync=True)
     hint = traitlets.Unicode(
         f"{', '.join(images.FORMATS)}; up to {format_bytes(images.MAX_BYTES)} "
         f"and {images.MAX_PIXELS / 1e6:.0f} megapixels"

@@ -76,8 +76,8 @@ class IngestPanel(panel.Panel):
         self.bar.add_class("imgsearch-bar")
         self.progress, self.failures, self.sheet_title = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.save_failures = self.button("Save failures as CSV", self._save_failures)
-        self.sheet = image_grid.Grid(small=True, label="Added images")
-        self.sheet.on("pick", lambda key: self.attempt(self._show_original, key))
+        self.sheet = image_grid.Grid(size=110, label="Added images")
+        self.sheet.on("open", lambda key: self.attempt(self._show_original, key))
         self.fill(
             panel.columns(
                 [self.folder],
@@ -174,14 +174,14 @@ class IngestPanel(panel.Panel):
 
     def _show_added(self, name: str, since: datetime) -> None:
         self._rows = self.gallery(name).metadata.browse(name, limit=ADDED, since=since)
-        self.sheet.items = image_grid.small_tiles(self._rows, "Open the original of")
+        self.sheet.items = image_grid.tiles(self._rows, "Open")
         if self._rows:
             first = f" (the first {ADDED})" if len(self._rows) == ADDED else ""
             self.sheet_title.value = panel.heading(f"Added{first}")
 
     def _show_original(self, key: str) -> None:
         path = self._rows[int(key)].path
-        self.submit(lambda: self.sheet.show_original(path))
+        self.submit(lambda: self.sheet.show_original(key, path))
 
     def _save_failures(self) -> None:
         rows = [{"path": printable(path), "reason": why} for path, why in self.report.failures]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -20,7 +19,7 @@ from traitlets.log import get_logger
 from imgsearch import config
 from imgsearch.errors import ConfigError, ImgSearchError, printable
 from imgsearch.gallery import Gallery
-from imgsearch.io import absolute
+from imgsearch.io import absolute, atomic
 from imgsearch.stores.metadata import ImageRow, MetadataStore
 from imgsearch.widgets.formatting import counted
 
@@ -38,7 +37,7 @@ class Styles(anywidget.AnyWidget):
     """Brings the style sheet into the page and shows nothing."""
 
     _esm = "export default { render() {} };"
-    _css = Path(__file__).parent / "style.css"
+    _css = Path(__file__).parents[1] / "static" / "style.css"
 
 
 class Status(ipw.HTML):
@@ -75,7 +74,6 @@ class Panel(ipw.VBox):
         self._jobs: deque[Callable[[], None]] = deque()
         self._idle = threading.Condition()
         self._working = False
-        self._debouncing, self._due = False, 0.0
         self._muted: set[ipw.Widget] = set()
         self._galleries: dict[str, Gallery] = {}
         self._metadata: MetadataStore | None = None
@@ -85,6 +83,9 @@ class Panel(ipw.VBox):
     def settings(self) -> config.Settings:
         """The settings, read from the environment if none were given."""
         return config.load_settings()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: works in JupyterLab"
 
     def fill(self, *children: ipw.Widget) -> None:
         """Put widgets into the panel, from top to bottom."""
@@ -201,30 +202,10 @@ class Panel(ipw.VBox):
     def wait(self, timeout: float = 120.0) -> None:
         """Wait until no job is left, `timeout` seconds at most; for scripts and tests."""
         with self._idle:
-            if not self._idle.wait_for(lambda: not (self._working or self._debouncing), timeout):
+            if not self._idle.wait_for(lambda: not self._working, timeout):
                 raise TimeoutError(f"still busy after {timeout:g} s: {self.status.text}")
 
     # ------------------------------------------------------------ events
-
-    def debounced(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
-        """Return a callback that submits `function` after `seconds` without another call."""
-
-        def wait_until_quiet() -> None:
-            with self._idle:
-                while not self._closed.is_set() and (left := self._due - time.monotonic()) > 0:
-                    self._idle.wait(left)
-                self._debouncing = False
-                self.submit(function)
-                self._idle.notify_all()
-
-        def restart() -> None:
-            with self._idle:
-                self._due = time.monotonic() + seconds
-                if not self._debouncing and not self._closed.is_set():
-                    self._debouncing = True
-                    start_thread(wait_until_quiet, "imgsearch-debounce")
-
-        return restart
 
     def button(
         self, label: str, pressed: Callable[[], None], tooltip: str = "", style: str = ""
@@ -263,6 +244,25 @@ class Panel(ipw.VBox):
     def collection_names(self) -> list[str]:
         """List the collections; for jobs only."""
         return [row.name for row in self.metadata.collections()]
+
+    def recent_collection(self, names: Sequence[str]) -> str | None:
+        """Choose the default collection if it is set, else the one used or ingested last."""
+        note, runs = self._last_used, self.metadata.runs(limit=1)
+        last = note.read_text() if note.is_file() else ""
+        if runs and (not last or runs[0].started_at.timestamp() > note.stat().st_mtime):
+            last = runs[0].collection
+        if "default_table" in self.settings.model_fields_set:
+            last = self.settings.default_table
+        return last if last in names else next(iter(names), None)
+
+    def remember(self, name: str) -> None:
+        """Note the collection that is used, for :meth:`recent_collection`."""
+        with atomic(self._last_used, "w") as file:
+            file.write(name)
+
+    @property
+    def _last_used(self) -> Path:
+        return self.settings.imgsearch_home / "last-collection"
 
     def gallery(self, name: str | None) -> Gallery:
         """Open a collection, or return the one that is open already; for jobs only."""
@@ -430,12 +430,22 @@ def tabs(contents: Mapping[str, Sequence[ipw.Widget]]) -> ipw.Tab:
 
 def heading(text: str) -> str:
     """Return a small heading as HTML."""
-    return f"<h4>{escape(text)}</h4>"
+    return f"<h2>{escape(text)}</h2>"
 
 
 def facts(text: str) -> str:
     """Return a paragraph of secondary text as HTML."""
     return f'<div class="imgsearch-facts">{escape(text)}</div>'
+
+
+def details(text: str) -> str:
+    """Return secondary text as HTML that is folded until it is asked for."""
+    return f"<details><summary>Details</summary>{facts(text)}</details>"
+
+
+def notebook_link(name: str, label: str) -> str:
+    """Return a link to another notebook, in the folder of the one that is shown."""
+    return f'<a href="{name}.ipynb" target="_blank">{escape(label)}</a>'
 
 
 def set_visible(*widgets: ipw.Widget, visible: bool) -> None:

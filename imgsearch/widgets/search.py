@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import ipywidgets as ipw
 import numpy as np
 from IPython import get_ipython
-from jupyter_bbox_widget import BBoxWidget
 from traitlets.log import get_logger
 
 from imgsearch import config, images, plots
@@ -20,37 +21,30 @@ from imgsearch.errors import (
     ConfigError,
     ImageError,
     ImageNotFound,
+    ImgSearchError,
     printable,
 )
 from imgsearch.gallery import Gallery
 from imgsearch.hits import Hit, Hits, Image
 from imgsearch.images import Box
+from imgsearch.ingestion import ingest
 from imgsearch.io import absolute, csv_text
 from imgsearch.widgets import image_grid, panel
 from imgsearch.widgets.formatting import counted, format_seconds
 
-PREVIEW = 640
+PREVIEW = 800
 """Longest side of the query as it is shown, pixels."""
 
-QUIET = 0.5
-"""Seconds without a change after which a box that is being drawn is searched with."""
+HISTORY = 20
+"""Earlier queries that Back returns to."""
 
-SMALLEST = 8
-"""Pixels that a box must have each way; a smaller one is a slip of the hand."""
+HISTORY_BYTES = 2 * images.MAX_BYTES
+"""Bytes that their uploads may take together."""
 
-PAGE = 24
-"""Stored images on a page."""
+SAMPLE = Path(__file__).parents[2] / "data" / "VOCsample" / "JPEGImages"
+"""The pictures of the sample, where the project's own folder is at hand."""
 
-UPLOADS = 12
-"""Uploaded files that are kept at hand."""
-
-UPLOADED_BYTES = 2 * images.MAX_BYTES
-"""Bytes that they may take together."""
-
-HINT = (
-    "Draw a box to search with a part of the picture, or type its edges in pixels. "
-    "Press Esc to move the focus out of the picture."
-)
+LEGEND = "Score: cosine similarity, 1 = same picture"
 
 
 def confined_by_default() -> bool:
@@ -66,6 +60,7 @@ class Query:
     """A file's content or a stored image to search with, or the part of it in a box."""
 
     name: str
+    image_id: int
     width: int
     height: int
     source: bytes | Image
@@ -77,20 +72,15 @@ class Query:
         return self.source if isinstance(self.source, bytes) else Path(self.source.path)
 
 
-class _Cropper(BBoxWidget):
-    def _handle_image_change(self, change: dict) -> None:
-        """Do nothing: the original reads any file whose name the browser sends."""
-
-
 class SearchPanel(panel.Panel):
-    """Upload, choose or crop a picture, see the images most similar to it, click to go on.
+    """Search with a picture or a part of it, see the most similar images, click one to go on.
 
     Parameters
     ----------
     collection : str, optional
-        Collection to open first; ``DEFAULT_TABLE`` if left out.
+        Collection to open first; if left out, the one that was used or ingested last.
     top_k : int
-        Number of results to start with.
+        Number of results to start with, and to add with More.
     settings : Settings, optional
         Read from the environment if left out.
     confined : bool, optional
@@ -108,7 +98,7 @@ class SearchPanel(panel.Panel):
     def __init__(
         self,
         collection: str | None = None,
-        top_k: int = 10,
+        top_k: int = 24,
         *,
         settings: config.Settings | None = None,
         confined: bool | None = None,
@@ -120,73 +110,58 @@ class SearchPanel(panel.Panel):
             explicit = None  # the first job shows what is wrong
         choices = (confined, explicit, confined_by_default())
         self.confined: bool = next(choice for choice in choices if choice is not None)
-        self.limit = 100 if self.confined else 1000
+        self.page, self.limit = top_k, 100 if self.confined else 1000
         self.hits: Hits | None = None
         self.query: Query | None = None
         self._history: list[Query] = []
         self._turn, self._keys = 0, itertools.count()
         self._shown: dict[str, Hit | Image] = {}
-        self._uploads: dict[str, Query] = {}
-        self._build(top_k)
+        self._total = 0
+        self._build()
         self.submit(lambda: self._open(collection), "Opening the collection …")
-        if explicit:  # a server of the app: load everything before a visitor waits for it
-            self.submit(lambda: self._gallery().search(np.zeros((64, 64, 3), np.uint8), 1))
 
-    def _build(self, top_k: int) -> None:
+    def _build(self) -> None:
         self.collection = ipw.Dropdown(description="Collection")
-        self.top_k = ipw.BoundedIntText(top_k, min=1, max=self.limit, description="Results")
-        self.top_k.layout.width = "170px"
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
-        self.uploader = image_grid.Uploader(lambda *file: self.attempt(self._arrived, *file))
-        self.uploads = image_grid.Grid(small=True, opening=False, label="Uploaded images")
-        self._strip = panel.column("imgsearch-strip", self.uploads)
-        self.uploads.on("pick", lambda key: self.attempt(self._pick_upload, key))
-        self.path = panel.text_field("Path", "/folder/photo.jpg", width="auto")
-        self.search_path = self.button("Search", self._search_path, "", "primary")
-        self.cropper = _Cropper(classes=["part"], colors=[plots.QUERY_COLOUR], hide_buttons=True)
-        # Hidden by a box around it: this widget ignores changes of its classes.
-        self._crop = panel.column("imgsearch-query", self.cropper)
-        self.about_query = ipw.HTML()
-        self.hint = ipw.HTML(panel.facts(HINT))
-        self.box = panel.text_field("Part", "left, upper, right, lower", width="auto")
-        self.whole = self.button("Whole picture", self._whole, "Search with the whole picture")
+        self.picture = image_grid.QueryPicture(lambda *file: self.attempt(self._arrived, *file))
+        self.picture.text_label = "" if self.confined else "Path of an image"
+        self.picture.on("text", lambda text: self.attempt(self._typed, text))
+        self.picture.on("key", lambda key: self.attempt(self._pick, key))
+        self.picture.on("box", lambda box: self.attempt(self._box_drawn, box))
         self.back = self.button("Back", self._back, "Back to the previous search")
-        self.browse = self.button(
-            "Stored images", lambda: self.pager.restart(), "Show the collection's images"
-        )
-        self.find = panel.text_field("Find", "part of a path")
-        # A visitor could learn names of folders from what a filter finds.
-        filters = [] if self.confined else [self.find]
-        self.pager = panel.Pager(self, PAGE, self._browse, *filters)
-        self._paging = panel.row(*filters, self.pager)
-        self.save_grid = self.button("Save as PNG", self._save_grid, "The query and its results")
-        self.save_hits = self.button("Save as CSV", self._save_hits, "The results as a table")
-        self.title, self.facts = ipw.HTML(), ipw.HTML()
-        self.grid = image_grid.Grid()
+        self.browse = self.button("All images", self._browse, "Show the collection's images")
+        self.itself = panel.checkbox("Show the query among its results")
+        self.save_hits = self.button("Download CSV", self._save_hits, "The results as a table")
+        self.save_grid = self.button("Download PNG", self._save_grid, "The query and its results")
+        self.title, self.details = ipw.HTML(), ipw.HTML()
+        self.grid = image_grid.Grid(picks=True)
         self.grid.on("pick", lambda key: self.attempt(self._pick, key))
         self.grid.on("open", lambda key: self.attempt(self._show_original, key))
-
+        self.grid.on("more", lambda: self.attempt(self._more))
         self.watch(self.collection, self._collection_changed)
-        self.watch(self.top_k, self._again)
-        self.watch(self.box, self._box_typed)
-        self.watch(self.cropper, self.debounced(QUIET, self._box_drawn), "bboxes")
+        self.watch(self.itself, self._again)
 
-        by_path = [] if self.confined else [self.path, panel.row(self.search_path)]
-        query = (self.about_query, self._crop, self.hint, self.box, self.whole)
-        self.fill(
-            panel.row(self.collection, self.top_k, self.refresh),
-            self.status,
-            panel.columns(
-                [self.uploader, self._strip, *by_path, *query[:-1], panel.row(self.whole)],
-                [
-                    panel.row(self.back, self.browse, self.save_grid, self.save_hits),
-                    *(self.title, self._paging, self.grid, self.facts),
-                ],
-            ),
+        self.load_sample = self.button("Load the sample", self._load_sample, "", "primary")
+        self._empty = panel.column(
+            "imgsearch-main",
+            ipw.HTML(panel.heading("No images yet")),
+            ipw.HTML(panel.facts("Load 200 drawings to try it, or ingest a folder of your own.")),
+            panel.row(self.load_sample, ipw.HTML(panel.notebook_link("ingest", "Ingest a folder"))),
         )
-        self._query_tools = query
-        panel.set_visible(*query, self._strip, self._paging, visible=False)
+        self._tools = panel.row(
+            *(self.collection, self.refresh, self.back, self.browse),
+            *(self.save_hits, self.save_grid),
+        )
+        self._content = panel.columns(
+            [self.picture], [self.title, self.itself, self.grid, self.details]
+        )
+        self.fill(self._tools, self.status, self._empty, self._content)
+        panel.set_visible(self._empty, self._tools, self._content, visible=False)
+        panel.set_visible(self.load_sample, visible=SAMPLE.is_dir() and not self.confined)
         self._enable_buttons()
+
+    def __repr__(self) -> str:
+        return f"Search panel of {self.collection.value or 'no collection'}; works in JupyterLab"
 
     def error_text(self, error: Exception) -> str:
         """Describe an error; a visitor of a confined panel sees no path of the server."""
@@ -213,36 +188,12 @@ class SearchPanel(panel.Panel):
             self._search(lambda: _query_of(absolute(query)))
 
     def _arrived(self, name: str, data: bytes) -> None:
-        name = printable(name)[-200:] or "upload"
+        self._search(lambda: _query_of(data, printable(name)[-200:] or "upload"))
 
-        def make() -> Query:
-            query = _query_of(data, name)
-            uploads = self._uploads
-            uploads[str(next(self._keys))] = query
-            while len(uploads) > UPLOADS or (
-                len(uploads) > 1 and sum(len(q.source) for q in uploads.values()) > UPLOADED_BYTES
-            ):
-                uploads.pop(next(iter(uploads)))
-            self.uploads.items = [
-                image_grid.tile(key, q.name, (image_grid.jpeg(q.source, 140), ""), 0, "Search with")
-                for key, q in uploads.items()
-            ]
-            panel.set_visible(self._strip, visible=len(uploads) > 1)
-            return query
-
-        self._search(make)
-
-    def _pick_upload(self, key: str) -> None:
-        if key in self._uploads:
-            self.search(self._uploads[key])
-
-    def _search_path(self) -> None:
+    def _typed(self, text: str) -> None:
         if self.confined:  # the field is not shown, but a browser can send its value
             raise ConfigError("Path", "cannot be used here; upload the image")
-        text = self.path.value.strip().strip("'\"")
-        if not text:
-            raise ConfigError("Path", "is empty; type the path of an image, or upload one")
-        self.search(text)
+        self.search(str(text).strip().strip("'\""))
 
     def _pick(self, key: str) -> None:
         if key in self._shown:
@@ -252,7 +203,7 @@ class SearchPanel(panel.Panel):
     def _show_original(self, key: str) -> None:
         if key in self._shown:
             path = self._shown[key].path
-            self.submit(lambda: self.grid.show_original(path))
+            self.submit(lambda: self.grid.show_original(key, path))
 
     def _back(self) -> None:
         if len(self._history) > 1:
@@ -263,49 +214,43 @@ class SearchPanel(panel.Panel):
         if self.query is not None and self.hits is not None:
             self.search(self.query)
 
-    def _whole(self) -> None:
-        if self.query is not None and self.query.box is not None:
-            self.search(replace(self.query, box=None))
-
-    def _box_typed(self) -> None:
-        if self.query is None or self.box.value == _box_text(self.query.box):
-            return
-        try:
-            numbers = [int(part) for part in self.box.value.replace(",", " ").split()]
-        except ValueError:
-            numbers = [0]
-        if len(numbers) not in (0, 4):
-            raise ConfigError("Part", "takes four numbers in pixels: left, upper, right, lower")
-        self.search(replace(self.query, box=tuple(numbers) or None))
-
-    def _box_drawn(self) -> None:
-        query = self.query
-        if query is None or not self.cropper.bboxes:
-            return
-        drawn = self.cropper.bboxes[-1]
-        box = _from_preview(drawn, query)
-        if box is None or box == query.box:
-            return
-        if len(self.cropper.bboxes) > 1:
-            self.cropper.bboxes = [drawn]
-        self.search(replace(query, box=box))
+    def _box_drawn(self, box: list | None) -> None:
+        if self.query is not None:
+            self.search(replace(self.query, box=tuple(map(int, box)) if box else None))
 
     def _collection_changed(self) -> None:
-        if not self.collection.value:
-            return
-        if self.query is not None and isinstance(self.query.source, bytes):
-            self._again()
-        else:
+        if self.query is None or isinstance(self.query.source, Image):
             self._history.clear()
-            self.pager.restart()
+            self.query = self.hits = None
+        self.submit(self._show_collection)
 
     def _refresh(self) -> None:
         self.submit(lambda: self._open(self.collection.value), "Looking for collections …")
 
     def _browse(self) -> None:
-        self._turn += 1
-        turn = self._turn
-        self.submit(lambda: self._show_stored(turn))
+        self.submit(partial(self._show_stored, self._next_turn()))
+
+    def _more(self) -> None:
+        if self.hits is None:
+            self.submit(partial(self._show_stored, self._turn, more=True))
+        elif self.query is not None:
+            query, top_k = self.query, len(self.hits) + self.page
+            self._search(lambda: query, top_k)
+
+    def _load_sample(self) -> None:
+        def work() -> None:
+            ingest(
+                SAMPLE,
+                "sample",
+                encoder="mini",
+                settings=self.settings,
+                progress=lambda report: self.report_progress(
+                    f"Loading the sample: {report.done:,} of {report.total:,} images …"
+                ),
+            )
+            self._open("sample")
+
+        self.submit(work, "Loading the encoder …", disable=[self.load_sample])
 
     def _save_grid(self) -> None:
         query, hits = self.query, self.hits
@@ -336,118 +281,144 @@ class SearchPanel(panel.Panel):
     def _gallery(self) -> Gallery:
         return self.gallery(self.collection.value)
 
+    def _next_turn(self) -> int:
+        """Number a request; the results of an earlier one are not shown any more."""
+        self._turn += 1
+        return self._turn
+
     def _open(self, wanted: str | None) -> None:
         names = self.collection_names()
-        default = wanted or self.settings.default_table
-        chosen = default if default in names else next(iter(names), None)
+        chosen = wanted if wanted in names else self.recent_collection(names)
         self.set_options(self.collection, names, chosen)
-        if not names:
-            self.status.show(panel.NO_COLLECTION)
-            return
+        panel.set_visible(self._empty, visible=not names)
+        panel.set_visible(self._tools, self._content, visible=bool(names))
+        self.status.show("")
         if wanted and wanted not in names:
-            self.status.show(f"There is no collection {wanted!r}.", "bad")
-        if self.hits is None:
-            self._show_stored(self._turn)
+            raise CollectionNotFound(wanted, names)
+        if names:
+            self._show_collection()
 
-    def _show_stored(self, turn: int) -> None:
+    def _show_collection(self) -> None:
+        """Show a collection that was opened, or what it has for the query."""
         gallery = self._gallery()
-        rows = self.pager.read(gallery.metadata, gallery.name)
+        self.remember(gallery.name)
+        self._total = gallery.count().images
+        if self.hits is None:
+            self._show_stored(self._next_turn())
+        else:
+            self._again()
+        panel.start_thread(partial(_load_encoder, gallery), "imgsearch-encoder")
+
+    def _show_stored(self, turn: int, more: bool = False) -> None:
+        gallery = self._gallery()
+        shown = self._shown if more else {}
+        rows = gallery.browse(len(shown), self.page)
+        items = {str(next(self._keys)): row for row in rows}
+        tiles = [self._tile(key, row, "Search with") for key, row in items.items()]
         if turn != self._turn:
             return
-        self._shown = {str(next(self._keys)): row for row in rows}
-        self.grid.items = [
-            self._tile(key, row.path, row.image_id, "Search with")
-            for key, row in self._shown.items()
-        ]
-        self.grid.label = "Stored images"
+        self._shown = shown | items
         self.hits = None
-        self.title.value = panel.heading("Stored images: click one to search with it")
-        self.facts.value = ""
-        panel.set_visible(self._paging, visible=True)
+        left = self._total - len(self._shown) if len(rows) == self.page else 0
+        with self.grid.hold_sync():
+            self.grid.items = [*self.grid.items, *tiles] if more else tiles
+            self.grid.label = "Images of the collection"
+            self.grid.summary = counted(self._total, "image")
+            self.grid.legend = "Click one to search with it"
+            self.grid.more = f"Show {min(left, self.page):,} more" if left > 0 else ""
+        self.title.value = self.details.value = ""
         self._enable_buttons()
+        self.status.show("")
 
-    def _tile(
-        self, key: str, path: str, image_id: int, action: str, head: Sequence[str] = ()
-    ) -> dict:
-        thumbnail, reason = image_grid.thumbnail(path, image_id)
-        if self.confined:
-            path = Path(path).name
-            reason = "cannot be read" if os.sep in reason else reason
-        return image_grid.tile(key, path, (thumbnail, reason), image_id, action, head)
+    def _tile(self, key: str, image: Hit | Image, action: str) -> dict:
+        return image_grid.tile(key, image, action, path=not self.confined)
 
-    def _search(self, make: Callable[[], Query]) -> None:
-        self._turn += 1
-        turn = self._turn
+    def _search(self, make: Callable[[], Query], top_k: int = 0) -> None:
+        turn = self._next_turn()
 
         def work() -> None:
-            if turn == self._turn:  # else a later search is waiting already
-                query = make()
-                # A browser can set the field's own maximum.
-                hits = self._gallery().search(
-                    query.source, min(self.top_k.value, self.limit), box=query.box
+            if turn != self._turn:  # a later search is waiting already
+                return
+            query, gallery = make(), self._gallery()
+            hits = gallery.search(
+                query.source,
+                min(top_k or self.page, self.limit),
+                box=query.box,
+                exclude=() if self.itself.value else {query.image_id},
+            )
+            tiles = [
+                self._tile(
+                    str(hit.image_id),
+                    hit,
+                    f"Rank {hit.rank}, score {hit.score:.3f}. Search with",
                 )
-                if turn == self._turn:
-                    self._show(query, hits)
+                for hit in hits
+            ]
+            stored = bool(gallery.metadata.by_id(gallery.name, [query.image_id]))
+            if turn == self._turn:
+                self._show(query, hits, tiles, stored)
+                if not top_k:
+                    self.grid.reveal()
 
         self.submit(work, "Searching …")
 
-    def _show(self, query: Query, hits: Hits) -> None:
-        self._shown = {str(next(self._keys)): hit for hit in hits}
-        self.grid.items = [
-            self._tile(
-                *(key, hit.path, hit.image_id),
-                action=f"Rank {hit.rank}, score {hit.score:.3f}. Search with",
-                head=[f"{hit.rank}", f"{hit.score:.3f}"],
-            )
-            for key, hit in self._shown.items()
-        ]
-        self.grid.label = "Results, best first"
+    def _show(self, query: Query, hits: Hits, tiles: list[dict], stored: bool) -> None:
+        self._shown = {str(hit.image_id): hit for hit in hits}
+        known = self._total - (stored and not self.itself.value)
+        more = min(self.page, known - len(hits), self.limit - len(hits))
+        with self.grid.hold_sync():
+            self.grid.items = tiles
+            self.grid.label = "Results, best first"
+            self.grid.summary = f"{len(hits):,} of {counted(known, 'image')}"
+            self.grid.legend = LEGEND
+            self.grid.more = f"Show {more:,} more" if more > 0 else ""
         same = self.query is not None and self.query.source is query.source
         if self._history and same and self._history[-1].box is not None and query.box is not None:
             self._history[-1] = query  # a box that is being adjusted is one step
         elif not self._history or self._history[-1] != query:
             self._history.append(query)
+        while len(self._history) > HISTORY or (
+            len(self._history) > 1 and sum(map(_size, self._history)) > HISTORY_BYTES
+        ):
+            self._history.pop(0)
         self.query, self.hits = query, hits
         self._show_query(query, same)
-        part = " (the part in the box)" if query.box else ""
-        self.title.value = panel.heading(f"Similar to {query.name}{part}")
-        self.facts.value = panel.facts(self._facts(hits))
-        panel.set_visible(self._paging, visible=False)
+        part = "a part of " if query.box else ""
+        self.title.value = panel.heading(f"Similar to {part}{query.name}")
+        self.details.value = panel.details(self._facts(query, hits))
+        panel.set_visible(self.itself, visible=stored)
         self._enable_buttons()
-        seconds = format_seconds(hits.seconds["total"])
-        self.status.show(f"{counted(len(hits), 'result')} in {seconds}.", "good")
+        self.status.show("" if hits else "The collection holds no other image.")
 
     def _show_query(self, query: Query, same: bool) -> None:
-        panel.set_visible(*self._query_tools, visible=True)
-        size = f"{query.width} × {query.height} pixels"
-        self.about_query.value = panel.heading(f"Query: {query.name}, {size}")
-        self.box.value = _box_text(query.box)
-        if not same:
-            try:
-                self.cropper.bboxes = []
-                self.cropper.image_bytes = image_grid.jpeg(query.picture, PREVIEW)
-            except ImageError as error:  # a stored image can be searched with without its file
-                self.cropper.image_bytes = b""
-                panel.set_visible(self._crop, visible=False)
-                self.about_query.value += panel.facts(self.error_text(error))
-        drawn = _from_preview(self.cropper.bboxes[-1], query) if self.cropper.bboxes else None
-        if drawn != query.box:
-            self.cropper.bboxes = [_to_preview(query)] if query.box else []
+        with self.picture.hold_sync():
+            self.picture.box = list(query.box or ())
+            if same:
+                return
+            self.picture.name, self.picture.size = query.name, [query.width, query.height]
+            self.picture.note = f"{query.name}, {query.width} × {query.height} pixels"
+            self.picture.picture = None
+            with suppress(ImageError):  # a stored image can be searched with without its file
+                self.picture.picture = plots.jpeg(query.picture, PREVIEW)
+        self.grid.query, self.grid.query_name = self.picture.picture, query.name
 
     def _enable_buttons(self) -> None:
         self.back.disabled = len(self._history) < 2
         self.save_grid.disabled = self.save_hits.disabled = self.hits is None
-        self.whole.disabled = self.query is None or self.query.box is None
+        if self.hits is None:
+            panel.set_visible(self.itself, visible=False)
 
-    def _facts(self, hits: Hits) -> str:
+    def _facts(self, query: Query, hits: Hits) -> str:
         encoder, seconds = hits.encoder, hits.seconds
         name = Path(encoder["name"]).name if self.confined else encoder["name"]
         ran = [str(encoder[key]) for key in ("device", "precision", "backend") if key in encoder]
         encode = f"encode {format_seconds(seconds['encode'])} on {' '.join(ran)}"
+        if isinstance(query.source, Image) and query.box is None:
+            encode = "stored vector"
         return (
             f"Encoder {printable(name)} ({encoder['dim']} dimensions, "
             f"fingerprint {encoder['fingerprint']}) · index {hits.index_spec} · "
-            f"{encode if ran else 'stored vector'} · "
+            f"{encode} · "
             f"vector search {format_seconds(seconds['vectors'])} · "
             f"metadata {format_seconds(seconds['metadata'])}"
         )
@@ -455,33 +426,19 @@ class SearchPanel(panel.Panel):
 
 def _query_of(source: bytes | Path | Image, name: str = "") -> Query:
     if isinstance(source, Image):
-        return Query(printable(Path(source.path).name), source.width, source.height, source)
+        name = printable(Path(source.path).name)
+        return Query(name, source.image_id, source.width, source.height, source)
     data = source if isinstance(source, bytes) else images.read(source)
     name = name or printable(Path(str(source)).name)
     info = images.probe(data, path=name)
-    return Query(name, info.width, info.height, data)
+    return Query(name, info.image_id, info.width, info.height, data)
 
 
-def _scale(query: Query) -> float:
-    """Pixels of the picture for each pixel of the preview, which is never enlarged."""
-    return max(1.0, max(query.width, query.height) / PREVIEW)
+def _size(query: Query) -> int:
+    return len(query.source) if isinstance(query.source, bytes) else 0
 
 
-def _from_preview(drawn: dict, query: Query) -> Box | None:
-    scale = _scale(query)
-    x, y = float(drawn.get("x", 0)), float(drawn.get("y", 0))
-    left, upper = max(0, round(x * scale)), max(0, round(y * scale))
-    right = min(query.width, round((x + float(drawn.get("width", 0))) * scale))
-    lower = min(query.height, round((y + float(drawn.get("height", 0))) * scale))
-    if right - left < SMALLEST or lower - upper < SMALLEST:
-        return None
-    return left, upper, right, lower
-
-
-def _to_preview(query: Query) -> dict:
-    left, upper, right, lower = (edge / _scale(query) for edge in query.box)
-    return {"x": left, "y": upper, "width": right - left, "height": lower - upper, "label": "part"}
-
-
-def _box_text(box: Sequence[int] | None) -> str:
-    return ", ".join(map(str, box)) if box else ""
+def _load_encoder(gallery: Gallery) -> None:
+    """Load the encoder while the user still chooses a picture."""
+    with suppress(ImgSearchError):  # the first search says what is wrong
+        gallery.pipeline([np.zeros((64, 64, 3), np.uint8)])

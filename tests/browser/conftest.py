@@ -170,6 +170,17 @@ def new_page(chromium):
     assert [error for error in errors if "imgsearch" in error] == []
 
 
+@pytest.fixture(scope="session")
+def axe():
+    """Return what axe finds wrong with the panels of a page, of any impact."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return lambda page: [
+        (rule["id"], [node["html"][:200] for node in rule["nodes"]])
+        for rule in Axe().run(page, context=".imgsearch").response["violations"]
+    ]
+
+
 def run_all(page) -> None:
     """Run all cells of the notebook that JupyterLab shows."""
     page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()

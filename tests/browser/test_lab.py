@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imgsearch.gallery import Gallery
 from imgsearch.stores.metadata import MetadataStore
@@ -17,11 +17,16 @@ from tests.helpers import paint
 
 
 def _tiles(page) -> list[str]:
-    return page.locator(".imgsearch-main .imgsearch-tile .imgsearch-name").all_inner_texts()
+    return page.locator(".imgsearch-main .imgsearch-tile .imgsearch-name").all_text_contents()
 
 
-def _heads(page) -> list[str]:
-    return page.locator(".imgsearch-main .imgsearch-head").all_inner_texts()
+def _scores(page) -> list[str]:
+    return page.locator(".imgsearch-main .imgsearch-score").all_text_contents()
+
+
+def _in_view(page, locator) -> bool:
+    place = locator.bounding_box()
+    return place["y"] >= 0 and place["y"] + place["height"] <= page.viewport_size["height"]
 
 
 def _upload(page, *files) -> None:
@@ -36,7 +41,7 @@ def _wait_for(condition) -> None:
 
 
 def _title(page, text: str) -> None:
-    page.locator("h4", has_text=text).wait_for()
+    page.locator("h2", has_text=text).wait_for()
 
 
 def _big(side: int) -> bytes:
@@ -55,73 +60,102 @@ def search(notebook):
     return page
 
 
-def test_search(search):
+def test_search(search, axe):
     page = search
-    assert page.get_by_role("textbox", name="Path").is_visible()
+    # The code is folded, the panel is in view, and nothing is wrong.
+    assert page.locator(".jp-InputArea-editor:visible").count() == 0
+    assert _in_view(page, page.locator(".imgsearch-tile").first)
+    page.get_by_text("40 images", exact=True).wait_for()
+    assert page.get_by_role("alert").filter(visible=True).count() == 0
 
-    # Upload, grid, click a result, a new grid, and back.
+    # Upload, results, click a result, other results, and back.
     _upload(page, PHOTOS[3])
     _title(page, f"Similar to {PHOTOS[3].name}")
     first = _tiles(page)
-    assert first[0] == PHOTOS[3].name
+    assert PHOTOS[3].name not in first
+    assert _in_view(page, page.locator(".imgsearch-tile").first)
     second = page.get_by_role("button", name="Rank 2, score 0.")
-    assert second.locator("img").get_attribute("alt") == first[1]
+    assert first[1] in second.locator("img").get_attribute("alt")
     assert second.locator("img").evaluate("img => img.complete && img.naturalWidth > 100")
     second.focus()
     page.keyboard.press("Enter")
     _title(page, f"Similar to {first[1]}")
-    assert _tiles(page)[0] == first[1]
     page.get_by_role("button", name="Back", exact=True).click()
     _title(page, f"Similar to {PHOTOS[3].name}")
     assert _tiles(page) == first
+    page.get_by_role("checkbox", name="Show the query among its results").check()
+    page.get_by_role(
+        "button", name=f"Rank 1, score 1.000. Search with: {PHOTOS[3].name}"
+    ).wait_for()
+    page.get_by_role("checkbox", name="Show the query among its results").uncheck()
+    page.get_by_role("button", name="Rank 1, score 1.000").wait_for(state="detached")
 
     # A box: other results.
-    whole = _heads(page)
-    canvas = page.locator(".imgsearch-query svg")
-    canvas.scroll_into_view_if_needed()
-    page.wait_for_function(
-        "document.querySelector('.imgsearch-query svg').getBoundingClientRect().width > 100"
-    )
-    at = canvas.bounding_box()
+    whole = _scores(page)
+    surface = page.get_by_role("application", name="Part of the picture to search with")
+    surface.scroll_into_view_if_needed()
+    at = surface.bounding_box()
     page.mouse.move(at["x"] + 20, at["y"] + 20)
     page.mouse.down()
-    page.mouse.move(at["x"] + 60, at["y"] + 60, steps=3)
     page.mouse.move(at["x"] + 130, at["y"] + 110, steps=3)
     page.mouse.up()
-    _title(page, "(the part in the box)")
-    assert _heads(page) != whole
+    _title(page, "Similar to a part of")
+    assert _scores(page) != whole
     part = page.get_by_role("textbox", name="Part").input_value()
     assert len([int(number) for number in part.split(", ")]) == 4
-    page.get_by_role("button", name="Whole picture").click()
-    page.locator("h4", has_text="(the part in the box)").wait_for(state="detached")
-    assert _heads(page) == whole
+    surface.focus()
+    page.keyboard.press("Escape")
+    page.locator("h2", has_text="a part of").wait_for(state="detached")
+    assert _scores(page) == whole
 
     # A corrupt upload says so, and the results stay.
     _upload(page, {"name": "bad.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff no"})
     page.get_by_role("alert").filter(has_text="bad.jpg: ").wait_for()
-    assert _heads(page) == whole
+    assert _scores(page) == whole
 
-    # The original opens, and closes by the keyboard.
-    page.locator(".imgsearch-main .imgsearch-tile").first.hover()
-    page.get_by_role("button", name=f"Open the original of {PHOTOS[3].name}").click()
-    original = page.get_by_role("dialog").locator("img")
-    original.wait_for()
-    with Image.open(PHOTOS[3]) as photo:
-        width = photo.width
-    page.wait_for_function(
-        "width => document.querySelector('dialog[open] img').naturalWidth === width", arg=width
-    )
+    # The original opens, the next one too, and it closes by the keyboard.
+    tile = page.get_by_role("button", name="Rank 1, score 0.")
+    tile.focus()
+    page.keyboard.press("o")
+    for place in (0, 1):
+        page.get_by_role("dialog", name=f": {first[place]}").wait_for()
+        photo = next(photo for photo in PHOTOS if photo.name == first[place])
+        with Image.open(photo) as picture:
+            width = ImageOps.exif_transpose(picture).width
+        page.wait_for_function(
+            "width => document.querySelector('[open] [class$=stage] img').naturalWidth === width",
+            arg=width,
+        )
+        page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
-    original.wait_for(state="hidden")
+    page.get_by_role("dialog").wait_for(state="hidden")
+    assert tile.evaluate("tile => tile === document.activeElement")
 
     # Downloads.
     with page.expect_download() as csv:
-        page.get_by_role("button", name="Save as CSV").click()
+        page.get_by_role("button", name="Download CSV").click()
     assert csv.value.suggested_filename == "search.csv"
     with page.expect_download() as png:
-        page.get_by_role("button", name="Save as PNG").click()
+        page.get_by_role("button", name="Download PNG").click()
     with Image.open(png.value.path()) as grid:
         assert grid.width > 500
+    assert axe(page) == []
+
+
+def test_the_path_field_takes_enter_and_more_shows_more(search):
+    page = search
+    path = page.get_by_role("textbox", name="Path of an image")
+    path.fill("/no/such.jpg")
+    path.press("Enter")
+    page.get_by_role("alert").filter(has_text="/no/such.jpg: no such file").wait_for()
+    path.fill(str(PHOTOS[7]))
+    path.press("Enter")
+    _title(page, f"Similar to {PHOTOS[7].name}")
+    assert page.get_by_role("alert").filter(visible=True).count() == 0
+    first = _tiles(page)
+    page.get_by_role("button", name="Show 15 more").click()
+    page.get_by_text("39 of 39 images").wait_for()
+    assert _tiles(page)[: len(first)] == first
 
 
 def test_a_photograph_of_40_mb_is_searched_with(search, tmp_path):
@@ -131,7 +165,7 @@ def test_a_photograph_of_40_mb_is_searched_with(search, tmp_path):
     assert big.stat().st_size > 40_000_000
     _upload(page, big)
     _title(page, "Similar to big.png")
-    assert len(_heads(page)) == 10
+    page.get_by_text("24 of 40 images").wait_for()
 
 
 def test_files_are_dropped_on_the_panel(search):
@@ -176,8 +210,8 @@ def test_ingest_with_stop_and_resume(notebook, tmp_path):
     page.get_by_text("more: done, 121 files").wait_for()
     page.get_by_text("the collection holds 120 images").wait_for()
     assert page.locator(".imgsearch-table", has_text="broken.png").is_visible()
-    page.locator("h4", has_text="Added").wait_for()
-    assert page.locator(".imgsearch-small .imgsearch-tile img").count() > 0
+    page.locator("h2", has_text="Added").wait_for()
+    assert page.locator(".imgsearch-tile img").count() > 0
 
 
 @pytest.fixture

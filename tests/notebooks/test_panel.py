@@ -103,21 +103,6 @@ def test_a_closed_panel_closes_its_widgets(notebook):
     assert left == 0
 
 
-def test_a_box_that_is_dragged_costs_one_thread(notebook):
-    """Review 8.12: every event of a drag started a sleeping thread."""
-    most, now = notebook(
-        "search_with_the_first()\n"
-        "counts = []\n"
-        "for i in range(200):\n"
-        "    panel.cropper.bboxes = [{'x': 0, 'y': 0, 'width': 50 + i / 4, 'height': 80}]\n"
-        "    counts.append(threads().count('imgsearch-debounce'))\n"
-        "panel.wait(100)",
-        "[max(counts), wait_for(lambda: not threads())]",
-    )
-    assert (most, now) == (1, True)
-    assert notebook("", "panel.query.box") == [0, 0, 100, 80]
-
-
 def test_closing_a_panel_ends_its_job(notebook):
     notebook(
         "ending = widgets.AdminPanel('mine'); ending.wait(100)\n"
