@@ -15,10 +15,6 @@ unexport PYTHONDONTWRITEBYTECODE
 
 EXTRAS = notebooks,openvino,server,test
 PY = .venv/bin/python
-SAMPLE = data/VOCsample
-
-# Cells print as they go; papermill's own bar would only get in the way.
-PAPERMILL = $(PY) -m papermill --stdout-file /dev/stdout --stderr-file /dev/stderr --no-progress-bar
 
 # Test processes side by side: more than processors, because many tests wait for servers.
 PYTEST_WORKERS ?= 5
@@ -62,20 +58,8 @@ $(PY):
 	@{ $(PY) -m pip install -q --no-compile --no-deps --target .timm timm==1.0.31 torchvision==0.28.0 && touch $@; } \
 	|| { rm -rf .timm; echo 'timm could not be installed: tests that need it will be skipped.'; }
 
-demo: export IMGSEARCH_HOME ?= $(CURDIR)/output/demo/home
 demo: env ## ingest the sample and search it, in a minute, with nothing to download but packages
-	@mkdir -p output/demo
-	@rm -f output/demo/ingest.json output/demo/search.json output/demo/evaluation.json
-	$(PAPERMILL) notebooks/ingest.ipynb output/demo/ingest.ipynb \
-		-p image_dir '$(SAMPLE)/JPEGImages' -p collection sample -p encoder mini \
-		-p output_dir output/demo
-	$(PAPERMILL) notebooks/search.ipynb output/demo/search.ipynb \
-		-p query_path '$(SAMPLE)/JPEGImages/2026_000001.jpg' -p collection sample \
-		-p output_dir output/demo
-	$(PAPERMILL) notebooks/evaluation.ipynb output/demo/evaluation.ipynb \
-		-p voc_root '$(SAMPLE)' -p collections sample -p sweep True \
-		-p output_dir output/demo
-	@$(PY) scripts/demo_summary.py output/demo
+	@$(PY) scripts/demo.py
 
 .PHONY: test-env
 test-env:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
-from imgsearch import config, maintenance, plots
+from imgsearch import config, images, maintenance, plots
 from imgsearch.datasets import Voc
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep
@@ -95,7 +95,8 @@ def ingest_folder(
     # Papermill's command line cannot pass None; an empty text means the same.
     options = {name: None if value == "" else value for name, value in locals().items()}
     del options["output_dir"]
-    with tqdm(unit=" files", file=sys.stderr, mininterval=1.0) as bar:
+    # On stderr, notebooks show the bar as if it were an error.
+    with tqdm(unit=" files", file=sys.stdout, mininterval=1.0, leave=False) as bar:
 
         def advance(report: IngestReport) -> None:
             bar.total = report.total
@@ -113,12 +114,18 @@ def search_image(
     collection: str | None = None,
     top_k: int = 10,
     box: tuple[int, int, int, int] | None = None,
+    exclude_query: bool = True,
     output_dir: str = "output",
 ) -> Hits:
-    """Run ``search.ipynb`` without a panel; write ``search.png`` and ``search.json``."""
+    """Run ``search.ipynb`` without a panel; write ``search.png`` and ``search.json``.
+
+    With `exclude_query`, the query is not among its own results.
+    """
     query = absolute(query_path)
+    data = images.read(query)
+    itself = [images.probe(data, path=query).image_id] if exclude_query else ()
     with Gallery.open(collection or None) as gallery:
-        hits = gallery.search(query, top_k, box=box)
+        hits = gallery.search(data, top_k, box=box, exclude=itself)
     title = f"Similar to {query.name}, in {hits.collection}"
     figure = plots.result_grid(query, hits, box=box, title=title)
     grid = write_figure(Path(output_dir) / "search.png", figure)

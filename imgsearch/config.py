@@ -7,6 +7,7 @@ The variables of the original demo keep their meaning.
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote
@@ -38,6 +39,19 @@ def collection_name(name: str) -> str:
             "underscores, do not start with a digit, and use 64 characters at most",
         )
     return name
+
+
+def as_collection_name(text: str) -> str:
+    """Make a valid collection name of any text, such as the name of a folder.
+
+    Examples
+    --------
+    >>> as_collection_name("My Photos 2026"), as_collection_name("2026")
+    ('My_Photos_2026', 'images_2026')
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", plain).strip("_")
+    return (name if COLLECTION_NAME.match(name) else f"images_{name}".rstrip("_"))[:64]
 
 
 def _default_home() -> Path:

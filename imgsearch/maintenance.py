@@ -102,7 +102,9 @@ class Verification:
 
     def __str__(self) -> str:
         counts = f"{counted(self.images, 'image')} under {counted(self.paths, 'path')}"
-        return f"{self.collection}: " + (", ".join(self._findings()) or f"sound, {counts}")
+        return f"{self.collection}: " + (
+            ", ".join(self._findings()) or f"no problems found in {counts}"
+        )
 
 
 def _counted(*parts: tuple[int, str, str]) -> list[str]:

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
     from PIL import Image
 
-TILE = 1.9
-"""Width of a picture in a grid, inches; at 150 dots per inch about 280 pixels."""
+TILE = 1.35
+"""Width of a picture in a grid, inches: captions stay legible where seven stand side by side."""
 
 THUMBNAIL = 320
 """Longest side of a picture in a grid, pixels."""
 
+CAPTION = 19
+"""Characters that fit below a picture."""
+
 QUERY_COLOUR = "#d55e00"  # from the colour-blind-safe palette of Okabe and Ito
+GROUND = "#f4f4f4"
 
 
 def result_grid(
@@ -32,30 +37,36 @@ def result_grid(
     *,
     box: images.Box | None = None,
     title: str = "",
-    columns: int = 6,
+    columns: int = 5,
 ) -> Figure:
-    """Draw a query and its hits, best first.
+    """Draw a query, and beside it its hits, best first.
 
     A query that cannot be read is an :class:`ImageError`; a hit that cannot be read becomes
     a tile with the reason. `box` is drawn on the query.
     """
     from matplotlib.patches import Rectangle
 
-    columns = max(1, min(1 + len(results), columns))
-    figure, axes = tile_grid(math.ceil((1 + len(results)) / columns), columns, title)
-    tiles = axes.ravel()
-    picture = images.decode(query)
+    rows = max(1, math.ceil(len(results) / columns))
+    across = max(1, math.ceil(len(results) / rows))  # rows of nearly the same length
+    large = min(rows, 2)
+    figure = _figure(rows, across + large, title)
+    grid = figure.add_gridspec(rows, across + large)
+
+    first = _tile(figure, grid[:large, :large])
+    first.set_anchor("N")
+    first.imshow(images.decode(query))
+    first.set(adjustable="datalim", facecolor=GROUND)
     if box is not None:
         left, upper, right, lower = box
-        tiles[0].add_patch(
+        first.add_patch(
             Rectangle((left, upper), right - left, lower - upper, fill=False, lw=2, ec=QUERY_COLOUR)
         )
-    tiles[0].imshow(picture)
-    caption(tiles[0], "query", _shorten(query.name if isinstance(query, Path) else ""))
-    frame(tiles[0], QUERY_COLOUR)
-    for tile, hit in zip(tiles[1:], results, strict=False):
+    caption(first, "query", shorten(query.name, large * CAPTION) if isinstance(query, Path) else "")
+    frame(first, QUERY_COLOUR)
+    for i, hit in enumerate(results):
+        tile = _tile(figure, grid[i // across, large + i % across])
         show_image(tile, hit.path)
-        caption(tile, f"{hit.rank}   {hit.score:.3f}", _shorten(Path(hit.path).name))
+        caption(tile, f"{hit.rank} · {hit.score:.3f}", shorten(Path(hit.path).name))
     return figure
 
 
@@ -74,20 +85,32 @@ def jpeg(source: images.Source, side: int) -> bytes:
 
 
 def tile_grid(
-    rows: int, columns: int, title: str = "", *, height: float = 1.12
+    rows: int, columns: int, title: str = "", *, height: float = 1.3
 ) -> tuple[Figure, np.ndarray]:
     """Make a figure of square tiles with captions; `height` is that of a tile in widths."""
+    import numpy as np
+
+    figure = _figure(rows, columns, title, height)
+    grid = figure.add_gridspec(rows, columns)
+    tiles = [[_tile(figure, grid[i, j]) for j in range(columns)] for i in range(rows)]
+    return figure, np.array(tiles)
+
+
+def _figure(rows: int, columns: int, title: str, height: float = 1.3) -> Figure:
     from matplotlib.figure import Figure
 
-    head = 0.45 if title else 0.0
+    head = 0.35 if title else 0.0
     figure = Figure(figsize=(columns * TILE, rows * TILE * height + head), layout="constrained")
     if title:
-        figure.suptitle(printable(title), fontsize=10, parse_math=False)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for tile in axes.flat:
-        tile.set(xticks=[], yticks=[])
-        frame(tile, None)
-    return figure, axes
+        figure.suptitle(printable(title), fontsize=11, parse_math=False)
+    return figure
+
+
+def _tile(figure: Figure, place: SubplotSpec) -> Axes:
+    """Add a square for one picture, with room for its caption."""
+    tile = figure.add_subplot(place, xticks=[], yticks=[], box_aspect=1)
+    frame(tile, None)
+    return tile
 
 
 def frame(tile: Axes, colour: str | None, style: str = "-") -> None:
@@ -104,8 +127,9 @@ def show_image(tile: Axes, path: str | Path) -> None:
         if not path:
             raise ImageError("", "no file")
         tile.imshow(thumbnail(Path(path)))
+        tile.set(adjustable="datalim", facecolor=GROUND)
     except ImageError as error:
-        tile.set_facecolor("#eeeeee")
+        tile.set_facecolor(GROUND)
         tile.text(
             0.5, 0.5, error.reason, ha="center", va="center", wrap=True, fontsize=7,
             transform=tile.transAxes, parse_math=False,
@@ -118,5 +142,7 @@ def caption(tile: Axes, *lines: str) -> None:
     tile.set_xlabel(text, fontsize=8, labelpad=3, parse_math=False)
 
 
-def _shorten(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+def shorten(text: str, length: int = CAPTION) -> str:
+    """Cut the middle out of a text that is too long."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"

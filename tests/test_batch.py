@@ -52,9 +52,14 @@ def test_reports_are_written_and_say_what_was_done(photos, tmp_path):
     report = json.loads((made / "ingest.json").read_text())
     assert (report["state"], report["encoded"], report["failures"]) == ("done", 5, [])
     assert report["encoder"]["name"] == "resnet18@random:0"
-    batch.search_image(str(photos / "3.png"), top_k=2, output_dir=str(made))
+    query = str(photos / "3.png")
+    batch.search_image(query, top_k=2, output_dir=str(made))
     found = json.loads((made / "search.json").read_text())
-    assert found["hits"][0]["path"] == str(photos / "3.png")
+    assert len(found["hits"]) == 2
+    assert query not in [hit["path"] for hit in found["hits"]]
+    batch.search_image(query, top_k=2, exclude_query=False, output_dir=str(made))
+    found = json.loads((made / "search.json").read_text())
+    assert found["hits"][0]["path"] == query
     assert isinstance(found["hits"][0]["image_id"], str)
     assert (made / "search.png").read_bytes().startswith(b"\x89PNG")
 

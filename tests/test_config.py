@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from imgsearch.config import collection_name, load_settings
+from imgsearch.config import as_collection_name, collection_name, load_settings
 from imgsearch.errors import ConfigError
 
 
@@ -140,3 +140,12 @@ def test_names_that_both_stores_accept(name):
 def test_other_names_are_refused(name):
     with pytest.raises(ConfigError, match="collection"):
         collection_name(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("My Photos 2026", "My_Photos_2026"), ("2026", "images_2026"), ("Été", "Ete"),
+     ("日本", "images"), ("", "images"), ("mine", "mine"), ("x" * 80, "x" * 64)],
+)  # fmt: skip
+def test_any_text_becomes_a_name(text, name):
+    assert collection_name(as_collection_name(text)) == name

@@ -31,7 +31,7 @@ def test_a_grid_names_rank_score_and_file(hits, tmp_path):
     figure = plots.result_grid(paint(tmp_path / "q.png", 9), hits, title="sample · mini · HNSW")
     texts = [axis.get_xlabel() for axis in figure.axes]
     assert texts[0] == "query\nq.png"
-    assert texts[1] == "1   0.900\na.png"
+    assert texts[1] == "1 · 0.900\na.png"
     assert "$cost$" in texts[2]
     assert "…" in texts[3]
     assert drawn(figure).std() > 10

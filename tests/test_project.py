@@ -176,6 +176,13 @@ def test_the_four_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == ["admin", "evaluation", "ingest", "search"]
 
 
+def test_the_lab_opens_on_a_page_that_links_to_every_notebook():
+    lab = json.loads(_text("jupyter/jupyter_server_config.json"))["LabApp"]
+    page = ROOT / lab["default_url"].removeprefix("/lab/tree/")
+    links = set(re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")))
+    assert links == {path.name for path in NOTEBOOKS}
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request) -> dict:
     return json.loads(request.param.read_text(encoding="utf-8"))
@@ -191,6 +198,7 @@ def test_a_notebook_is_stripped(notebook):
         assert not {"papermill", "execution", "collapsed"} & set(cell["metadata"])
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
+        assert cell["cell_type"] != "code" or cell["metadata"]["jupyter"]["source_hidden"]
 
 
 def test_a_notebook_is_thin(notebook):

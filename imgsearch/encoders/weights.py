@@ -30,6 +30,11 @@ def random_seed(weights: str | Path | None) -> int | None:
     return int(found[1]) if found else None
 
 
+def cached(name: str, home: Path) -> Path:
+    """Where the weights of a published network are kept once they have been downloaded."""
+    return home / "weights" / f"{name}-{PUBLISHED[name][:8]}.pth"
+
+
 def locate(name: str, file: str | None, home: Path) -> Path:
     """Path of the weights of a published network: `file`, else the cache, else a download.
 
@@ -39,8 +44,7 @@ def locate(name: str, file: str | None, home: Path) -> Path:
         if not Path(file).is_file():
             raise WeightsError(file, "no such file; check IMGSEARCH_WEIGHTS or weights=")
         return Path(file)
-    sha256 = PUBLISHED[name]
-    target = home / "weights" / f"{name}-{sha256[:8]}.pth"
+    sha256, target = PUBLISHED[name], cached(name, home)
     if not target.is_file() or file_digest(target) != sha256:
         _download(f"{SOURCE}/{target.name}", target, sha256)
     return target

@@ -10,7 +10,7 @@ import numpy as np
 
 from imgsearch.errors import ConfigError, printable
 from imgsearch.evaluation.scoring import ALL, LEVELS, Case, Evaluation, View
-from imgsearch.plots import caption, frame, show_image, tile_grid
+from imgsearch.plots import caption, frame, shorten, show_image, tile_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,10 +108,12 @@ def confusion(evaluation: Evaluation, *, k: int = 1, title: str = "") -> Figure:
     axes.set_yticks(range(len(rows)), [names[i] for i in rows], fontsize=8)
     nearest = "nearest neighbour" if k == 1 else f"{k} nearest neighbours"
     axes.set(
-        xlabel=f"class shown by the {nearest} (an image may show several)",
+        xlabel=f"class of the {nearest}; images show several, so rows add up to more than 100 %",
         ylabel="class of the query",
     )
-    figure.colorbar(image, label="% of pairs of a query and a neighbour")
+    figure.colorbar(
+        image, label="% of the queries of a class" if k == 1 else "% of their neighbours"
+    )
     return figure
 
 
@@ -123,17 +125,17 @@ def cases(found: Sequence[Case], *, metric: str = "AP", title: str = "") -> Figu
     """
     _require(found, "cases")
     columns = 1 + max(len(case.neighbours) for case in found)
-    figure, grid = tile_grid(len(found), columns, title, height=1.25)
+    figure, grid = tile_grid(len(found), columns, title, height=1.5)
     for row, case in zip(grid, found, strict=True):
         show_image(row[0], case.path)
-        head = f"{metric} {case.value:.3f}, R = {case.relevant}"
-        caption(row[0], head, _class_list(case.classes))
+        classes = shorten(_class_list(case.classes))
+        caption(row[0], "query", f"{metric} {case.value:.2f}, R = {case.relevant}", classes)
         for tile, near in zip(row[1:], case.neighbours, strict=False):
             show_image(tile, near.path)
             frame(tile, *(RELEVANT if near.relevant else NOT_RELEVANT))
             verdict = "relevant" if near.relevant else "not relevant"
-            head = f"{near.rank}   {near.score:.3f}   {verdict}"
-            caption(tile, head, _class_list(near.classes))
+            head = f"{near.rank} · {near.score:.3f}"
+            caption(tile, head, verdict, shorten(_class_list(near.classes)))
     return figure
 
 

@@ -143,7 +143,7 @@ def prepare(
             f"{gallery.name!r}, the first is {lost[0]}"
             + (f"; the dataset lacks the files of {without_file} of them" if without_file else "")
             + ": ingest the dataset's image folder"
-            + (", or go on without them with allow_missing" if here else ""),
+            + (", or leave out images that are not ingested (allow_missing)" if here else ""),
         )
     present, difficult = dataset.labels(here)
     numbers = [number[contents[name]] for name in here]

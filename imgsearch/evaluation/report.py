@@ -18,6 +18,9 @@ from imgsearch.evaluation.scoring import ALL, KS, LEVELS, Evaluation
 from imgsearch.gallery import Gallery
 from imgsearch.io import absolute, atomic, csv_text, versions, write_figure, write_json
 
+SUMMARY = ("about", "counts", "headline", "summary")
+"""What ``evaluation.json`` repeats from the report of each collection."""
+
 
 def evaluate_collections(
     dataset: Dataset,
@@ -174,21 +177,30 @@ def write_evaluations(
     comparisons = compare_with_first(evaluations, seed=seed)
     files, photographs = [], {}
     drawn = {
-        "evaluation-curves": plots.precision_recall(evaluations),
-        "evaluation-classes": plots.per_class(evaluations),
+        "evaluation-curves": plots.precision_recall(
+            evaluations, title="Precision and recall, mean over all queries"
+        ),
+        "evaluation-classes": plots.per_class(
+            evaluations, title="Mean average precision of each class"
+        ),
     }
     summaries = {}
     for name, one in evaluations.items():
         content = to_dict(one)
-        summaries[name] = {key: content[key] for key in ("about", "counts", "summary")}
+        summaries[name] = {key: content[key] for key in SUMMARY}
         files += write(one, folder, f"evaluation-{name}")
-        drawn[f"evaluation-{name}-confusion"] = plots.confusion(one, title=name)
+        drawn[f"evaluation-{name}-confusion"] = plots.confusion(
+            one, title=f"What the nearest neighbour of a query shows, collection {name}"
+        )
         for end, worst in (("worst", True), ("best", False)):
             photographs[f"evaluation-{name}-{end}"] = plots.cases(
-                one.cases(6, worst=worst), title=f"{name}, {end} queries"
+                one.cases(6, worst=worst),
+                title=f"The {end} queries of {name}, by average precision",
             )
     if points:
-        drawn["evaluation-indexes"] = plots.index_sweep(points)
+        drawn["evaluation-indexes"] = plots.index_sweep(
+            points, title="Recall and latency of indexes"
+        )
         rows = [point._asdict() for point in points]
         files.append(write_csv(folder / "evaluation-indexes.csv", rows))
     for stem, figure in (drawn | photographs).items():
@@ -204,20 +216,37 @@ def write_evaluations(
     return content
 
 
-def summary_table(report: dict) -> str:
-    """Format the summaries of a report from :func:`write_evaluations` for printing."""
+def headline(evaluation: Evaluation) -> list[dict]:
+    """The micro scores that say most, as plain values, each with its meaning."""
+    depths = [int(name[2:]) for name in evaluation.metrics if name.startswith("P@")]
+    first, page = min(depths), 10 if 10 in depths else max(depths)
+    among = "share of relevant images among the first {} results".format
+    meanings = {
+        "mAP": "precision averaged over the ranks of all relevant images; 1 if they come first",
+        "MRR": "1 / rank of the first relevant image",
+        f"P@{first}": among(first) if first > 1 else "share of first results that are relevant",
+        f"P@{page}": among(page),
+        f"R@{page}": f"share of the relevant images that are among the first {page} results",
+        f"nDCG@{page}": f"as P@{page}, with earlier ranks counting more; 1 in the best order",
+    }
+    scores = {s.metric: s._asdict() for s in evaluation.summary() if s.average == "micro"}
+    return _plain([scores[m] | {"meaning": text} for m, text in meanings.items() if m in scores])
+
+
+def headline_text(report: dict) -> str:
+    """Format the headlines of a report from :func:`write_evaluations` for printing."""
     lines = []
     for name, one in report["evaluations"].items():
         about, counts = one["about"], one["counts"]
-        lines.append(
-            f"{name}: encoder {about['encoder']}, {about['dataset']}, {about['protocol']}, "
-            f"{counts['queries']} queries, {about['ranking']}"
-        )
-        lines.append(f"  {'':30}{'score':>7}  {'95 % interval':<15}  random")
         lines += [
-            f"  {row['average'] + ' ' + row['metric']:30}{row['value']:7.3f}  "
-            f"{row['low']:.3f} – {row['high']:.3f}    {row['baseline']:.3f}"
-            for row in one["summary"]
+            f"{name}: {counts['queries']:,} queries in {counts['gallery']:,} images of "
+            f"{about['dataset']}, {about['protocol']}, encoder {about['encoder']}",
+            f"  {'':9}{'score':>5}  {'95 % interval':16}{'random order':14}meaning",
+        ]
+        lines += [
+            f"  {row['metric']:9}{row['value']:.3f}  {row['low']:.3f} to {row['high']:.3f}  "
+            f"{row['baseline']:<14.3f}{row['meaning']}"
+            for row in one["headline"]
             if row["value"] is not None
         ]
     return "\n".join(lines)
@@ -235,6 +264,7 @@ def to_dict(evaluation: Evaluation) -> dict:
                 "gallery": len(task.gallery),
                 "queries_without_class": evaluation.unlabelled,
             },
+            "headline": headline(evaluation),
             "summary": [score._asdict() for score in evaluation.summary()],
             "classes": [
                 score._asdict()

@@ -12,7 +12,7 @@ from imgsearch.errors import ConfigError, printable
 from imgsearch.maintenance import Repair, Verification
 from imgsearch.overview import Overview, drop, overview
 from imgsearch.stores.metadata import ImageRow, MetadataStore, RunRow
-from imgsearch.widgets import image_grid, panel
+from imgsearch.widgets import first_steps, image_grid, panel
 from imgsearch.widgets.formatting import counted, format_age, format_bytes, format_seconds, table
 
 PAGE = 40
@@ -79,7 +79,8 @@ class AdminPanel(panel.Panel):
         self.cancel = self.button("Cancel", lambda: self._ask_to_repair(False))
         self.account = ipw.HTML()
 
-        self.file = panel.text_field("File", "/folder/name.parquet", width="480px")
+        self._default_file = ""
+        self.file = panel.text_field("File", "/folder/name.parquet", width="560px")
         self.new_name = panel.text_field("Import as", "name in the file")
         self.export = self.button("Export", self._export, "Write the collection to this file")
         self.import_ = self.button("Import", self._import, "Create a collection from this file")
@@ -91,10 +92,11 @@ class AdminPanel(panel.Panel):
 
         self.tabs = panel.tabs(
             {
+                "Collections": [self.overview, self.runs],
                 "Browse": [
                     panel.row(self.find, self.pager),
                     panel.row(self.delete, self.really_delete, self.keep),
-                    self.grid,
+                    panel.column("imgsearch-tall", self.grid),
                 ],
                 "Verify and repair": [
                     panel.row(self.verify, self.files),
@@ -109,9 +111,9 @@ class AdminPanel(panel.Panel):
                 "Delete": [self.warning, panel.row(self.typed, self.drop)],
             }
         )
+        self.first_steps = first_steps.FirstSteps(self, lambda name: self._look())
         self.fill(
-            self.overview,
-            self.runs,
+            self.first_steps,
             panel.row(self.collection, self.refresh, self.stop),
             self.status,
             self.tabs,
@@ -139,10 +141,9 @@ class AdminPanel(panel.Panel):
         self.runs.value = _runs_table(self.metadata)
         names = [one.name for one in collections]
         wanted = self.collection.value or self._wanted
-        chosen = wanted if wanted in names else next(iter(names), None)
+        chosen = wanted if wanted in names else self.recent_collection(names)
         self.set_options(self.collection, names, chosen)
-        if not names:
-            self.status.show(panel.NO_COLLECTION)
+        panel.set_visible(self.first_steps, visible=not names)
         self._collection_changed()
 
     def _refresh(self) -> None:
@@ -155,8 +156,11 @@ class AdminPanel(panel.Panel):
         self.warning.value = panel.facts(
             f"Deletes the collection {name} from both stores. The image files stay where they are."
         )
-        self.tabs.layout.display = None if name else "none"
+        panel.set_visible(self.tabs, visible=bool(name))
         if name:
+            folder = first_steps.output_folder(self.settings)
+            if self.file.value == self._default_file:
+                self.file.value = self._default_file = str(folder / f"{name}.parquet")
             self.pager.restart()
 
     def _poll_while_displayed(self) -> None:
@@ -316,12 +320,14 @@ class AdminPanel(panel.Panel):
 
     def _chosen(self) -> str:
         if not self.collection.value:
-            raise ConfigError("Collection", panel.NO_COLLECTION)
+            raise ConfigError(
+                "Collection", "there is none yet: load the sample, or ingest a folder"
+            )
         return self.collection.value
 
     def _file(self) -> str:
         if not self.file.value.strip():
-            raise ConfigError("File", "is empty; type the path of the file to write or to read")
+            raise ConfigError("File", "type the path of the file to write or to read")
         return self.file.value.strip()
 
 
@@ -346,17 +352,18 @@ def _runs_table(metadata: MetadataStore) -> str:
 
 def _run_columns(run: RunRow) -> dict[str, object]:
     seconds = (run.updated_at - run.started_at).total_seconds()
-    rate = run.done / seconds if seconds > 0 else 0.0
-    left = (run.total - run.done) / rate if rate and run.state == "running" else None
-    speed = f"{rate:.1f}/s" + (f", {format_seconds(left)} left" if left else "")
+    time = format_seconds(seconds)
+    if run.state == "running" and run.done:
+        left = seconds / run.done * (run.total - run.done)
+        time = f"{time}, {format_seconds(left)} left"
     return {
         "State": {"stale": "interrupted"}.get(run.state, run.state),
         "Collection": run.collection,
         "Folder": run.folder,
         "Files": f"{run.done:,} of {run.total:,}",
         "Failed": run.failed or "",
-        "Speed": speed if rate else "",
         "Started": format_age(run.started_at),
+        "Time": time,
         "By": f"{run.who} on {run.host} ({run.pid})",
         "Error": run.error or "",
     }

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
 from imgsearch import config
 from imgsearch.datasets import Voc
-from imgsearch.errors import ConfigError
+from imgsearch.errors import ConfigError, ImageError, printable
 from imgsearch.evaluation import index_sweep, plots, report
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.index_sweep import IndexPoint
-from imgsearch.evaluation.scoring import ALL, KS, Evaluation
-from imgsearch.widgets import image_grid, panel
+from imgsearch.evaluation.scoring import ALL, KS, Case, Evaluation
+from imgsearch.widgets import first_steps, image_grid, panel
 from imgsearch.widgets.formatting import counted, table
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 
 CASES = 6
 """Queries that are shown as the best, and as the worst."""
+
+TILE = 200
+"""Longest side of their pictures, pixels."""
+
+PROTOCOL = (
+    "The queries are the images of the second set, and they are searched for in the first. "
+    "With leave-one-out, every image of a set is searched for in the others."
+)
 
 
 class EvaluationPanel(panel.Panel):
@@ -65,32 +74,51 @@ class EvaluationPanel(panel.Panel):
 
     def _build(self, voc_root: str) -> None:
         self.voc_root = panel.text_field("VOC folder", "…/VOCdevkit/VOC2012", voc_root, "auto")
-        self.year = panel.text_field("Year", "if there are several")
+        self.collections = ipw.SelectMultiple(description="Collections", rows=4)
+        self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
+        self.allow_missing = panel.checkbox("Leave out images that are not ingested")
         self.protocol = ipw.Combobox(
             value="train -> val",
             options=["train -> val", "trainval -> test", "leave-one-out trainval"],
             description="Protocol",
         )
-        self.collections = ipw.SelectMultiple(description="Collections", rows=4)
-        self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
+        self.year = panel.text_field("Year", "if there are several")
         self.ks = panel.text_field("Cut-offs k", value=", ".join(map(str, KS)))
-        self.seed = ipw.IntText(0, description="Seed")
+        self.seed = ipw.IntText(0, description="Random seed")
         self.distractors = panel.checkbox("Also search images outside the image sets")
-        self.allow_missing = panel.checkbox("Leave out images that are not ingested")
+        self.options = ipw.Accordion(
+            [
+                panel.column(
+                    "imgsearch-main",
+                    panel.row(self.protocol, self.year, self.ks, self.seed),
+                    ipw.HTML(panel.facts(PROTOCOL)),
+                    panel.row(self.distractors),
+                )
+            ],
+            titles=["Options"],
+        )
         self.start = self.button("Evaluate", self._start, "Rank and score", "primary")
-        self.output = panel.text_field("Folder", value="output")
+        self.first_steps = first_steps.FirstSteps(self, lambda name: self._list([name]))
+        self.output = panel.text_field("Save to", width="420px")
         self.save = self.button("Save", self._save, "Tables, figures and a report")
         self.view = ipw.Dropdown(options=[ALL], description="Queries")
         self.metric = ipw.Dropdown(options=["mAP"], description="Metric")
         self.shown = ipw.Dropdown(description="Collection")
         self.measure = self.button("Measure indexes", self._measure, "In temporary copies")
         self.indexes = ipw.HTML()
-        self.summary, self.compared, self.curves, self.classes, self.confusion, self.cases = (
-            ipw.HTML() for _ in range(6)
+        self.summary, self.curves, self.classes, self.confusion, self.cases = (
+            ipw.HTML() for _ in range(5)
         )
+        self._draw = {
+            "Curves": self._draw_curves,
+            "Classes": self._draw_classes,
+            "Confusion": self._draw_confusion,
+            "Best and worst": self._draw_cases,
+        }
+        self._outdated: set[str] = set()
         self.tabs = panel.tabs(
             {
-                "Summary": (self.summary, self.compared),
+                "Summary": (self.summary,),
                 "Curves": (panel.row(self.view), self.curves),
                 "Classes": (panel.row(self.metric), self.classes),
                 "Confusion": (self.confusion,),
@@ -102,35 +130,44 @@ class EvaluationPanel(panel.Panel):
             "imgsearch-main", panel.row(self.shown, self.output, self.save), self.tabs
         )
         panel.set_visible(self._results, visible=False)
-        self.watch(self.view, self._draw_curves)
-        self.watch(self.metric, self._draw_classes)
-        self.watch(self.shown, self._draw_collection)
+        self.watch(self.tabs, self._draw_open_tab, "selected_index")
+        self.watch(self.view, lambda: self._redraw("Curves"))
+        self.watch(self.metric, lambda: self._redraw("Classes"))
+        self.watch(self.shown, lambda: self._redraw("Confusion", "Best and worst"))
+        for field in (self.voc_root, self.collections, self.protocol, self.allow_missing):
+            self.watch(field, self._clear_error)
         self.fill(
+            self.first_steps,
             self.voc_root,
             panel.row(self.collections, self.refresh),
-            panel.row(self.protocol, self.year, self.ks, self.seed),
-            panel.row(self.distractors, self.allow_missing),
-            panel.row(self.start, self.stop),
+            self.options,
+            panel.row(self.start, self.stop, self.allow_missing),
             self.status,
             self._results,
         )
 
+    def _clear_error(self) -> None:
+        if self.status.kind == "bad":
+            self.status.show("")
+
     def _list(self, wanted: list[str]) -> None:
         names = self.collection_names()
-        default = [name for name in (self.settings.default_table, *names[:1]) if name in names][:1]
-        chosen = [name for name in wanted if name in names] or default
+        recent = [self.recent_collection(names)] if names else []
+        chosen = [name for name in wanted if name in names] or recent
         self.set_options(self.collections, names, chosen)
-        if not names:
-            self.status.show(panel.NO_COLLECTION)
+        panel.set_visible(self.first_steps, visible=not names)
+        self.output.value = self.output.value or str(first_steps.output_folder(self.settings))
+        if first_steps.COLLECTION in chosen and first_steps.SAMPLE.is_dir():
+            self.voc_root.value = self.voc_root.value or str(first_steps.SAMPLE)
 
     def _refresh(self) -> None:
         self.submit(lambda: self._list(list(self.collections.value)))
 
     def _start(self) -> None:
         if not self.voc_root.value.strip():
-            raise ConfigError("VOC folder", "is empty; type the folder of the dataset")
+            raise ConfigError("VOC folder", "type the folder that holds ImageSets and Annotations")
         if not self.collections.value:
-            raise ConfigError("Collections", "none is selected")
+            raise ConfigError("Collections", "select one or more")
         try:
             ks = [int(part) for part in self.ks.value.replace(",", " ").split()]
             year = int(self.year.value) if self.year.value.strip() else None
@@ -158,57 +195,70 @@ class EvaluationPanel(panel.Panel):
         evaluations = report.evaluate_collections(
             dataset, names, settings=self.settings, progress=self._report, **options
         )
-        self._report("comparing" if len(evaluations) > 1 else "drawing")
+        if len(evaluations) > 1:
+            self._report("comparing")
         comparisons = report.compare_with_first(evaluations, seed=options["seed"])
         self.evaluations, self.comparisons, self.points = evaluations, comparisons, []
         self.indexes.value = ""
-        name, first = next(iter(evaluations.items()))
+        first = next(iter(evaluations.values()))
         for chooser, choices in (
             (self.view, first.views),
             (self.metric, first.metrics),
             (self.shown, evaluations),
         ):
             self.set_options(chooser, list(choices), next(iter(choices)))
-        self.summary.value = _summary(evaluations)
-        self.compared.value = _comparison_tables(name, comparisons)
-        self._draw_curves()
-        self._draw_classes()
-        self._draw_collection()
+        self.summary.value = _headline(evaluations) + _details(evaluations, comparisons)
         panel.set_visible(self._results, visible=True)
+        self._redraw(*self._draw)
         queries = counted(len(first.task.queries), "query", "queries")
+        missing = first.about["missing_images"]
+        left_out = f"; {counted(missing, 'image')} left out" if missing else ""
         self.status.show(
-            f"{queries} on {len(first.task.gallery):,} images, {first.about['protocol']}: "
-            + ", ".join(f"{name} mAP {_map(one):.3f}" for name, one in evaluations.items()),
+            f"{queries} on {len(first.task.gallery):,} images, {first.about['protocol']}{left_out}",
             "good",
         )
+
+    def _redraw(self, *tabs: str) -> None:
+        self._outdated.update(tabs)
+        self._draw_open_tab()
+
+    def _draw_open_tab(self) -> None:
+        """Draw the figure of the tab that is open, unless it is drawn already."""
+        tab = self.tabs.titles[self.tabs.selected_index or 0]
+        if tab in self._outdated and self.evaluations:
+            self._outdated.discard(tab)
+            self.submit(self._draw[tab])
 
     def _draw_curves(self) -> None:
         view = self.view.value
         drawn = {n: e for n, e in self.evaluations.items() if len(e.views[view].rows)}
-        self.curves.value = _image(
-            lambda: plots.precision_recall(drawn, view=view), f"Curves, {view}"
+        _show(
+            self.curves,
+            lambda: plots.precision_recall(drawn, view=view),
+            f"Precision and recall, queries: {view}",
         )
 
     def _draw_classes(self) -> None:
         metric = self.metric.value
-        self.classes.value = _image(
-            lambda: plots.per_class(self.evaluations, metric=metric), f"{metric} by class"
+        _show(
+            self.classes,
+            lambda: plots.per_class(self.evaluations, metric=metric),
+            f"{metric} of each class",
         )
 
-    def _draw_collection(self) -> None:
+    def _draw_confusion(self) -> None:
         name = self.shown.value
-        one = self.evaluations[name]
-        self.confusion.value = _image(
-            lambda: plots.confusion(one, title=name), f"Classes of nearest neighbours, {name}"
+        _show(
+            self.confusion,
+            lambda: plots.confusion(self.evaluations[name], title=name),
+            f"Classes of nearest neighbours, {name}",
         )
+
+    def _draw_cases(self) -> None:
+        one = self.evaluations[self.shown.value]
         self.cases.value = "".join(
-            _image(
-                lambda worst=worst, title=title: plots.cases(
-                    one.cases(CASES, worst=worst), title=title
-                ),
-                title,
-            )
-            for worst, title in ((True, f"Worst queries of {name}"), (False, f"Best of {name}"))
+            panel.heading(title) + "".join(map(_case, one.cases(CASES, worst=worst)))
+            for worst, title in ((True, "Worst queries"), (False, "Best queries"))
         )
 
     def _measure(self) -> None:
@@ -226,9 +276,9 @@ class EvaluationPanel(panel.Panel):
                 }
                 for point in points
             ]
-            self.indexes.value = _image(
-                lambda: plots.index_sweep(points), f"Recall and latency of indexes, {name}"
-            ) + table(f"Indexes over {name}, compared with exact search", rows)
+            about = f"Recall and latency of indexes over {name}"
+            _show(self.indexes, lambda: plots.index_sweep(points), about)
+            self.indexes.value += table(f"Indexes over {name}, compared with exact search", rows)
             self.status.show(
                 f"Measured {counted(len(rows), 'index', 'indexes')} over {name}.", "good"
             )
@@ -238,7 +288,7 @@ class EvaluationPanel(panel.Panel):
     def _save(self) -> None:
         folder = self.output.value.strip()
         if not folder:
-            raise ConfigError("Folder", "is empty; type the folder to save in")
+            raise ConfigError("Save to", "type the folder to save in")
 
         def work() -> None:
             content = report.write_evaluations(
@@ -250,11 +300,29 @@ class EvaluationPanel(panel.Panel):
         self.submit(work, "Writing …", disable=[self.save])
 
 
-def _map(one: Evaluation) -> float:
-    return next(score.value for score in one.summary() if score.metric == "mAP")
+def _headline(evaluations: dict[str, Evaluation]) -> str:
+    rows: dict[str, dict[str, object]] = {}
+    for name, one in evaluations.items():
+        for score in report.headline(one):
+            row = rows.setdefault(score["metric"], {"Metric": score["metric"]})
+            row[name] = _with_interval(score["value"], score["low"], score["high"])
+            row |= {"In random order": f"{score['baseline']:.3f}", "Meaning": score["meaning"]}
+    order = ["Metric", *evaluations, "In random order", "Meaning"]
+    caption = "Means over queries, with 95 % confidence intervals"
+    return table(caption, [{key: row.get(key, "") for key in order} for row in rows.values()])
 
 
-def _summary(evaluations: dict[str, Evaluation]) -> str:
+def _details(evaluations: dict[str, Evaluation], comparisons: dict[str, Comparison]) -> str:
+    first = next(iter(evaluations))
+    return (
+        _comparison_tables(first, comparisons)
+        + "<details><summary>All metrics and means</summary>"
+        + table("Micro: mean over queries. Macro: mean over classes", _all_scores(evaluations))
+        + "</details>"
+    )
+
+
+def _all_scores(evaluations: dict[str, Evaluation]) -> list[dict]:
     rows = []
     scores = {
         name: {(score.average, score.metric): score for score in one.summary()}
@@ -264,10 +332,14 @@ def _summary(evaluations: dict[str, Evaluation]) -> str:
         row: dict[str, object] = {"Mean": key[0], "Metric": key[1]}
         for name, by_key in scores.items():
             score = by_key.get(key)
-            row[name] = f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})" if score else ""
+            row[name] = _with_interval(score.value, score.low, score.high) if score else ""
         score = next(by_key[key] for by_key in scores.values() if key in by_key)
-        rows.append(row | {"Random order": f"{score.baseline:.3f}", "Queries": score.queries})
-    return table("Scores, with 95 % confidence intervals over queries", rows)
+        rows.append(row | {"In random order": f"{score.baseline:.3f}", "Queries": score.queries})
+    return rows
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return "" if value is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _comparison_tables(first: str, comparisons: dict[str, Comparison]) -> str:
@@ -289,9 +361,37 @@ def _comparison_tables(first: str, comparisons: dict[str, Comparison]) -> str:
     return "".join(tables)
 
 
-def _image(draw: Callable[[], Figure], alt: str) -> str:
+def _case(case: Case) -> str:
+    """A query and its nearest neighbours as a row of pictures; frames and words say which fit."""
+    query = f"AP {case.value:.3f}, {counted(case.relevant, 'relevant image')}"
+    tiles = [_picture(case.path, f"Query {case.name}", [query, *case.classes], "query")]
+    for near in case.neighbours:
+        verdict = "relevant" if near.relevant else "not relevant"
+        lines = [f"{near.rank} · {near.score:.3f} · {verdict}", *near.classes]
+        tiles.append(_picture(near.path, near.name, lines, verdict.replace(" ", "-")))
+    return f'<div class="imgsearch-case">{"".join(tiles)}</div>'
+
+
+def _picture(path: str, name: str, lines: Sequence[str], kind: str) -> str:
+    try:
+        data = base64.b64encode(image_grid.jpeg(Path(path), TILE)).decode()
+        shown = (
+            f'<img alt="{escape(name)}" title="{escape(printable(path))}" '
+            f'src="data:image/jpeg;base64,{data}">'
+        )
+    except ImageError as error:
+        shown = panel.facts(error.reason if path else "no file")
+    caption = "<br>".join(map(escape, lines))
+    return f'<figure class="imgsearch-{kind}">{shown}<figcaption>{caption}</figcaption></figure>'
+
+
+def _show(place: ipw.HTML, draw: Callable[[], Figure], alt: str) -> None:
+    """Draw a figure into a place, where a word stands until it is drawn."""
+    place.value = panel.facts("Drawing …")
     try:
         data = base64.b64encode(image_grid.png(draw(), dpi=110)).decode()
     except ConfigError as error:
-        return panel.facts(str(error))
-    return f'<img class="imgsearch-figure" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+        place.value = panel.facts(str(error))
+    else:
+        source = f"data:image/png;base64,{data}"
+        place.value = f'<img class="imgsearch-figure" alt="{escape(alt)}" src="{source}">'

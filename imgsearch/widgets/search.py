@@ -27,9 +27,8 @@ from imgsearch.errors import (
 from imgsearch.gallery import Gallery
 from imgsearch.hits import Hit, Hits, Image
 from imgsearch.images import Box
-from imgsearch.ingestion import ingest
 from imgsearch.io import absolute, csv_text
-from imgsearch.widgets import image_grid, panel
+from imgsearch.widgets import first_steps, image_grid, panel
 from imgsearch.widgets.formatting import counted, format_seconds
 
 PREVIEW = 800
@@ -40,9 +39,6 @@ HISTORY = 20
 
 HISTORY_BYTES = 2 * images.MAX_BYTES
 """Bytes that their uploads may take together."""
-
-SAMPLE = Path(__file__).parents[2] / "data" / "VOCsample" / "JPEGImages"
-"""The pictures of the sample, where the project's own folder is at hand."""
 
 LEGEND = "Score: cosine similarity, 1 = same picture"
 
@@ -141,13 +137,7 @@ class SearchPanel(panel.Panel):
         self.watch(self.collection, self._collection_changed)
         self.watch(self.itself, self._again)
 
-        self.load_sample = self.button("Load the sample", self._load_sample, "", "primary")
-        self._empty = panel.column(
-            "imgsearch-main",
-            ipw.HTML(panel.heading("No images yet")),
-            ipw.HTML(panel.facts("Load 200 drawings to try it, or ingest a folder of your own.")),
-            panel.row(self.load_sample, ipw.HTML(panel.notebook_link("ingest", "Ingest a folder"))),
-        )
+        self.first_steps = first_steps.FirstSteps(self, self._open, confined=self.confined)
         self._tools = panel.row(
             *(self.collection, self.refresh, self.back, self.browse),
             *(self.save_hits, self.save_grid),
@@ -155,9 +145,8 @@ class SearchPanel(panel.Panel):
         self._content = panel.columns(
             [self.picture], [self.title, self.itself, self.grid, self.details]
         )
-        self.fill(self._tools, self.status, self._empty, self._content)
-        panel.set_visible(self._empty, self._tools, self._content, visible=False)
-        panel.set_visible(self.load_sample, visible=SAMPLE.is_dir() and not self.confined)
+        self.fill(self._tools, self.status, self.first_steps, self._content)
+        panel.set_visible(self.first_steps, self._tools, self._content, visible=False)
         self._enable_buttons()
 
     def __repr__(self) -> str:
@@ -237,21 +226,6 @@ class SearchPanel(panel.Panel):
             query, top_k = self.query, len(self.hits) + self.page
             self._search(lambda: query, top_k)
 
-    def _load_sample(self) -> None:
-        def work() -> None:
-            ingest(
-                SAMPLE,
-                "sample",
-                encoder="mini",
-                settings=self.settings,
-                progress=lambda report: self.report_progress(
-                    f"Loading the sample: {report.done:,} of {report.total:,} images …"
-                ),
-            )
-            self._open("sample")
-
-        self.submit(work, "Loading the encoder …", disable=[self.load_sample])
-
     def _save_grid(self) -> None:
         query, hits = self.query, self.hits
         if query is None or hits is None:
@@ -290,7 +264,7 @@ class SearchPanel(panel.Panel):
         names = self.collection_names()
         chosen = wanted if wanted in names else self.recent_collection(names)
         self.set_options(self.collection, names, chosen)
-        panel.set_visible(self._empty, visible=not names)
+        panel.set_visible(self.first_steps, visible=not names)
         panel.set_visible(self._tools, self._content, visible=bool(names))
         self.status.show("")
         if wanted and wanted not in names:

@@ -28,29 +28,15 @@ PHOTOS = sorted((ROOT / "data" / "VOCsample" / "JPEGImages").iterdir())
 
 
 class Server:
-    """A Jupyter server on loopback, ended with its kernels."""
+    """A Jupyter server, ended with its kernels; ``{port}`` in the command is filled in."""
 
-    def __init__(self, folder: Path, home: Path, arguments: list[str], ready: str):
-        self.folder, self.home, self.port = folder, home, free_port()
+    def __init__(self, folder: Path, environment: dict[str, str], command: list[str], ready: str):
+        self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         self.log = folder / "log"
-        names = {name.upper() for name in Settings.model_fields}
-        environment = {key: value for key, value in os.environ.items() if key not in names}
-        environment |= {
-            "PYTHONPATH": str(ROOT),
-            "IMGSEARCH_HOME": str(home),
-            "IMGSEARCH_BACKEND": "eager",
-            "IMGSEARCH_ENCODER": "mini",
-            "DEFAULT_TABLE": "photos",
-            "JUPYTER_CONFIG_PATH": str(ROOT / "jupyter"),
-            "JUPYTER_CONFIG_DIR": str(folder / "config"),
-            "JUPYTER_DATA_DIR": str(folder / "data"),
-            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments, "--no-browser"]
-                + [argument.format(port=self.port) for argument in ("--port={port}",)],
+                [argument.format(port=self.port) for argument in command],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -78,6 +64,23 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _environment(folder: Path, home: Path) -> dict[str, str]:
+    """A user who works with the collection ``photos`` of a home."""
+    names = {name.upper() for name in Settings.model_fields}
+    kept = {key: value for key, value in os.environ.items() if key not in names}
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "IMGSEARCH_HOME": str(home),
+        "IMGSEARCH_BACKEND": "eager",
+        "IMGSEARCH_ENCODER": "mini",
+        "DEFAULT_TABLE": "photos",
+        "JUPYTER_CONFIG_PATH": str(ROOT / "jupyter"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+    }
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -110,9 +113,9 @@ def lab(home, tmp_path_factory) -> Iterator[Server]:
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     server = Server(
         folder,
-        home,
+        _environment(folder, home),
         [
-            "jupyterlab",
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--port={port}"),
             "--ServerApp.allow_root=True",
             f"--IdentityProvider.token={TOKEN}",
             f"--LabApp.workspaces_dir={folder / 'workspaces'}",
@@ -129,8 +132,12 @@ def app(home, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("app")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     shutil.copy(PHOTOS[0], folder / "notebooks" / "private.jpg")
+    command = [sys.executable, "-m", "voila", "--no-browser", "--port={port}"]
     server = Server(
-        folder, home, ["voila", "notebooks/search.ipynb", f"--token={TOKEN}"], "is filled with"
+        folder,
+        _environment(folder, home),
+        [*command, "notebooks/search.ipynb", f"--token={TOKEN}"],
+        "is filled with",
     )
     yield server
     server.stop()

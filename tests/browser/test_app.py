@@ -25,7 +25,7 @@ def _status(url: str) -> int:
         return error.code
 
 
-def test_a_visitor_uploads_and_goes_on(app, new_page):
+def test_a_visitor_uploads_and_goes_on(app, home, new_page):
     page = new_page()
     page.goto(f"{app.url}?token={TOKEN}")
     page.locator(".imgsearch-tile img").first.wait_for()
@@ -39,7 +39,7 @@ def test_a_visitor_uploads_and_goes_on(app, new_page):
     assert PHOTOS[3].name not in names
     page.get_by_role("button", name="Rank 2, score 0.").click()
     page.locator("h2", has_text=f"Similar to {names[1]}").wait_for()
-    assert str(app.home.parent) not in page.content()
+    assert str(home.parent) not in page.content()
 
     page.locator("input[type=file]").set_input_files(
         {"name": "bad.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n"}

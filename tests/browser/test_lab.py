@@ -245,7 +245,7 @@ def test_admin_verifies_repairs_and_deletes_by_name(lab, notebook, damaged, stor
     page.get_by_role("button", name="Repair now").click()
     page.get_by_text("2 vectors computed again from image files").first.wait_for()
     page.get_by_role("button", name="Verify", exact=True).click()
-    page.get_by_text("damaged: sound, 8 images under 8 paths").wait_for()
+    page.get_by_text("damaged: no problems found in 8 images under 8 paths").wait_for()
 
     page.get_by_role("tab", name="Delete").click()
     name = page.get_by_role("textbox", name="Type the name to confirm")

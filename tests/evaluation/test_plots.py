@@ -70,7 +70,7 @@ def test_cases_show_pictures_and_say_why_one_cannot_be_read(evaluation, tmp_path
     found = evaluation.cases(40, worst=True, k=3)
     figure = plots.cases(found[:2] + [c for c in found if "lost" in c.path], title="worst")
     text = drawn(figure, tmp_path)
-    assert f"AP {found[0].value:.3f}, R = {found[0].relevant}" in text
+    assert f"AP {found[0].value:.2f}, R = {found[0].relevant}" in text
     assert "relevant" in text
     assert "no such file" in text
     without = scoring.evaluate(random_task(n=10), resamples=2).cases(1)

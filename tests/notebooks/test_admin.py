@@ -22,7 +22,6 @@ def admin(home, tmp_path_factory):
         notebook(
             "import numpy as np\nfrom imgsearch.gallery import Gallery\n"
             "from imgsearch import ingest\n"
-            "def click(i): panel.grid._handle_custom_msg({'type': 'pick', 'key': str(i)}, [])\n"
         )
         yield notebook
 
@@ -77,8 +76,8 @@ def test_images_are_found_chosen_and_deleted_after_asking(admin, scratch):
     names = "[item['name'] for item in panel.grid.items]"
     assert admin("", names) == [f"{i}.png" for i in range(6)]
     assert admin("panel.find.value = '/3.p'", names) == ["3.png"]
-    admin("panel.find.value = ''; panel.wait(100); panel.grid.selected = ['1', '4']")
-    assert admin("", "panel.grid.selected") == ["1", "4"]
+    admin("panel.find.value = ''; panel.wait(100); panel.grid.set_state({'selected': ['1', '4']})")
+    assert admin("", "panel.delete.description") == "Delete 2 selected …"
     hidden = "'imgsearch-hidden' in panel.really_delete._dom_classes"
     assert admin("", hidden) is True
     assert admin("panel.delete.click()", hidden) is False
@@ -194,7 +193,7 @@ def test_a_collection_goes_into_a_file_and_comes_back(admin, scratch, tmp_path):
     admin("panel.new_name.value = 'again'; panel.import_.click()")
     assert "Imported 6 images" in admin("", "panel.status.text")
     admin("panel.collection.value = 'again'; panel.wait(100); panel.verify.click()")
-    assert admin("", "panel.status.text") == "again: sound, 6 images under 6 paths"
+    assert admin("", "panel.status.text") == "again: no problems found in 6 images under 6 paths"
     admin("panel.typed.value = 'again'; panel.drop.click()")
     content = bytearray(kept.read_bytes())
     content[-300:-294] = b"damage"
@@ -220,8 +219,8 @@ def test_a_drop_needs_the_right_name(admin, scratch):
 
 def test_an_empty_home_is_no_error(tmp_path):
     with opened("admin", tmp_path, IMGSEARCH_HOME=str(tmp_path / "home")) as admin:
-        assert "There is no collection yet" in admin("", "panel.status.text")
-        assert "There is no collection yet" in admin("panel.verify.click()", "panel.status.text")
+        assert admin("", "'imgsearch-hidden' in panel.first_steps._dom_classes") is False
+        assert admin("", "[panel.status.text, panel.collection.value]") == ["", None]
         assert "Traceback" not in admin.outputs
 
 

@@ -44,20 +44,23 @@ def test_collections_are_measured_and_compared(evaluation):
         f"panel.voc_root.value = {str(SAMPLE)!r}\n"
         "panel.collections.value = ['mini', 'chance']; panel.start.click()"
     )
-    text = evaluation("", "panel.status.text")
-    assert "train -> val: chance mAP 0." in text or "train -> val: mini mAP 0." in text
+    assert "queries on" in evaluation("", "panel.status.text")
     maps = evaluation(
         "",
         "{n: float(e.views['all'].values['AP'].mean()) for n, e in panel.evaluations.items()}",
     )
     assert maps["mini"] > maps["chance"] > 0
-    summary, compared = evaluation("", "[panel.summary.value, panel.compared.value]")
-    assert f"{maps['mini']:.3f} (" in summary
-    assert "paired randomisation test" in compared
-    for figure in ("curves", "classes", "confusion", "cases"):
-        shown = evaluation("", f"panel.{figure}.value")
-        assert "data:image/png;base64," in shown
+    headline, _, every_score = evaluation("", "panel.summary.value").partition("<details>")
+    assert f"{maps['mini']:.3f} (" in headline
+    assert headline.partition("</table>")[0].count("<tr>") == 7  # a head and six rows
+    assert "paired randomisation test" in headline
+    assert "micro without person" in every_score
+    for tab, figure in enumerate(("curves", "classes", "confusion", "cases"), 1):
+        assert evaluation("", f"panel.{figure}.value") == ""  # until its tab is opened
+        shown = evaluation(f"panel.tabs.selected_index = {tab}", f"panel.{figure}.value")
+        assert ";base64," in shown
         assert 'alt="' in shown
+    evaluation("panel.tabs.selected_index = 1")
     before = evaluation("", "panel.curves.value")
     assert evaluation("panel.view.value = 'dog'", "panel.curves.value") != before
 
@@ -69,9 +72,9 @@ def test_indexes_are_measured_against_exact_search(evaluation):
     assert recalls["FLAT"] == 1
     assert min(recalls.values()) < 1
     assert "data:image/png;base64," in evaluation("", "panel.indexes.value")
-    before = evaluation("", "panel.classes.value")
+    before = evaluation("panel.tabs.selected_index = 2", "panel.classes.value")
     assert evaluation("panel.metric.value = 'P@5'", "panel.classes.value") != before
-    before = evaluation("", "panel.cases.value")
+    before = evaluation("panel.tabs.selected_index = 4", "panel.cases.value")
     other = "[n for n in panel.shown.options if n != panel.shown.value][0]"
     assert evaluation(f"panel.shown.value = {other}", "panel.cases.value") != before
     evaluation("panel.output.value = 'found'; panel.save.click()")
@@ -81,9 +84,9 @@ def test_indexes_are_measured_against_exact_search(evaluation):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("panel.voc_root.value = ''", "VOC folder: is empty"),
+        ("panel.voc_root.value = ''", "VOC folder: type the folder"),
         ("panel.voc_root.value = '/no/such'", "/no/such"),
-        ("panel.collections.value = []", "Collections: none is selected"),
+        ("panel.collections.value = []", "Collections: select one or more"),
         ("panel.protocol.value = 'train, val'", "protocol: 'train, val'"),
         ("panel.protocol.value = 'train -> test'", "test.txt"),
         ("panel.ks.value = 'ten'", "take whole numbers"),
@@ -135,4 +138,7 @@ def test_in_batch_it_writes_tables_figures_and_a_report(sampled, tmp_path):
     assert report["comparisons"]["chance"]["overall"]["difference"] < 0
     there = {path.name for path in (tmp_path / "out").iterdir()}
     assert there == {*report["files"], "evaluation.json"}
+    assert [row["metric"] for row in report["evaluations"]["mini"]["headline"]] == [
+        "mAP", "MRR", "P@1", "P@5", "R@5", "nDCG@5"
+    ]  # fmt: skip
     assert {"evaluation-curves.png", "evaluation-mini.json", "evaluation-chance-worst.png"} <= there

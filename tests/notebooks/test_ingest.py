@@ -26,18 +26,70 @@ def _start(folder, collection: str, more: str = "") -> str:
 
 def test_a_folder_comes_in_with_its_failures_and_a_contact_sheet(ingest, photos):
     text = ingest(_start(photos, "fresh"), "panel.status.text")
-    assert text.startswith("fresh: done, 14 files in ")
-    assert "12 encoded" in text
+    assert text.startswith("Added 12 images to fresh in ")
+    assert "1 image could not be read. The collection holds 12 images." in text
     failures, progress = ingest("", "[panel.failures.value, panel.progress.value]")
     assert "broken.jpg" in failures
     assert "truncated" in failures or "broken" in failures
-    assert "14 of 14 files" in progress
-    assert "1 failed" in progress
+    for part in ("13 of 13 images", "1 failed", "1 other file"):
+        assert part in progress
     assert len(ingest("", "[i['name'] for i in panel.sheet.items]")) == 12
     assert "fresh" in ingest("", "list(panel.collection.options)")
     code = "sent = []\npanel.sheet.send = lambda c, b: sent.append(b)\npanel.save_failures.click()"
     assert ingest(code, "sent[0][0].decode().splitlines()[0]") == "path,reason"
     assert ingest("", "[panel.start.disabled, panel.stop.disabled]") == [False, True]
+
+
+def test_the_images_are_searched_from_the_same_panel(ingest, photos):
+    ingest(_start(photos, "fresh"))
+    found = "panel.below.children[0]"
+    shown = f"{found}.wait(100); names = [{found}.collection.value, len({found}.grid.items)]"
+    ingest("panel.search.click()")
+    assert ingest(shown, "names") == ["fresh", 12]
+
+
+def test_a_collection_is_named_after_its_folder(ingest, tmp_path):
+    paint(tmp_path / "My Photos 2026" / "0.png", 200)
+    folder = str(tmp_path / "My Photos 2026")
+    clear = "panel.collection.value = ''\n"
+    choose = f"panel.folder.path.value = {folder!r}"
+    named = "[panel.collection.value, panel.folder.note.value]"
+    name, note = ingest(clear + choose, named)
+    assert name == "My_Photos_2026"
+    assert "1 image in it" in note
+    ingest("panel.start.click()")
+    assert "My_Photos_2026" in ingest("", "panel.status.text")
+    # A folder that was ingested before keeps its collection.
+    ingest("panel.collection.value = 'other'; panel.start.click()")
+    other = "panel.folder.path.value = ''; panel.collection.value = ''; panel.wait(100)\n"
+    assert ingest(other + choose, "panel.collection.value") == "other"
+
+
+def test_the_encoder_is_chosen_for_a_new_collection_only(ingest):
+    hidden = "'imgsearch-hidden' in panel.encoder._dom_classes"
+    assert ingest("panel.collection.value = 'new'", hidden) is False
+    assert ingest("", "panel.encoder.value") == "mini"
+    shown = f"[{hidden}, panel.about_encoder.value]"
+    concealed, about = ingest("panel.collection.value = 'mine'", shown)
+    assert concealed
+    assert "its encoder is mini" in about
+
+
+def test_an_encoder_that_must_be_downloaded_is_not_preselected(tmp_path):
+    home = str(tmp_path / "home")
+    with opened("ingest", tmp_path, IMGSEARCH_HOME=home, IMGSEARCH_ENCODER="") as ingest:
+        assert ingest("", "panel.encoder.value") == "mini"
+        assert "resnet50" in ingest("", "[name for _, name in panel.encoder.options]")
+        # A folder has to be chosen.
+        kind, text = ingest("panel.start.click()", "[panel.status.kind, panel.status.text]")
+        assert (kind, text) == ("bad", "Folder: choose the folder that holds the images")
+        # The message goes with its cause.
+        assert ingest(f"panel.folder.path.value = {str(tmp_path)!r}", "panel.status.text") == ""
+        # In an empty home, the sample is offered.
+        hidden = "'imgsearch-hidden' in panel.first_steps._dom_classes"
+        assert ingest("", hidden) is False
+        assert ingest("panel.first_steps.load.click()", hidden) is True
+        assert ingest("", "panel.collection.options") == ["sample"]
 
 
 def test_a_second_ingest_passes_over_what_is_there(ingest, photos):
@@ -72,20 +124,20 @@ def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
 @pytest.mark.parametrize(
     ("folder", "collection", "encoder", "words"),
     [
-        ("/no/such/folder", "mine", "", "/no/such/folder"),
-        ("", "mine", "", "Folder: is empty"),
-        ("photos", "no name", "", "is not a valid collection name"),
-        ("photos", "mine", "resnet18@random:0", "with mini"),
+        ("/no/such/folder", "mine", "mini", "/no/such/folder"),
+        ("", "mine", "mini", "Folder: choose the folder"),
+        ("photos", "another", "", "Name or path: type the name"),
         ("photos", "another", "no-such-encoder", "encoder no-such-encoder"),
         ("photos", "another", "/no/such.onnx", "/no/such.onnx: no such file"),
-        ("empty", "mine", "", "holds no files"),
+        ("empty", "mine", "mini", "holds no images"),
     ],
 )
 def test_what_cannot_be_done_is_told(ingest, photos, tmp_path, folder, collection, encoder, words):
     (tmp_path / "empty").mkdir()
     folder = {"photos": photos, "empty": tmp_path / "empty"}.get(folder, folder)
-    ingest(_start(folder, collection, f"panel.encoder.value = {encoder!r}"))
-    kind, text = ingest("panel.encoder.value = ''", "[panel.status.kind, panel.status.text]")
+    named = f"panel.encoder.value = ''; panel.other_encoder.value = {encoder!r}"
+    ingest(_start(folder, collection, named))
+    kind, text = ingest("", "[panel.status.kind, panel.status.text]")
     assert kind == "bad"
     assert words in text
     assert "Unexpected error" not in text

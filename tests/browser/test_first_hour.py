@@ -1,0 +1,223 @@
+"""The first hour of a new user: from `make demo` and `make lab` to an evaluation.
+
+Set ``IMGSEARCH_SCREENSHOTS`` to a folder to look at every step at three widths.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import PATIENCE, PHOTOS, TOKEN, Server, run_all
+from tests.conftest import ROOT
+
+WIDTHS = (1400, 1000, 390)
+
+# Whatever is shown as an error, however soon it vanishes.
+COLLECT_ERRORS = """
+window.errorsShown = [];
+new MutationObserver(() => {
+  for (const node of document.querySelectorAll('.imgsearch [role="alert"]'))
+    if (node.textContent) window.errorsShown.push(node.textContent);
+}).observe(document, { childList: true, subtree: true });
+"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The project as it is cloned, in the home directory of a new user."""
+    folder = tmp_path_factory.mktemp("user") / "imgsearch"
+    folder.mkdir()
+    for name in ("Makefile", "data", "jupyter", "notebooks", "scripts"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(clone) -> dict[str, str]:
+    """The environment of that user, who has set nothing."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMGSEARCH", "XDG_"))}
+    own = {"HOME": str(clone.parent), "PYTHONPATH": str(ROOT), "IMGSEARCH_BACKEND": "eager"}
+    return kept | own
+
+
+MAKE = ["make", "--no-print-directory", "--old-file=.venv/stamp", f"PY={sys.executable}"]
+"""Nothing is installed: the tests have an environment."""
+
+
+@pytest.fixture(scope="module")
+def printed(clone, environment) -> list[str]:
+    """What `make demo` prints into a file."""
+    log = clone / "demo.log"
+    real_kernels = {key: value for key, value in environment.items() if key != "JUPYTER_PATH"}
+    with log.open("wb") as output:
+        subprocess.run(
+            [*MAKE, "demo"], cwd=clone, env=real_kernels, stdout=output, stderr=output, check=True
+        )
+    return log.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="module")
+def page(printed, clone, environment, chromium) -> Iterator:
+    """The browser of a user who started `make lab` after the demo."""
+    arguments = (
+        "--no-browser --port={port} --ServerApp.allow_root=True --IdentityProvider.token=" + TOKEN
+    )
+    server = Server(clone, environment, [*MAKE, "lab", f"LAB_ARGS={arguments}"], "is running at")
+    context = chromium.new_context(viewport={"width": 1400, "height": 900}, has_touch=True)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.add_init_script(COLLECT_ERRORS)
+    page.goto(f"{server.url}?token={TOKEN}")
+    yield page
+    context.close()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def look(page) -> Callable[[str], None]:
+    """Make pictures of the page at each width, where somebody wants to look at them."""
+    numbers = itertools.count(1)
+
+    def shoot(name: str) -> None:
+        if folder := os.environ.get("IMGSEARCH_SCREENSHOTS"):
+            number = next(numbers)
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                if width < 700:
+                    page.keyboard.press("Control+b")  # the list of files
+                page.wait_for_timeout(500)
+                page.screenshot(path=f"{folder}/{number:02}-{name}-{width}.png")
+            page.keyboard.press("Control+b")
+            page.set_viewport_size({"width": 1400, "height": 900})
+
+    return shoot
+
+
+def _open(page, name: str):
+    """Follow a link of the start page, run the notebook, and return its panel."""
+    page.get_by_role("tab", name="start.md").click()
+    page.get_by_role("link", name=name, exact=True).click()
+    run_all(page)
+    panel = page.locator(".jp-NotebookPanel:visible .imgsearch").first
+    panel.wait_for()
+    return panel
+
+
+@pytest.fixture(scope="module")
+def violations(page, axe) -> Callable[[], list]:
+    """Return what axe finds in the panels that are shown, in both themes."""
+
+    def find() -> list:
+        found = []
+        for theme in ("JupyterLab Dark", "JupyterLab Light"):
+            page.get_by_role("menuitem", name="Settings", exact=True).click()
+            page.get_by_role("menuitem", name="Theme", exact=True).click()
+            page.get_by_role("menuitemcheckbox", name=theme, exact=True).click()
+            page.locator(f'body[data-jp-theme-name="{theme}"]').wait_for()
+            found += axe(page)
+        return found
+
+    return find
+
+
+def test_the_demo_says_in_a_few_lines_what_it_did_and_what_comes_next(printed, clone):
+    text = "\n".join(printed)
+    assert len(printed) <= 25
+    assert "200 images" in text
+    assert "WARNING" not in text
+    assert "papermill" not in text
+    assert "make lab" in text
+    assert "Run All Cells" in text
+    for name in ("search.png", "evaluation-classes.png"):
+        assert name in text
+        assert (clone / "output" / "demo" / name).is_file()
+    for name in ("ingest", "search", "evaluation"):
+        saved = json.loads((clone / "output" / "demo" / f"{name}.ipynb").read_text())
+        outputs = [output for cell in saved["cells"] for output in cell.get("outputs", ())]
+        assert outputs
+        assert not [output for output in outputs if output.get("name") == "stderr"]
+        assert not [output for output in outputs if "Panel" in str(output.get("data"))]
+
+
+def test_from_the_start_page_to_a_search(page, look, violations):
+    page.get_by_role("link", name="Search", exact=True).wait_for()
+    look("start")
+    panel = _open(page, "Search")
+    panel.locator(".imgsearch-tile img").first.wait_for()
+    look("search-opened")
+    panel.locator(".imgsearch-pick").nth(3).click()
+    panel.locator("h2", has_text="Similar to").wait_for()
+    look("search-clicked")
+    assert violations() == []
+
+
+def test_own_images_are_ingested_and_searched(page, look, violations, tmp_path):
+    folder = tmp_path / "My Photos 2026"
+    folder.mkdir()
+    for photo in PHOTOS[:30]:
+        shutil.copy(photo, folder)
+    panel = _open(page, "Ingest")
+    look("ingest-opened")
+    panel.get_by_role("textbox", name="Folder", exact=True).fill(str(folder))
+    page.keyboard.press("Enter")
+    panel.get_by_text("30 images in it").wait_for()
+    look("ingest-chosen")
+    panel.get_by_role("button", name="Start", exact=True).click()
+    panel.get_by_text("of My_Photos_2026").or_(
+        panel.get_by_text("Added 30 images")
+    ).first.wait_for()
+    panel.get_by_role("button", name="Search these").wait_for()
+    look("ingest-done")
+    assert violations() == []
+    panel.get_by_role("button", name="Search these").click()
+    below = panel.locator(".imgsearch").first
+    below.locator(".imgsearch-tile img").first.wait_for()
+    assert below.get_by_role("combobox", name="Collection").input_value() == "My_Photos_2026"
+    look("ingest-searching")
+
+
+def test_the_sample_is_evaluated(page, look, violations):
+    panel = _open(page, "Evaluation")
+    collections = panel.get_by_role("listbox", name="Collections")
+    collections.get_by_role("option", name="sample").wait_for()
+    look("evaluation-opened")
+    collections.select_option("sample")
+    panel.get_by_role("button", name="Evaluate").click()
+    panel.get_by_role("table").first.wait_for()
+    look("evaluation-headline")
+    assert violations() == []
+    for tab in ("Curves", "Classes", "Confusion", "Best and worst"):
+        panel.get_by_role("tab", name=tab).click()
+        panel.locator(
+            ".lm-TabPanel:not(.lm-mod-hidden) img, .widget-tab-contents img >> visible=true"
+        ).first.wait_for()
+        look(f"evaluation-{tab.split()[0].lower()}")
+        assert violations() == []
+
+
+def test_collections_are_browsed(page, look, violations):
+    panel = _open(page, "Admin")
+    panel.get_by_role("table").first.wait_for()
+    look("admin-opened")
+    panel.get_by_role("tab", name="Browse").click()
+    panel.locator(".imgsearch-tile img").first.wait_for()
+    look("admin-browse")
+    assert violations() == []
+    for tab in ("Verify and repair", "Export and import", "Delete"):
+        panel.get_by_role("tab", name=tab).click()
+        look(f"admin-{tab.split()[0].lower()}")
+        assert violations() == []
+
+
+def test_nothing_was_shown_as_an_error(page):
+    assert page.evaluate("window.errorsShown") == []
