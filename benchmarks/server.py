@@ -140,6 +140,7 @@ def run(options: Options, result: Result) -> None:
 
 def start(home: Path, root: Path) -> tuple[subprocess.Popen, int]:
     environment = {**os.environ, "IMGSEARCH_HOME": str(home), "DEFAULT_TABLE": "served"}
+    environment["IMGSEARCH_ENCODER"] = "mini"
     command = [sys.executable, "-m", "imgsearch.server", "--no-auth", "--port", "0", "--rate", "0"]
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(
