@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import ROOT, Options, Result, copies, memory, photographs, watch_server
+from imgsearch.server.security import visitor_token
 
 TITLE = "Web server"
 CLIENTS = 64
+TOKEN = "a-token-of-the-benchmark"
 THUMBNAILS = 3  # for each search, as a page that shows results asks for them
 
 
@@ -42,14 +44,15 @@ class Load:
 class Client:
     """HTTP over one connection, as little of it as is needed: it shares the processors."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, token: str):
         self._port, self._streams = port, None
+        self._head = f"HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
 
     async def ask(self, method: str, path: str, body: bytes = b"", kind: str = "") -> tuple:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        head = f"{method} {path} {self._head}Content-Length: {len(body)}\r\n"
         writer.write((head + (f"Content-Type: {kind}\r\n" if kind else "") + "\r\n").encode())
         writer.write(body)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -70,13 +73,13 @@ async def measure(port: int, clients: int, seconds: float, pictures: list[bytes]
     load, end = Load(seconds), time.perf_counter() + seconds
 
     async def visit(number: int) -> None:
-        client, turn = Client(port), number
+        client, turn = Client(port, visitor_token(TOKEN)), number
         try:
             while time.perf_counter() < end:
                 body, kind = _form(pictures[turn % len(pictures)])
                 found = await timed(load.search, client, "POST", "/img/search", body, kind)
-                for path, _ in json.loads(found or b"[]")[:THUMBNAILS]:
-                    address = f"/data?image_path={path}"
+                for image_id, _ in json.loads(found or b"[]")[:THUMBNAILS]:
+                    address = f"/api/v1/collections/served/images/{image_id}/thumbnail"
                     await timed(load.thumbnail, client, "GET", address)
                 turn += clients
         finally:
@@ -141,25 +144,25 @@ def run(options: Options, result: Result) -> None:
 def start(home: Path, root: Path) -> tuple[subprocess.Popen, int]:
     environment = {**os.environ, "IMGSEARCH_HOME": str(home), "DEFAULT_TABLE": "served"}
     environment["IMGSEARCH_ENCODER"] = "mini"
-    command = [sys.executable, "-m", "imgsearch.server", "--no-auth", "--port", "0", "--rate", "0"]
+    command = [sys.executable, "-m", "imgsearch.server", "--token", TOKEN, "--port", "0"]
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--root", str(root)], cwd=ROOT, env=environment, stderr=log,
+            [*command, "--rate", "0", "--root", str(root)], cwd=ROOT, env=environment, stderr=log,
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
     port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
-    while asyncio.run(Client(port).ask("GET", "/readyz"))[0] != 200:
+    while asyncio.run(Client(port, TOKEN).ask("GET", "/readyz"))[0] != 200:
         time.sleep(0.1)
     return process, port
 
 
 async def _start_ingest(port: int, folder: Path) -> None:
     body = json.dumps({"folder": str(folder), "collection": "loaded"}).encode()
-    status, _ = await Client(port).ask("POST", "/api/v1/ingests", body, "application/json")
+    status, _ = await Client(port, TOKEN).ask("POST", "/api/v1/ingests", body, "application/json")
     assert status == 202
 
 
 async def _ingest(port: int) -> str:
-    _, content = await Client(port).ask("GET", "/api/v1/ingests/1")
+    _, content = await Client(port, TOKEN).ask("GET", "/api/v1/ingests/1")
     told = json.loads(content)
     return f"{told['state']}, {told['done']} of {told['total']} in {told['seconds']:.0f} s"

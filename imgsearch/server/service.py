@@ -7,7 +7,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,15 +132,21 @@ class Service:
 
         Without the name of a collection, the usual one is tried first, then all others.
         """
-        others = [row.name for row in self.metadata.collections()]
-        for collection in [name] if name else [self.options.collection, *others]:
-            with suppress(ConfigError, CollectionNotFound, ImageNotFound):
-                if wanted.isascii() and wanted.isdigit() and int(wanted) < 2**63:
-                    return self.image(collection, int(wanted))
-            for path in (wanted, unquote(wanted)) if paths else ():
-                with suppress(ConfigError, CollectionNotFound, ImageNotFound):
-                    return self.gallery(collection).get(path)
+        number = int(wanted) if re.fullmatch(r"\d{1,18}|[0-8]\d{18}", wanted, re.A) else None
+        with suppress(ConfigError):
+            written = [str(absolute(path)) for path in (wanted, unquote(wanted)) if paths]
+            for collection in [name] if name else self._names():
+                with suppress(CollectionNotFound, ImageNotFound):
+                    if number is not None:
+                        return self.image(collection, number)
+                    for row in self.metadata.by_path(collection, written).values():
+                        if row.state == "ready":
+                            return image_of([row])
         raise HTTPException(404, "No collection holds this image.")
+
+    def _names(self) -> Iterator[str]:
+        yield self.options.collection
+        yield from (row.name for row in self.metadata.collections())
 
     # ------------------------------------------------------------ searches
 
