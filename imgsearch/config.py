@@ -84,8 +84,10 @@ class Settings(BaseSettings):
         "auto",
         description="arithmetic of the encoder: auto (chosen for the hardware), fp32, bf16, fp16",
     )
-    imgsearch_backend: Literal["auto", "eager", "compile", "openvino"] = Field(
-        "auto", description="library that runs the encoder: auto, eager, compile, openvino"
+    imgsearch_backend: Literal["auto", "eager", "compile", "openvino", "onnxruntime"] = Field(
+        "auto",
+        description="library that runs the encoder, if it can: auto, eager, compile, openvino, "
+        "onnxruntime",
     )
     imgsearch_index: str = Field(
         "auto",

@@ -136,7 +136,7 @@ class Pipeline:
     def _embed(self, chunk: _Chunk) -> None:
         good = [item for item in chunk.results if not isinstance(item, ImageError)]
         if good:
-            vectors = iter(self.encoder.encode_batch(np.stack([pixels for pixels, _ in good])))
+            vectors = iter(self.encoder.encode_batch([pixels for pixels, _ in good]))
             chunk.results = [
                 item if isinstance(item, ImageError) else Embedded(next(vectors), item[1])
                 for item in chunk.results

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
-import re
 import shutil
 import tempfile
 import threading
@@ -26,17 +26,20 @@ import torch
 from torch import nn
 
 from imgsearch.encoders.base import (
-    Choice,
     Encoder,
     Model,
     Plan,
     Preprocessing,
     Runner,
     fingerprint_of,
+    sample_pictures,
+    short,
 )
 from imgsearch.errors import ConfigError, EncoderError
+from imgsearch.io import atomic
 
 AGREEMENT = 0.9995  # cosine with fp32 that a precision or a conversion must keep
+ROUGH = 0.95  # the same for a lower precision that was asked for
 # Pictures from which on another backend has earned back what it takes to start:
 _LOADING = 64  # the converted model is in the cache: half a second
 _CONVERTING = 500  # it must be made: some 8 s for a ResNet-50
@@ -68,78 +71,49 @@ def compiler_installed() -> bool:
 def build_encoder(model: Model, plan: Plan, home: Path) -> Encoder:
     """Make an encoder of a model, in the fastest way that keeps its vectors."""
     model.cache = openvino_cache(home, fingerprint_of(model.identity))
-    run, backend = choose_runner(model, plan)
-
     failed = set()
 
     def faster(n: int) -> tuple[Runner, str] | None:
         wish = model.backend_for(n)
         if wish is None or wish in failed:
             return None
-        run, got = choose_runner(model, plan._replace(backend=Choice(wish, auto=True)))
-        if got == wish:
-            return run, got
-        failed.add(wish)
-        log = logging.getLogger(__name__)
-        log.warning("%s cannot run with %s and stays with %s", model.name, wish, backend)
-        return None
+        try:
+            return choose_runner(model, plan._replace(backend=wish)), wish
+        except EncoderError:
+            failed.add(wish)
+            log = logging.getLogger(__name__)
+            log.warning("%s cannot run with %s and stays with %s", model.name, wish, plan.backend)
+            return None
 
-    may_change = plan.backend.auto and plan.device == "cpu"
-    return Encoder(model, run, plan.device, backend, faster if may_change else None)
+    run = choose_runner(model, plan)
+    return Encoder(model, run, plan.device, plan.backend, faster if plan.may_change else None)
 
 
-def choose_runner(model: Model, plan: Plan) -> tuple[Runner, str]:
-    """Make the first runner of the wished kind, or a plainer one, that keeps the vectors.
+def choose_runner(model: Model, plan: Plan) -> Runner:
+    """Make a runner of the first precision that keeps the vectors.
 
     Lower precision costs some networks more than others (a MobileNetV2 falls to a cosine of
     0.995 in bf16), and a conversion can go wrong: both are tried on a few pictures.
     """
-    device, precision, backend, plain = plan
-    ways = [(precision.value, backend.value)]
-    if precision.auto:
-        ways.append(("fp32", backend.value))
-    if backend.auto:
-        ways.append(("fp32" if precision.auto else precision.value, plain))
-    batch = sample_pictures(model.preprocessing.size, model.batch or 3)
-    expected, made, found = None, None, 0.0
-    for numbers, kind in dict.fromkeys(ways):
-        try:
-            run = model.runner(device, numbers, kind)
-        except EncoderError:
-            if not backend.auto:
-                raise
-            continue
-        made = run, kind
-        if (numbers, kind) == ("fp32", plain):
-            return made
+    plain = model.plan("cpu", "fp32", "auto").backend
+    expected, found = None, 0.0
+    for precision in plan.precisions:
+        run = model.runner(plan.device, precision, plan.backend)
+        if (precision, plan.backend) == ("fp32", plain):
+            return run
         if expected is None:
-            reference = model.plan("cpu", "fp32", "auto").plain
-            expected = model.runner("cpu", "fp32", reference)(batch)
-        try:
+            batch = sample_pictures(model.preprocessing.size, model.batch or 3)
+            expected = model.runner("cpu", "fp32", plain)(batch)
+        with contextlib.suppress(RuntimeError, ValueError):  # may fail only when it runs
             found = agreement(run(batch), expected)
-        except (RuntimeError, ValueError):  # a conversion that fails only when it runs
-            found = 0.0
-        if found >= AGREEMENT:
-            return made
-    if made is not None and not precision.auto and precision.value != "fp32":
-        return made  # the user has asked for that precision
+        asked_for = precision != "fp32" and len(plan.precisions) == 1
+        if found >= (ROUGH if asked_for else AGREEMENT):
+            return run
     raise EncoderError(
         model.name,
-        f"gives other vectors on {device} with backend={backend.value!r} (cosine {found:.4f} "
+        f"gives other vectors on {plan.device} with backend={plan.backend!r} (cosine {found:.4f} "
         f"with fp32 on the CPU); use backend={plain!r}, device='cpu'",
     )
-
-
-def sample_pictures(size: tuple[int, int], count: int) -> np.ndarray:
-    """Noise whose power falls with frequency as in photographs: uint8 (count, *size, 3)."""
-    rng = np.random.default_rng(0)
-    down, across = np.meshgrid(*map(np.fft.fftfreq, size), indexing="ij")
-    fall = 1 / np.maximum(np.hypot(down, across), 1 / max(size))
-    noise = rng.standard_normal((count, *size, 3))
-    waves = np.fft.fft2(noise, axes=(1, 2)) * fall[None, :, :, None]
-    values = np.fft.ifft2(waves, axes=(1, 2)).real
-    values /= values.std(axis=(1, 2, 3), keepdims=True) + 1e-9
-    return np.clip(128 + 64 * values, 0, 255).astype(np.uint8)
 
 
 def agreement(features: np.ndarray, expected: np.ndarray) -> float:
@@ -153,12 +127,18 @@ def agreement(features: np.ndarray, expected: np.ndarray) -> float:
     return float(np.nan_to_num(cosine, nan=0.0, posinf=0.0, neginf=0.0).min())
 
 
-def choice(wish: str, default: str) -> Choice:
-    """Return what was asked for, or the default for ``auto``."""
-    return Choice(default, auto=True) if wish == "auto" else Choice(wish, auto=False)
-
-
 # ---------------------------------------------------------------- torch
+
+
+def import_extra(name: str, module: str, extra: str) -> Any:
+    """Import the library that a model comes from, or raise an EncoderError about the model."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # torchvision breaks in many ways beside a torch not its own
+        raise EncoderError(
+            name,
+            f"{module} cannot be imported ({short(error)}): pip install 'imgsearch[{extra}]'",
+        ) from None
 
 
 @dataclass
@@ -168,6 +148,18 @@ class TorchModel(Model):
     network: nn.Module | None = None
 
     backends = ("eager", "compile", "openvino")
+
+    @classmethod
+    def of_network(
+        cls, name: str, network: nn.Module, preprocessing: Preprocessing, **about: Any
+    ) -> TorchModel:
+        """Make the model of a network whose weights are loaded, and measure its output."""
+        # What a library says of a network may be of another layer (MobileNetV3, HGNet in timm).
+        with torch.inference_mode():
+            output = network(torch.zeros(1, 3, *preprocessing.size))
+        if not isinstance(output, torch.Tensor) or output.ndim != 2:
+            raise EncoderError(name, "does not give one vector for each picture; take another")
+        return cls(name, output.shape[1], preprocessing, network=network, **about)
 
     @classmethod
     def plan(cls, device: str, precision: str, backend: str) -> Plan:
@@ -180,7 +172,7 @@ class TorchModel(Model):
         lower = "bf16" if device == "cpu" and cpu_has_bf16() else "fp32"
         if device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 7:
             lower = "fp16"  # as fast as bf16 there, and eight times as exact
-        return Plan(device, choice(precision, lower), choice(backend, "eager"), "eager")
+        return Plan.make(device, precision, lower, backend, "eager")
 
     def runner(self, device: str, precision: str, backend: str) -> Runner:
         """Make what runs the network."""
@@ -345,14 +337,11 @@ def openvino_cache(home: Path, fingerprint: str) -> Path:
 def _keep(model: Any, cache: Path) -> None:
     import openvino as ov
 
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
-        made = Path(folder)
-        ov.save_model(model, made / "model.xml", compress_to_fp16=False)
-        with zipfile.ZipFile(made / "model.zip", "w") as archive:
+    with tempfile.TemporaryDirectory() as folder, atomic(cache) as file:
+        ov.save_model(model, Path(folder) / "model.xml", compress_to_fp16=False)
+        with zipfile.ZipFile(file, "w") as archive:
             for name in ("model.xml", "model.bin"):
-                archive.write(made / name, name)
-        (made / "model.zip").replace(cache)
+                archive.write(Path(folder) / name, name)
 
 
 def _convert(network: nn.Module, example: torch.Tensor) -> Any:
@@ -373,9 +362,3 @@ def _convert(network: nn.Module, example: torch.Tensor) -> Any:
         raise EncoderError(
             type(network).__name__, f"OpenVINO cannot run it ({short(error)}); use backend='eager'"
         ) from None
-
-
-def short(error: Exception) -> str:
-    """Return an error's text on one line of at most 160 characters."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return (text or type(error).__name__)[:160]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ _RESAMPLING = {
 }
 _CROP_MODES = ("center", "squash", "border")
 _STEP = 64  # pictures in one batch: larger ones gain nothing and take memory
+NOT_STATED = "not stated"  # a licence that nobody has told
 
 
 @dataclass(frozen=True)
@@ -160,35 +162,37 @@ class Runner(Protocol):
         """Compute the features of a batch."""
 
 
-class Choice(NamedTuple):
-    """A value, and whether imgsearch may take another one."""
-
-    value: str
-    auto: bool
-
-
 class Plan(NamedTuple):
-    """Where and how to run a network; `plain` is the backend that needs no preparation."""
+    """Where and how to run a network."""
 
     device: str
-    precision: Choice
-    backend: Choice
-    plain: str
+    precisions: tuple[str, ...]  # to be tried in this order
+    backend: str
+    may_change: bool  # to another backend, for a long job
+
+    @classmethod
+    def make(cls, device: str, precision: str, lower: str, backend: str, plain: str) -> Plan:
+        """Fill in what is ``auto``: the `lower` precision if it is good enough, and `plain`."""
+        precisions = tuple(dict.fromkeys((lower, "fp32"))) if precision == "auto" else (precision,)
+        auto = backend == "auto"
+        return cls(device, precisions, plain if auto else backend, auto and device == "cpu")
 
 
 @dataclass
 class Model:
     """A network and what an encoder must know about it; each family of encoders has a subclass."""
 
-    name: str
     backbone: str
     dim: int
     preprocessing: Preprocessing
     sha256: str
+    license: str = NOT_STATED
+    name: str = ""  # what load_encoder takes
     batch: int = 0  # the only size of a batch that the network takes; 0 if it takes any
     cache: Path | None = None  # where a converted network may be kept
 
-    backends: ClassVar[tuple[str, ...]]
+    backends: ClassVar[tuple[str, ...]] = ()
+    text: ClassVar[bool] = False  # whether it has a text tower
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -207,6 +211,11 @@ class Model:
         raise NotImplementedError
 
     @classmethod
+    def license_of(cls, name: str) -> str:
+        """Licence of the published weights of `name`, where the registry does not say it."""
+        return NOT_STATED
+
+    @classmethod
     def plan(cls, device: str, precision: str, backend: str) -> Plan:
         """Choose for each ``auto``; a ConfigError says what cannot be had."""
         raise NotImplementedError
@@ -219,11 +228,36 @@ class Model:
         """Return the backend that `n` pictures on a CPU are worth, None for the present one."""
         return None
 
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        """Return features of texts, float32 (n, dim), in one space with those of pictures."""
+        raise EncoderError(
+            self.name, "has no text tower: it cannot search by text. Encoders that can: mini, "
+            "clip:PE-Core-B-16 and every other clip:NAME (see imgsearch.encoders.list())"
+        )  # fmt: skip
+
 
 def fingerprint_of(identity: dict[str, Any]) -> str:
     """Return 16 hex digits of the SHA-256 of an identity."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sample_pictures(size: tuple[int, int], count: int) -> np.ndarray:
+    """Noise whose power falls with frequency as in photographs: uint8 (count, *size, 3)."""
+    rng = np.random.default_rng(0)
+    down, across = np.meshgrid(*map(np.fft.fftfreq, size), indexing="ij")
+    fall = 1 / np.maximum(np.hypot(down, across), 1 / max(size))
+    noise = rng.standard_normal((count, *size, 3))
+    waves = np.fft.fft2(noise, axes=(1, 2)) * fall[None, :, :, None]
+    values = np.fft.ifft2(waves, axes=(1, 2)).real
+    values /= values.std(axis=(1, 2, 3), keepdims=True) + 1e-9
+    return np.clip(128 + 64 * values, 0, 255).astype(np.uint8)
+
+
+def short(error: Exception) -> str:
+    """Return an error's text on one line of at most 160 characters."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return (text or type(error).__name__)[:160]
 
 
 class Encoder:
@@ -244,13 +278,19 @@ class Encoder:
     fingerprint : str
         16 hex digits of the SHA-256 of `identity`; the same on every device, in every
         precision, with every backend.
+    license : str
+        Licence of the weights, or ``"not stated"``.
+    text : bool
+        Whether it has a text tower, so that :meth:`encode_text` works.
     device, precision, backend : str
         What really runs: ``"cpu"`` or ``"cuda:0"``; ``"fp32"``, ``"bf16"`` or ``"fp16"``;
-        ``"eager"``, ``"compile"``, ``"openvino"`` or ``"onnxruntime"``.
+        ``"eager"``, ``"compile"``, ``"openvino"`` or ``"onnxruntime"``. For a function, the
+        backend is ``"python"`` and the others are None.
     """
 
-    def __init__(self, model: Model, run: Runner, device: str, backend: str, faster=None):
+    def __init__(self, model: Model, run: Runner, device: str | None, backend: str, faster=None):
         self.name, self.dim, self.preprocessing = model.name, model.dim, model.preprocessing
+        self.license, self.text = model.license, model.text
         self.identity = model.identity
         self.fingerprint = fingerprint_of(self.identity)
         self.device, self.precision, self.backend = device, run.precision, backend
@@ -260,15 +300,13 @@ class Encoder:
         self._choosing = threading.Lock()
 
     def __repr__(self) -> str:
-        return (
-            f"<Encoder {self.name} ({self.fingerprint}), {self.dim} dimensions, "
-            f"{self.device} {self.precision} {self.backend}>"
-        )
+        ran = " ".join(filter(None, (self.device, self.precision, self.backend)))
+        return f"<Encoder {self.name} ({self.fingerprint}), {self.dim} dimensions, {ran}>"
 
     def describe(self) -> dict[str, str | int]:
-        """Return name, dim, fingerprint, device, precision and backend."""
-        keys = ("name", "dim", "fingerprint", "device", "precision", "backend")
-        return {key: getattr(self, key) for key in keys}
+        """Return name, dim, fingerprint, license, device, precision and backend, if known."""
+        keys = ("name", "dim", "fingerprint", "license", "device", "precision", "backend")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
     def optimized_for(self, n: int) -> Encoder:
         """Return the encoder to use for a job of `n` pictures, which may be this one.
@@ -316,13 +354,13 @@ class Encoder:
         """
         return self.preprocessing.apply(image)
 
-    def features(self, batch: np.ndarray) -> np.ndarray:
+    def features(self, batch: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Return the network's output for preprocessed pictures, not normalised.
 
         Parameters
         ----------
-        batch : numpy.ndarray
-            uint8 (n, height, width, 3); n may be 0.
+        batch : numpy.ndarray or sequence of numpy.ndarray
+            uint8 (n, height, width, 3); n may be 0 in an array.
 
         Returns
         -------
@@ -334,7 +372,8 @@ class Encoder:
         ValueError
             `batch` has another shape or type.
         """
-        batch, shape = np.asarray(batch), (*self.preprocessing.size, 3)
+        batch = batch if isinstance(batch, np.ndarray) else np.stack(batch)
+        shape = (*self.preprocessing.size, 3)
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != shape:
             raise ValueError(
                 f"preprocessed pictures are uint8 of shape (n, {', '.join(map(str, shape))}), "
@@ -351,13 +390,13 @@ class Encoder:
             features[start : start + count] = self._run(part)[:count]
         return features
 
-    def encode_batch(self, batch: np.ndarray) -> np.ndarray:
+    def encode_batch(self, batch: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Return vectors of preprocessed pictures, from any thread.
 
         Parameters
         ----------
-        batch : numpy.ndarray
-            uint8 (n, height, width, 3); n may be 0.
+        batch : numpy.ndarray or sequence of numpy.ndarray
+            What :meth:`preprocess` returned: uint8 (height, width, 3) each, any number.
 
         Returns
         -------
@@ -371,13 +410,37 @@ class Encoder:
         ValueError
             `batch` has another shape or type.
         """
-        features = self.features(batch)
+        return self._normalised(self.features(batch) if len(batch) else ())
+
+    def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Return vectors of texts, to be compared with those of pictures.
+
+        Parameters
+        ----------
+        texts : str or sequence of str
+            Words or sentences; an encoder reads the first few dozen words of each.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 (n, dim), finite, each of length 1.
+
+        Raises
+        ------
+        EncoderError
+            This encoder has no text tower (:attr:`text` is False), or cannot encode a text.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self._normalised(self._model.encode_text(texts))
+
+    def _normalised(self, features: np.ndarray | Sequence) -> np.ndarray:
+        features = np.asarray(features, np.float32).reshape(-1, self.dim)
         lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or (lengths == 0).any():
+            how = f"{self.precision} on {self.device}; try precision='fp32'"
             raise EncoderError(
                 self.name,
-                f"gives vectors that are zero or not finite in {self.precision} on "
-                f"{self.device}; try precision='fp32'",
+                f"gives vectors that are zero or not finite{f' in {how}' if self.device else ''}",
             )
         return (features / lengths).astype(np.float32)
 
@@ -401,6 +464,5 @@ class Encoder:
             One of the images cannot be decoded.
         """
         draft = self.preprocessing.draft
-        batch = [self.preprocess(images.decode(s, box=box, draft=draft)) for s in sources]
-        shape = (len(batch), *self.preprocessing.size, 3)
-        return self.encode_batch(np.array(batch, dtype=np.uint8).reshape(shape))
+        pictures = [images.decode(source, box=box, draft=draft) for source in sources]
+        return self.encode_batch([self.preprocess(picture) for picture in pictures])

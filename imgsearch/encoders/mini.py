@@ -48,7 +48,7 @@ class MiniModel(TorchModel):
             raise WeightsError("mini", f"{FILE} is damaged: install imgsearch again")
         network, state = build(), files.read_state(FILE)
         files.load_state(network, state, name)
-        return cls(name, name, DIM, PREPROCESSING, files.digest(state), network=network)
+        return cls(name, DIM, PREPROCESSING, files.digest(state), network=network)
 
 
 def build() -> MiniNet:

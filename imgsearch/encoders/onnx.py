@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,14 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from imgsearch.encoders.backends import (
     OpenVinoRunner,
     check_openvino,
-    choice,
     cpu_has_bf16,
     openvino_installed,
-    sample_pictures,
-    short,
     with_normalisation,
 )
-from imgsearch.encoders.base import Model, Plan, Preprocessing
+from imgsearch.encoders.base import (
+    NOT_STATED,
+    Model,
+    Plan,
+    Preprocessing,
+    Runner,
+    sample_pictures,
+    short,
+)
 from imgsearch.encoders.weights import file_digest
 from imgsearch.errors import ConfigError, EncoderError, WeightsError
 
@@ -39,6 +44,7 @@ class Card(BaseModel):
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    license: Annotated[str, Field(min_length=1, max_length=100)] = NOT_STATED
 
     def preprocessing(self) -> Preprocessing:
         """Return what the card says of the pictures."""
@@ -52,7 +58,6 @@ class OnnxModel(Model):
     """A path that ends in ``.onnx``."""
 
     path: Path = Path()
-    ready: dict[tuple[str, str, str], OnnxRunner] = field(default_factory=dict)
 
     backends = ("openvino", "onnxruntime")
 
@@ -60,31 +65,15 @@ class OnnxModel(Model):
     def load(cls, name: str, weights: str | None, home: Path) -> OnnxModel:
         """Read the card, and run the model once to see that it is what the card describes."""
         path = Path(name)
-        if path.suffix == ".pt2":
-            onnx = path.with_suffix(".onnx").name
-            raise EncoderError(
-                name,
-                "torch programs are not read; convert a file that you trust to ONNX, with the "
-                f"same JSON card:\n  program = torch.export.load({path.name!r})\n"
-                f"  torch.onnx.export(program, f={onnx!r}, external_data=False)\n"
-                "(needs: pip install onnxscript)",
-            )
         if weights is not None:
             raise ConfigError("weights", "leave it out: an ONNX file has its own")
         card, preprocessing = read_card(path)
-        model = cls(name, card.name, card.dim, preprocessing, model_digest(path), path=path)
-        way = "cpu", "fp32", cls.plan("cpu", "fp32", "auto").plain
-        model.ready[way] = run = model.runner(*way)
-        model.batch = run.batch
-        try:
-            shape = run(sample_pictures(preprocessing.size, model.batch or 1)).shape
-        except Exception as error:  # those of onnxruntime have no common base
-            raise EncoderError(name, f"does not run: {short(error)}") from None
-        if shape != (model.batch or 1, card.dim):
-            raise EncoderError(
-                name, f"gives an output of shape {shape}, not (n, {card.dim}) as its JSON card says"
-            )
-        return model
+        return cls(card.name, card.dim, preprocessing, model_digest(path), name=name, path=path)
+
+    @classmethod
+    def license_of(cls, name: str) -> str:
+        """Licence that the card states."""
+        return read_card(Path(name))[0].license
 
     @classmethod
     def plan(cls, device: str, precision: str, backend: str) -> Plan:
@@ -97,45 +86,45 @@ class OnnxModel(Model):
             raise ConfigError("device", "ONNX files run on cuda with: pip install onnxruntime-gpu")
         device = "cuda:0" if device == "cuda" else device
         plain = "openvino" if device == "cpu" and openvino_installed() else "onnxruntime"
-        runs_on = choice(backend, plain)
+        runs_on = plain if backend == "auto" else backend
         if backend == "openvino":
             check_openvino(device)
         if backend == "onnxruntime" and find_spec("onnxruntime") is None:
             raise ConfigError("backend", "onnxruntime is not installed: pip install onnxruntime")
-        if runs_on.value == "onnxruntime" and precision not in ("auto", "fp32"):
+        if runs_on == "onnxruntime" and precision not in ("auto", "fp32"):
             raise ConfigError("precision", f"onnxruntime runs in fp32, not in {precision}")
-        lower = "bf16" if runs_on.value == "openvino" and cpu_has_bf16() else "fp32"
-        return Plan(device, choice(precision, lower), runs_on, plain)
+        lower = "bf16" if runs_on == "openvino" and cpu_has_bf16() else "fp32"
+        return Plan.make(device, precision, lower, backend, plain)
 
-    def runner(self, device: str, precision: str, backend: str) -> OnnxRunner:
-        """Make what runs the model; what `load` has made is used once."""
-        ready = self.ready.pop((device, precision, backend), None)
-        if ready is not None:
-            return ready
-        if backend == "openvino":
-            return self._openvino(precision)
-        return OnnxRuntimeRunner(self, device)
+    def runner(self, device: str, precision: str, backend: str) -> Runner:
+        """Make what runs the model, and run it once to see that it is what the card describes."""
+        run = self._openvino(precision) if backend == "openvino" else OnnxRuntime(self, device)
+        self.batch = run.batch
+        wanted = self.batch or 1, self.dim
+        try:
+            shape = run(sample_pictures(self.preprocessing.size, wanted[0])).shape
+        except Exception as error:  # those of onnxruntime have no common base
+            raise EncoderError(self.name, f"does not run: {short(error)}") from None
+        if shape != wanted:
+            reason = f"gives an output of shape {shape}, not (n, {self.dim}) as its JSON card says"
+            raise EncoderError(self.name, reason)
+        return run
 
     def _openvino(self, precision: str) -> OpenVinoRunner:
         import openvino
 
         try:
             graph = openvino.Core().read_model(self.path)
-            shapes = [
-                [
-                    None if side.is_dynamic else side.get_length()
-                    for side in each.get_partial_shape()
-                ]
-                for each in graph.inputs
-            ]
-            batch = check_input(self, shapes)
+            inputs = [list(each.get_partial_shape()) for each in graph.inputs]
+            fixed = [[None if d.is_dynamic else d.get_length() for d in each] for each in inputs]
+            batch = check_input(self, fixed)
             graph.reshape([batch or -1, 3, *self.preprocessing.size])
             return OpenVinoRunner(with_normalisation(graph, self.preprocessing), precision)
         except RuntimeError as error:
             raise EncoderError(self.name, f"OpenVINO cannot run it: {short(error)}") from None
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntime:
     """Runs an ONNX file with onnxruntime, on the CPU or with CUDA."""
 
     precision = "fp32"
@@ -168,9 +157,6 @@ class OnnxRuntimeRunner:
         """Compute the features of a batch."""
         x = (batch * self._scale - self._shift).transpose(0, 3, 1, 2)
         return self._session.run(None, {self._input: np.ascontiguousarray(x)})[0].astype(np.float32)
-
-
-OnnxRunner = OpenVinoRunner | OnnxRuntimeRunner
 
 
 def cuda_provided() -> bool:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import html
+import logging
 import re
-import threading
-import weakref
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from imgsearch.config import Settings, load_settings
-from imgsearch.encoders.weights import random_seed
 from imgsearch.errors import ConfigError, EncoderError
-from imgsearch.io import absolute
 
 if TYPE_CHECKING:
-    from imgsearch.encoders.base import Encoder, Model, Plan
+    from imgsearch.encoders.base import Encoder
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+GROUP = "imgsearch.encoders"
 
 
 class Entry(NamedTuple):
@@ -29,17 +27,25 @@ class Entry(NamedTuple):
         What a user types: ``resnet50``, or a form such as ``timm:NAME``.
     pattern : str
         Regular expression that the whole name must match.
-    model : str
+    model : str or callable
         Where its class is, ``"module:class"``; imported when an encoder is loaded. The class
-        is a subclass of :class:`imgsearch.encoders.base.Model`.
-    licence : str
-        Of the weights; or where it is to be found.
+        is a subclass of :class:`imgsearch.encoders.base.Model`. Or a function without
+        parameters that returns the :class:`Encoder`.
+    license : str or None
+        Licence of the weights; None if that depends on the model.
     dim : int or None
         Length of the vectors; None if that depends on the model.
     input_size : int or None
         Side of the network's input in pixels; None if that depends on the model.
-    needs : str
-        What must be there for it to load.
+    requires : str
+        What must be installed; empty if nothing.
+    download : int or None
+        Bytes that are downloaded the first time; None if nothing, or if that depends on the
+        model.
+    purpose : str
+        What it is good for, in one sentence for a menu.
+    text : bool
+        Whether it encodes text too.
     is_path : bool
         Whether the name is the path of a file.
     weights_setting : bool
@@ -48,174 +54,172 @@ class Entry(NamedTuple):
 
     name: str
     pattern: str
-    model: str
-    licence: str
+    model: str | Callable[[], Encoder]
+    license: str | None
     dim: int | None
     input_size: int | None
-    needs: str
+    requires: str
+    download: int | None
+    purpose: str
+    text: bool = False
     is_path: bool = False
     weights_setting: bool = False
 
 
-def _resnet(depth: int, dim: int, size: str) -> Entry:
-    return Entry(
-        f"resnet{depth}", f"resnet{depth}", "imgsearch.encoders.resnet:ResNetModel",
-        "BSD-3-Clause (torchvision)", dim, 224, f"a download of {size}, once",
-        weights_setting=True,
-    )  # fmt: skip
+class Entries(tuple):
+    """Entries that a notebook shows as a table."""
 
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        head = ("name", "purpose", "text", "licence", "dim", "input size", "requires", "download")
+        rows = [
+            (e.name, e.purpose, "yes" if e.text else "", e.license, e.dim, e.input_size,
+             e.requires, f"{e.download / 1e6:.0f} MB" if e.download else "")
+            for e in self
+        ]  # fmt: skip
+        lines = ["".join(f"<td>{html.escape(str(v or ''))}</td>" for v in row) for row in rows]
+        titles = "".join(f"<th>{title}</th>" for title in head)
+        return f"<table><tr>{titles}</tr><tr>{'</tr><tr>'.join(lines)}</tr></table>"
+
+
+_RESNET = partial(
+    Entry, model="imgsearch.encoders.resnet:ResNetModel", license="BSD-3-Clause", input_size=224,
+    requires="", weights_setting=True,
+)  # fmt: skip
+_TIMM = partial(
+    Entry, model="imgsearch.encoders.timm:TimmModel", requires="pip install 'imgsearch[timm]'"
+)
+_CLIP = partial(
+    Entry, model="imgsearch.encoders.open_clip:ClipModel", text=True,
+    requires="pip install 'imgsearch[clip]'",
+)  # fmt: skip
 
 _entries: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("mini", "mini", "imgsearch.encoders.mini:MiniModel",
-              "Apache-2.0", 256, 160, "nothing: it is part of the package"),
-        _resnet(18, 512, "45 MB"),
-        _resnet(34, 512, "83 MB"),
-        _resnet(50, 2048, "98 MB"),
-        _resnet(101, 2048, "171 MB"),
-        _resnet(152, 2048, "230 MB"),
-        Entry("timm:NAME", r"timm:[\w.\-]+", "imgsearch.encoders.timm:TimmModel",
-              "the model's own", None, None, "pip install 'imgsearch[timm]', and a download, once"),
-        # .pt2 is matched to say how such a file is converted.
-        Entry("FILE.onnx", r"(?s).+\.(onnx|pt2)", "imgsearch.encoders.onnx:OnnxModel",
-              "the model's own", None, None, "pip install 'imgsearch[openvino]'", is_path=True),
+        Entry("mini", "mini", "imgsearch.encoders.mini:MiniModel", "Apache-2.0", 256, 160, "", None,
+              "Small, fast on a CPU and part of the package; good for a first look."),
+        _RESNET("resnet18", "resnet18", dim=512, download=47_000_000,
+                purpose="The smallest ResNet; a fast baseline."),
+        _RESNET("resnet34", "resnet34", dim=512, download=87_000_000,
+                purpose="A ResNet between 18 and 50."),
+        _RESNET("resnet50", "resnet50", dim=2048, download=103_000_000,
+                purpose="The usual baseline of published comparisons."),
+        _RESNET("resnet101", "resnet101", dim=2048, download=179_000_000,
+                purpose="A deeper ResNet, at twice the cost of resnet50."),
+        _RESNET("resnet152", "resnet152", dim=2048, download=242_000_000,
+                purpose="The deepest ResNet, at three times the cost of resnet50."),
+        _CLIP("clip:PE-Core-B-16", r"clip:PE-Core-B-16", license="Apache-2.0", dim=1024,
+              input_size=224, download=1_800_000_000,
+              purpose="Searches by text and by image; the best choice for most collections."),
+        _CLIP("clip:ViT-B-16-SigLIP2", r"clip:ViT-B-16-SigLIP2", license="Apache-2.0", dim=768,
+              input_size=224, download=1_500_000_000,
+              purpose="Searches by text in many languages and by image; needs transformers too."),
+        _CLIP("clip:MobileCLIP2-S0", r"clip:MobileCLIP2-S0",
+              license="apple-amlr (research only)", dim=512, input_size=256, download=300_000_000,
+              purpose="The fastest text and image encoder on a CPU; for research only."),
+        _CLIP("clip:NAME", r"clip:[\w.\-]+(/[\w.\-]+)?", license=None, dim=None, input_size=None,
+              download=None, purpose="Any model of open_clip, as NAME or NAME/WEIGHTS."),
+        _TIMM("timm:vit_base_patch14_reg4_dinov2.lvd142m",
+              r"timm:vit_base_patch14_reg4_dinov2\.lvd142m", license="Apache-2.0", dim=768,
+              input_size=518, download=347_000_000,
+              purpose="DINOv2: finds the same landmark, animal or object again."),
+        _TIMM("timm:NAME", r"timm:[\w.\-]+", license=None, dim=None, input_size=None,
+              download=None, purpose="Any image model of timm, with its own preprocessing."),
+        Entry("FILE.onnx", r"(?s).+\.onnx", "imgsearch.encoders.onnx:OnnxModel", None, None,
+              None, "pip install 'imgsearch[openvino]'", None,
+              "A network of your own, with a JSON card beside it.", is_path=True),
     )
 }  # fmt: skip
 
 
-def entries() -> tuple[Entry, ...]:
-    """Return every registered encoder, in the order of registration."""
-    return tuple(_entries.values())
-
-
-def register(entry: Entry) -> None:
-    """Add an encoder, or replace the one of the same name.
-
-    Parameters
-    ----------
-    entry : Entry
-        Its pattern is tried after those of the entries before it.
-    """
-    _entries[entry.name] = entry
-
-
-_loaded: weakref.WeakValueDictionary[tuple[Any, ...], Encoder] = weakref.WeakValueDictionary()
-_loading = threading.Lock()
-
-
-def load_encoder(
-    name: str | Path | None = None,
-    *,
-    weights: str | Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    backend: str = "auto",
-    settings: Settings | None = None,
-) -> Encoder:
-    """Load an encoder, or return the one that is in use already.
-
-    Parameters
-    ----------
-    name : str or Path, optional
-        One of :func:`entries`: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``,
-        ``resnet152``; ``mini``, which is part of the package; ``timm:NAME``; or the path of
-        an ONNX file with a JSON card beside it. ``NAME@WEIGHTS`` gives weights with it.
-        Without a name, the one that ``IMGSEARCH_ENCODER`` gives.
-    weights : str or Path, optional
-        A ``.pth`` or ``.safetensors`` file, or ``random:SEED`` for tests. Without it, what
-        ``IMGSEARCH_WEIGHTS`` gives for a ResNet, else the published weights.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-    precision : {"auto", "fp32", "bf16", "fp16"}
-        ``auto`` takes what the hardware has units for, if the vectors stay the same: the
-        cosine with fp32 must be at least 0.9995 on a few generated pictures.
-    backend : {"auto", "eager", "compile", "openvino", "onnxruntime"}
-        ``auto`` uses ``eager`` for torch networks, and :meth:`Encoder.optimized_for` another
-        one for a long job on a CPU. ONNX files run on ``openvino``, or with CUDA on
-        ``onnxruntime``; for them an ``IMGSEARCH_BACKEND`` of torch has no meaning.
-    settings : Settings, optional
-        Instead of the environment's. Parameters that are not ``auto`` win over it.
+def list_encoders() -> Entries:
+    """Return every registered encoder, in the order of registration.
 
     Returns
     -------
-    Encoder
-
-    Raises
-    ------
-    EncoderError
-        There is no such encoder, or it cannot run as asked for.
-    WeightsError
-        Its weights are missing, damaged or of another network.
-    ConfigError
-        A parameter has a value that cannot be used.
+    tuple of Entry
+        A notebook shows it as a table.
     """
-    settings = settings or load_settings()
-    entry, name, weights = _resolve(str(name or settings.imgsearch_encoder), weights, settings)
-    device = settings.imgsearch_device if device == "auto" else device
-    precision = settings.imgsearch_precision if precision == "auto" else precision
-    home = settings.imgsearch_home
-    key = (
-        name, weights, device, precision, backend, settings.imgsearch_backend, home,
-        _stamp(weights), _stamp(name),
-    )  # fmt: skip
-    with _loading:
-        encoder = _loaded.get(key)
-        if encoder is None:
-            model, plan = _plan(entry, device, precision, backend, settings.imgsearch_backend)
-            from imgsearch.encoders.backends import build_encoder
-
-            encoder = build_encoder(model.load(name, weights, home), plan, home)
-            _loaded[key] = encoder
-    if settings.vector_dimension not in (None, encoder.dim):
-        raise EncoderError(
-            encoder.name,
-            f"has {encoder.dim} dimensions and VECTOR_DIMENSION is {settings.vector_dimension}; "
-            "change or unset it",
-        )
-    return encoder
+    _load_plugins()
+    return Entries(_entries.values())
 
 
-def _resolve(
-    name: str, weights: str | Path | None, settings: Settings
-) -> tuple[Entry, str, str | None]:
-    """Find the entry of a name, and separate name and weights."""
-    plain, _, own = name.partition("@")
+def register(target: Entry | Callable | None = None, **about: Any) -> Any:
+    """Add an encoder to the registry, or replace the one of the same name.
+
+    A function is registered as a decorator, ``@register(name="mine", version="1")``, or by a
+    call, ``register(function, name="mine", version="1")``. A package registers its encoders by
+    an entry point of the group ``imgsearch.encoders`` that names a module which calls this.
+
+    Parameters
+    ----------
+    target : Entry or callable
+        A callable is described by :func:`from_callable`. The pattern of an entry is tried
+        after those of the entries before it.
+    **about
+        Parameters of :func:`from_callable` where `target` is a callable.
+
+    Returns
+    -------
+    Entry or callable
+        `target`, so that it serves as a decorator.
+    """
+    if target is None:
+        return partial(register, **about)
+    if isinstance(target, Entry):
+        _entries[target.name] = target
+    else:
+        entry_of(target, **about)
+    return target
+
+
+def entry_of(function: Callable, **about: Any) -> Entry:
+    """Entry of a function, which is registered if it is not yet, or if `about` is given."""
     for entry in _entries.values():
+        if not about and isinstance(entry.model, partial) and entry.model.args == (function,):
+            return entry
+    from imgsearch.encoders.functions import from_callable, identify
+
+    name, version = identify(function, about.get("name"), about.get("version", "0"))
+    for entry in _entries.values():
+        if not callable(entry.model) and re.fullmatch(entry.pattern, name):
+            raise ConfigError("name", f"{name!r} means {entry.name} already; choose another")
+    _entries[name] = Entry(
+        f"{name}@{version}", f"{re.escape(name)}(@{re.escape(version)})?",
+        partial(from_callable, function, **about), about.get("license", "not stated"), None, None,
+        "", None, (function.__doc__ or "A function.").partition("\n")[0],
+    )  # fmt: skip
+    return _entries[name]
+
+
+def resolve(name: str) -> tuple[Entry, str, str | None]:
+    """Find the entry of a name, and separate the name from the weights that follow an ``@``."""
+    _load_plugins()
+    plain, _, weights = name.partition("@")
+    for entry in _entries.values():
+        if callable(entry.model) and re.fullmatch(entry.pattern, name):
+            return entry, entry.name, None
         if entry.is_path and re.fullmatch(entry.pattern, name):
-            return entry, str(absolute(name)), None if weights is None else str(weights)
-        if not entry.is_path and re.fullmatch(entry.pattern, plain):
-            weights = weights if weights is not None else own or None
-            if weights is None and entry.weights_setting:
-                weights = settings.imgsearch_weights
-            if weights is not None and random_seed(weights) is None:
-                weights = absolute(weights)
-            return entry, plain, None if weights is None else str(weights)
-    raise EncoderError(name, f"is unknown; known are {', '.join(_entries)}")
+            return entry, name, None
+        if isinstance(entry.model, str) and re.fullmatch(entry.pattern, plain):
+            return entry, plain, weights or None
+    known = ", ".join(entry.name for entry in _entries.values())
+    raise EncoderError(
+        name,
+        f"is unknown; known are {known}. A function of your own must be registered in each "
+        f"session: imgsearch.encoders.register(function, name={plain!r}, "
+        f"version={weights or '0'!r})",
+    )
 
 
-def _plan(
-    entry: Entry, device: str, precision: str, backend: str, preferred: str
-) -> tuple[type[Model], Plan]:
-    """Import the class of an entry and check every wish, before weights are downloaded."""
-    module, _, family = entry.model.partition(":")
-    model: type[Model] = getattr(import_module(module), family)
-    if backend == "auto" and preferred in model.backends:
-        backend = preferred
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise ConfigError("device", f"{device!r} is none of auto, cpu, cuda, cuda:N, mps")
-    if precision not in ("auto", *PRECISIONS):
-        raise ConfigError("precision", f"{precision!r} is none of auto, {', '.join(PRECISIONS)}")
-    if backend not in ("auto", *model.backends):
-        names = ", ".join(model.backends)
-        raise ConfigError("backend", f"{backend!r} is none of auto, {names}: {entry.name}")
-    return model, model.plan(device, precision, backend)
-
-
-def _stamp(file: str | None) -> tuple[int, int] | None:
-    """Time and size of a file, so that an exchanged one is loaded anew."""
-    try:
-        found = Path(file or "").stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_mtime_ns, found.st_size
+@cache
+def _load_plugins() -> None:
+    """Import what installed packages declare as encoders, once."""
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # of a package that is not ours
+            log = logging.getLogger(__name__)
+            log.warning("encoders of %s cannot be loaded: %s", point.value, error)

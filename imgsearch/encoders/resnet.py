@@ -19,13 +19,13 @@ from imgsearch.encoders.backends import TorchModel
 from imgsearch.encoders.base import Preprocessing
 
 LAYERS = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
 }
-"""Kind of block and number of blocks in the four stages (table 1 of the paper)."""
+"""Whether the blocks are bottlenecks, and how many the four stages have (table 1 of the paper)."""
 
 
 class ResNetModel(TorchModel):
@@ -35,16 +35,10 @@ class ResNetModel(TorchModel):
     def load(cls, name: str, weights: str | None, home: Path) -> ResNetModel:
         """Build the network and load its weights."""
         network = resnet(name)
-        seed = files.random_seed(weights)
-        if seed is None:
-            state = files.read_state(files.locate(name, weights, home))
-        else:
-            state = files.random_state(network, seed)
+        state = files.state_of(network, name, weights, home)
         files.load_state(network, state, weights or name)
-        return cls(
-            f"{name}@{weights}" if weights else name, name, network.dim, Preprocessing(),
-            files.digest(state), network=fuse_conv_bn(network),
-        )  # fmt: skip
+        digest = files.digest(state)
+        return cls(name, network.dim, Preprocessing(), digest, network=fuse_conv_bn(network))
 
 
 def resnet(name: str) -> ResNet:
@@ -53,50 +47,33 @@ def resnet(name: str) -> ResNet:
         return ResNet(name).eval()
 
 
-class _Basic(nn.Module):
-    expansion = 1
+class _Block(nn.Module):
+    """Convolutions of 3 x 3 twice, or of 1 x 1, 3 x 3 and 1 x 1; added to a shortcut."""
 
-    def __init__(self, inputs: int, width: int, stride: int):
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int, *, bottleneck: bool):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride)
+        # A bottleneck has its stride in the middle ("v1.5"), as in torchvision and timm.
+        kernel, first, second = (1, 1, stride) if bottleneck else (3, stride, 1)
+        self.conv1, self.bn1 = _conv(inputs, width, kernel, first)
+        self.conv2, self.bn2 = _conv(width, width, 3, second)
+        self.bottleneck = bottleneck
+        if bottleneck:
+            self.conv3, self.bn3 = _conv(width, outputs, 1)
+        self.downsample = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            self.downsample.extend(_conv(inputs, outputs, 1, stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.bn2(self.conv2(x))
-        return functional.relu(x + shortcut, inplace=True)
+        y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(functional.relu(y, inplace=True)))
+        return functional.relu(y + self.downsample(x), inplace=True)
 
 
-class _Bottleneck(nn.Module):
-    # the stride is on the 3 x 3 convolution ("v1.5"), as in torchvision and timm
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * width)
-        self.downsample = _shortcut(inputs, 4 * width, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = functional.relu(self.bn2(self.conv2(x)), inplace=True)
-        x = self.bn3(self.conv3(x))
-        return functional.relu(x + shortcut, inplace=True)
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
 
 
 class ResNet(nn.Module):
@@ -104,18 +81,17 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        kind, counts = LAYERS[name]
-        block = {"basic": _Basic, "bottleneck": _Bottleneck}[kind]
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        bottleneck, counts = LAYERS[name]
+        self.conv1, self.bn1 = _conv(3, 64, 7, 2)
         inputs = 64
         for stage, count in enumerate(counts):
-            width = 64 * 2**stage
-            blocks = []
+            width, blocks = 64 * 2**stage, nn.Sequential()
             for index in range(count):
-                blocks.append(block(inputs, width, 2 if stage and not index else 1))
-                inputs = width * block.expansion
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+                outputs = 4 * width if bottleneck else width
+                stride = 2 if stage and not index else 1
+                blocks.append(_Block(inputs, width, outputs, stride, bottleneck=bottleneck))
+                inputs = outputs
+            self.add_module(f"layer{stage + 1}", blocks)
         self.dim = inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,20 +103,9 @@ class ResNet(nn.Module):
 
 
 def fuse_conv_bn(network: nn.Module) -> nn.Module:
-    """Merge each batch norm of a network in eval mode into the convolution before it, in place.
-
-    Works on pairs that follow one another: ``convN`` and ``bnN`` of one module, and
-    neighbours in a ``Sequential``.
-    """
+    """Merge each batch norm of a network in eval mode into the convolution before it, in place."""
     for module in network.modules():
-        children = dict(module.named_children())
-        names = list(children)
-        if isinstance(module, nn.Sequential):
-            pairs = list(itertools.pairwise(names))
-        else:
-            pairs = [(name, name.replace("conv", "bn")) for name in names if "conv" in name]
-        for first, second in pairs:
-            conv, norm = children[first], children.get(second)
+        for (first, conv), (second, norm) in itertools.pairwise(list(module.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, first, fuse_conv_bn_eval(conv, norm))
                 setattr(module, second, nn.Identity())

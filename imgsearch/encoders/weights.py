@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
+from tqdm import tqdm
+
+from imgsearch.encoders.base import short
 from imgsearch.errors import WeightsError
+from imgsearch.io import atomic
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +28,10 @@ PUBLISHED = {
     "resnet101": "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a",
     "resnet152": "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
 }
+_OTHER = "Is the file of another network?"
 SOURCE = "https://download.pytorch.org/models"
+TIMEOUT = 60
+"""Seconds without a byte after which a download has failed."""
 
 
 def random_seed(weights: str | Path | None) -> int | None:
@@ -51,21 +61,20 @@ def locate(name: str, file: str | None, home: Path) -> Path:
 
 
 def _download(url: str, target: Path, sha256: str) -> None:
-    from torch.hub import download_url_to_file
-
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # It writes beside the target and renames what is whole and has this SHA-256.
-        download_url_to_file(url, str(target), hash_prefix=sha256, progress=True)
-    except (OSError, RuntimeError) as error:
-        reason = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
-        if "invalid hash value" in reason:
-            reason = f"what came has another SHA-256 than {sha256}"
+        with urlopen(url, timeout=TIMEOUT) as answer, atomic(target) as file:
+            size = int(answer.headers.get("Content-Length", 0))
+            with tqdm.wrapattr(file, "write", total=size, desc=target.name) as shown:
+                shutil.copyfileobj(answer, shown)
+            file.flush()
+            if file_digest(Path(file.name)) != sha256:
+                raise OSError(f"what came has another SHA-256 than {sha256}")
+    except (OSError, HTTPException) as error:
         raise WeightsError(
             target.name,
-            f"cannot be downloaded from {url}: {reason}. Set IMGSEARCH_WEIGHTS to a local file, "
-            f"copy the file to {target} from another machine, or use the encoder 'mini', which "
-            "needs no download",
+            f"cannot be downloaded from {url}: {short(error)}. Set IMGSEARCH_WEIGHTS to a local "
+            f"file, copy the file to {target} from another machine, or use the encoder 'mini', "
+            "which needs no download",
         ) from None
 
 
@@ -73,6 +82,14 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of(network: torch.nn.Module, name: str, weights: str | None, home: Path) -> dict:
+    """Weights of a file, of ``random:SEED``, or the published ones of `name`."""
+    seed = random_seed(weights)
+    if seed is not None:
+        return random_state(network, seed)
+    return read_state(locate(name, weights, home))
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -92,11 +109,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zipfile and safetensors each have their own
-        text = str(error)
-        if "Weights only load failed" in text:
+        reason = f"cannot be read: {short(error)}"
+        if "Weights only load failed" in str(error):
             reason = "is damaged or holds more than tensors; reading it could run code: refused"
-        else:
-            reason = f"cannot be read: {' '.join(text.split())[:120] or type(error).__name__}"
         raise WeightsError(str(path), reason) from None
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -128,9 +143,7 @@ def random_state(network: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]
 
     source = torch.Generator().manual_seed(seed)
     state = {}
-    for key, value in network.state_dict().items():
-        if not value.is_floating_point():  # indices and counters
-            continue
+    for key, value in floats(network).items():
         noise = torch.randn(value.shape, generator=source)
         if value.ndim > 1:
             state[key] = noise * (2 / value[0].numel()) ** 0.5
@@ -143,34 +156,29 @@ def random_state(network: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]
     return state
 
 
+def floats(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a network, without its indices and counters."""
+    state = network.state_dict()
+    return {key: value.float() for key, value in state.items() if value.is_floating_point()}
+
+
 def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
     """Load weights into a network (which may be on the meta device), if they are exactly its own.
 
     A WeightsError about `name` shows what is missing, left over or of another shape.
     """
-    wanted = {
-        key: tuple(value.shape)
-        for key, value in module.state_dict().items()
-        if value.is_floating_point()  # indices and counters are no weights
-    }
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = {
-        "missing": [key for key in wanted if key not in given],
-        "not of this network": [key for key in given if key not in wanted],
-        "of another shape": [
-            f"{key} {given[key]} instead of {shape}"
-            for key, shape in wanted.items()
-            if key in given and given[key] != shape
-        ],
-    }
-    parts = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for what, keys in wrong.items()
-        if keys
-    ]
-    if parts:
-        raise WeightsError(name, "; ".join(parts) + ". Is the file of another network?")
-    module.load_state_dict(state, strict=False, assign=True)
+    try:
+        missing, extra = module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:  # another shape
+        raise WeightsError(name, f"{short(error)}. {_OTHER}") from None
+    missing = sorted(floats(module).keys() & missing)
+    if missing or extra:
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("not of this network", extra))
+            if keys
+        ]
+        raise WeightsError(name, f"{'; '.join(parts)}. {_OTHER}")
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:

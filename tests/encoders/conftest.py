@@ -23,6 +23,7 @@ CARD = {
     "interpolation": "bilinear",
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
+    "license": "CC0-1.0",
 }
 """JSON card of the models that `write_onnx` makes."""
 

@@ -70,13 +70,14 @@ class Frozen(nn.Module):
 class FrozenModel(backends.TorchModel):
     @classmethod
     def load(cls, name, weights, home):
-        return cls(name, name, 16, Preprocessing(20, 16), "0" * 64, network=Frozen())
+        return cls(name, 16, Preprocessing(20, 16), "0" * 64, network=Frozen())
 
 
 @pytest.fixture
 def frozen(monkeypatch):
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    register(Entry("frozen", "frozen", f"{__name__}:FrozenModel", "-", 16, 16, "nothing"))
+    model = f"{__name__}:FrozenModel"
+    register(Entry("frozen", "frozen", model, "MIT", 16, 16, "", None, "A test."))
     return "frozen"
 
 

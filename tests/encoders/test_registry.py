@@ -1,131 +1,87 @@
-"""Loading encoders by name: identities, settings, and errors that say the way out."""
+"""What encoders there are: built in, registered by a caller, declared by a package."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
 import pytest
-import torch
 
-from imgsearch.config import load_settings
-from imgsearch.encoders import (
-    Entry,
-    entries,
-    load_encoder,
-    mini,
-    register,
-    registry,
-    resnet,
-    weights,
-)
-from imgsearch.errors import ConfigError, EncoderError, WeightsError
-from tests.encoders.test_base import RANDOM
+from imgsearch import encoders
+from imgsearch.encoders import Entry, load_encoder, mini, register, registry, resnet
+from imgsearch.errors import ConfigError, EncoderError
+
+
+@pytest.fixture(autouse=True)
+def unchanged(monkeypatch):
+    """Leave the registry as it was."""
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 def test_importing_the_package_loads_no_torch():
-    code = "import sys, imgsearch.encoders as e; e.entries(); print('torch' in sys.modules)"
+    code = "import sys, imgsearch.encoders as e; e.list(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize(
-    ("name", "fingerprint"),
-    [
-        ("mini", "a677db56fb4866e3"),
-        ("resnet18@random:7", "82fd172fc260f639"),
-        ("resnet50@random:0", "06dab350a25ffc7f"),
-    ],
-)
-def test_fingerprints_stay_what_they_are(name, fingerprint):
-    """Collections of earlier versions stay usable."""
-    assert load_encoder(name, backend="eager", precision="fp32").fingerprint == fingerprint
-
-
 def test_every_entry_describes_its_encoder():
-    known = {entry.name: entry for entry in entries()}
-    assert all(entry.licence and entry.needs for entry in known.values())
+    known = {entry.name: entry for entry in encoders.list()}
+    for entry in known.values():
+        assert entry.purpose.endswith(".")
+        depends = entry.name.isupper() or entry.name.endswith((":NAME", ".onnx"))
+        assert (entry.license is None) == (entry.dim is None) == depends
     assert (known["mini"].dim, known["mini"].input_size) == (mini.DIM, mini.PREPROCESSING.crop)
-    assert {name for name, entry in known.items() if entry.dim} == {"mini", *resnet.LAYERS}
     for name in resnet.LAYERS:
         assert known[name].dim == resnet.resnet(name).dim
+        floats = sum(value.numel() for value in resnet.resnet(name).state_dict().values())
+        classifier = 1000 * (known[name].dim + 1)
+        assert known[name].download == pytest.approx(4 * (floats + classifier), rel=0.01)
 
 
-def test_a_registered_encoder_is_found_by_its_name(monkeypatch):
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+def test_a_notebook_shows_the_list_as_a_table():
+    register(Entry("<b>", "<b>", "x:Y", "A & B", 1, 2, "", 2_000_000, "A test."))
+    shown = encoders.list()._repr_html_()
+    assert shown.count("<tr>") == len(encoders.list()) + 1
+    for part in ("&lt;b&gt;", "A &amp; B", "2 MB", "<th>input size</th>", "Apache-2.0"):
+        assert part in shown
+
+
+def test_a_registered_encoder_is_found_by_its_name():
     model = "imgsearch.encoders.mini:MiniModel"
-    register(Entry("ours:NAME", r"ours:\w+", model, "MIT", 256, 160, "nothing"))
-    assert entries()[-1].name == "ours:NAME"
+    register(Entry("ours:NAME", r"ours:\w+", model, "MIT", 256, 160, "", None, "A test."))
+    assert encoders.list()[-1].name == "ours:NAME"
     encoder = load_encoder("ours:small")
-    assert (encoder.name, encoder.dim) == ("ours:small", 256)
+    assert (encoder.name, encoder.dim, encoder.license) == ("ours:small", 256, "MIT")
     with pytest.raises(EncoderError, match=r"known are mini, resnet18.*FILE\.onnx, ours:NAME"):
         load_encoder("ours")
 
 
-def test_fingerprint_is_of_what_the_vectors_mean(tmp_path):
-    from safetensors.torch import save_file
-
-    network = resnet.resnet("resnet18")
-    state = weights.random_state(network, 7)
-    torch.save(state, tmp_path / "a.pth")
-    save_file(state, tmp_path / "b.safetensors")
-    random = load_encoder("resnet18", weights="random:7", precision="fp32")
-    files = [
-        load_encoder("resnet18", weights=tmp_path / name, precision="fp32")
-        for name in ("a.pth", "b.safetensors")
-    ]
-    assert random.name == RANDOM
-    assert {each.fingerprint for each in files} == {random.fingerprint}
-    assert files[0].name == f"resnet18@{tmp_path / 'a.pth'}"
-    assert load_encoder(files[0].name, precision="fp32") is files[0]
-    assert load_encoder("resnet18@random:8", precision="fp32").fingerprint != random.fingerprint
-    assert json.loads(json.dumps(random.identity)) == random.identity
-    assert random.describe()["fingerprint"] == random.fingerprint
-    assert len(random.fingerprint) == 16
+@pytest.mark.parametrize("name", ["mini", "timm:x", "a.onnx"])
+def test_a_function_takes_no_name_that_means_another_encoder(name):
+    with pytest.raises(ConfigError, match="already; choose another"):
+        register(len, name=name)
 
 
-def test_weights_by_setting_and_an_exchanged_file(tmp_path, monkeypatch):
-    network, file = resnet.resnet("resnet18"), tmp_path / "mine.pth"
-    torch.save(weights.random_state(network, 1), file)
-    monkeypatch.setenv("IMGSEARCH_WEIGHTS", str(file))
-    monkeypatch.setenv("IMGSEARCH_ENCODER", "resnet18")
-    monkeypatch.setenv("IMGSEARCH_PRECISION", "fp32")
-    first = load_encoder()
-    assert load_encoder() is first
-    torch.save(weights.random_state(network, 2), file)
-    assert load_encoder().fingerprint != first.fingerprint
-    with pytest.raises(WeightsError, match="missing"):
-        load_encoder("resnet50")
-    assert load_encoder(RANDOM).fingerprint != first.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "why"),
-    [
-        ({"name": "resnet51"}, EncoderError, "is unknown; known are mini, resnet18"),
-        ({"name": "../x"}, EncoderError, "is unknown"),
-        ({"name": "none.onnx"}, WeightsError, "no such file"),
-        ({"name": "nul\0.onnx"}, ConfigError, "NUL"),
-        ({"weights": "none.pth"}, WeightsError, "no such file"),
-        ({"name": "mini", "weights": "x.pth"}, ConfigError, "mini has its own"),
-        ({"device": "gpu"}, ConfigError, "device: 'gpu' is none of"),
-        ({"device": "cuda:99"}, ConfigError, "cuda:99 does not exist"),
-        ({"precision": "int8"}, ConfigError, "precision: 'int8' is none of"),
-        ({"backend": "onnxruntime"}, ConfigError, "'onnxruntime' is none of auto, eager"),
-    ],
-)
-def test_what_cannot_be_loaded_says_why(options, error, why):
-    with pytest.raises(error, match=why):
-        load_encoder(**{"name": "resnet18", "device": "cpu", **options})
-
-
-def test_another_dimension_than_set_is_refused():
-    with pytest.raises(EncoderError, match="VECTOR_DIMENSION is 2048"):
-        load_encoder("mini", settings=load_settings(vector_dimension=2048))
-
-
-def test_no_weights_and_no_network(monkeypatch):
-    monkeypatch.setattr(weights, "SOURCE", "http://127.0.0.1:9")
-    with pytest.raises(WeightsError, match=r"IMGSEARCH_WEIGHTS.*another machine.*'mini'"):
-        load_encoder("resnet50")
+def test_a_package_declares_its_encoders(tmp_path, monkeypatch, caplog):
+    """An installed distribution with two entry points: a good module and a broken one."""
+    (tmp_path / "theirs.py").write_text(
+        "import numpy as np\nfrom imgsearch.encoders import register\n"
+        "@register(name='theirs', version='3', license='MIT')\n"
+        "def encode(pictures):\n    '''Mean colours.'''\n"
+        "    return [np.asarray(each).mean((0, 1)) + 1 for each in pictures]\n"
+    )
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    about = tmp_path / "theirs-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[imgsearch.encoders]\na = broken\nb = theirs\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._load_plugins.cache_clear()
+    try:
+        with caplog.at_level("WARNING"):
+            entry = encoders.list()[-1]
+    finally:
+        registry._load_plugins()
+    assert (entry.name, entry.license, entry.purpose) == ("theirs@3", "MIT", "Mean colours.")
+    assert "encoders of broken cannot be loaded" in caplog.text
+    assert load_encoder("theirs").dim == 3

@@ -198,12 +198,14 @@ def test_weights_of_another_network_are_named():
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     state = {k: v for k, v in network.state_dict().items() if "num" not in k}
     weights.load_state(network, dict(state), "net")
-    state["0.weight"] = torch.zeros(5, 3)
     state["extra"] = state.pop("1.bias")
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(
+        WeightsError, match=r"1 missing \(1.bias\); 1 not of .* \(extra\)"
+    ):
         weights.load_state(network, state, "net")
-    for part in ("1 missing (1.bias)", "not of this network (extra)", "(5, 3) instead of (2, 3)"):
-        assert part in str(caught.value)
+    state["0.weight"] = torch.zeros(5, 3)
+    with pytest.raises(WeightsError, match=r"size mismatch for 0.weight.*another network"):
+        weights.load_state(network, state, "net")
 
 
 def test_indices_of_a_network_are_no_weights():
