@@ -51,12 +51,14 @@ $(PY):
 	&& touch $@ \
 	|| echo 'The Milvus server for tests could not be installed: tests that need it will be skipped.'
 
-# timm and torchvision for the tests of timm's models, apart from what imgsearch needs: beside the
-# small build of torch, torchvision's compiled operators do not load, and the tests do without them.
+# timm, open_clip and torchvision for the tests of their models, apart from what imgsearch needs:
+# beside the small build of torch, torchvision's compiled operators do not load, and the tests do
+# without them.
 .timm/stamp: Makefile | $(PY)
 	@rm -rf .timm
-	@{ $(PY) -m pip install -q --no-compile --no-deps --target .timm timm==1.0.31 torchvision==0.28.0 && touch $@; } \
-	|| { rm -rf .timm; echo 'timm could not be installed: tests that need it will be skipped.'; }
+	@{ $(PY) -m pip install -q --no-compile --no-deps --target .timm \
+	timm==1.0.31 torchvision==0.28.0 open_clip_torch==3.3.0 ftfy==6.3.1 regex==2026.11.19 && touch $@; } \
+	|| { rm -rf .timm; echo 'timm and open_clip could not be installed: their tests will be skipped.'; }
 
 demo: env ## ingest the sample and search it, in a minute, with nothing to download but packages
 	@$(PY) scripts/demo.py

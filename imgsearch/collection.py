@@ -12,7 +12,7 @@ import json
 import shutil
 import threading
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
@@ -60,7 +60,7 @@ class Collection:
         cls,
         collection: str | None = None,
         *,
-        encoder: str | Encoder | None = None,
+        encoder: str | Path | Callable | Encoder | None = None,
         weights: str | Path | None = None,
         create: bool = False,
         index: str | None = None,
@@ -76,8 +76,9 @@ class Collection:
         ----------
         collection : str, optional
             Its name; ``DEFAULT_TABLE`` if left out.
-        encoder : str or Encoder, optional
-            If left out, an existing collection uses its own, and a new one takes
+        encoder : str, Path, callable or Encoder, optional
+            What :func:`load_encoder` takes: a name, an ONNX file, or a function of a list of
+            pictures. If left out, an existing collection uses its own, and a new one takes
             ``IMGSEARCH_ENCODER``.
         weights : path, optional
             File with the encoder's weights.
@@ -123,7 +124,7 @@ class Collection:
                 row, encoder = None, encoder or settings.imgsearch_encoder
             if row is not None and encoder == row.encoder and weights is None:
                 encoder = None  # loaded and compared when it is needed
-            if isinstance(encoder, str):
+            if encoder is not None and not isinstance(encoder, Encoder):
                 encoder = opened._load_encoder(encoder, weights)
             opened.row = row or opened._create(name, encoder, index or settings.imgsearch_index)
             if encoder is not None:
@@ -148,7 +149,9 @@ class Collection:
         # Another process may have created it in the meantime: what is stored counts.
         return self.metadata.collection(name)
 
-    def _load_encoder(self, name: str, weights: str | Path | None = None) -> Encoder:
+    def _load_encoder(
+        self, name: str | Path | Callable, weights: str | Path | None = None
+    ) -> Encoder:
         # Who encodes uses the vectors next: connect to them while torch is imported.
         self._connecting = threading.Thread(target=self._connect, name="imgsearch-connect")
         self._connecting.daemon = True

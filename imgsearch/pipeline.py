@@ -8,9 +8,7 @@ module, so that Towhee never asks its hub for an operator.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ import numpy as np
 
 from imgsearch import images
 from imgsearch.encoders import Encoder
+from imgsearch.encoders.base import root_logger_unchanged
 from imgsearch.errors import ImageError
 from imgsearch.images import Box, ImageInfo, Source
 
@@ -188,14 +187,6 @@ def _return_free_memory() -> None:
 
 
 def _towhee_pipe() -> Any:
-    """Import Towhee, which would add a handler to a root logger that has none."""
-    root, last = logging.getLogger(), logging.lastResort
-    guarded = "towhee" not in sys.modules and not root.handlers and last is not None
-    if guarded:
-        root.addHandler(last)  # it handles the records of a logger without handlers anyway
-    try:
+    with root_logger_unchanged():
         from towhee import pipe
-    finally:
-        if guarded:
-            root.removeHandler(last)
     return pipe

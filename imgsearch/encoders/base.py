@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -252,6 +254,20 @@ def sample_pictures(size: tuple[int, int], count: int) -> np.ndarray:
     values = np.fft.ifft2(waves, axes=(1, 2)).real
     values /= values.std(axis=(1, 2, 3), keepdims=True) + 1e-9
     return np.clip(128 + 64 * values, 0, 255).astype(np.uint8)
+
+
+@contextmanager
+def root_logger_unchanged() -> Iterator[None]:
+    """Keep libraries from adding a handler to a root logger that has none."""
+    root, last = logging.getLogger(), logging.lastResort
+    guarded = not root.handlers and last is not None
+    if guarded:
+        root.addHandler(last)  # it handles the records of a logger without handlers anyway
+    try:
+        yield
+    finally:
+        if guarded:
+            root.removeHandler(last)
 
 
 def short(error: Exception) -> str:

@@ -14,7 +14,12 @@ from torch import nn
 
 from imgsearch.encoders import weights as files
 from imgsearch.encoders.backends import TorchModel, import_extra
-from imgsearch.encoders.base import NOT_STATED, Preprocessing, short
+from imgsearch.encoders.base import (
+    NOT_STATED,
+    Preprocessing,
+    root_logger_unchanged,
+    short,
+)
 from imgsearch.errors import EncoderError, WeightsError
 
 # Licences of published weights, by MODEL/TAG, since open_clip does not state them.
@@ -49,18 +54,20 @@ class ClipModel(TorchModel):
             raise EncoderError(name, f"has no such weights: {choices or 'see open_clip'}")
         published = open_clip.get_pretrained_cfg(kind, tag)
         seed = files.random_seed(weights)
-        try:
-            gelu = published.get("quick_gelu", False)
-            clip = open_clip.create_model(kind, force_quick_gelu=gelu).eval()
-            if weights is None:
-                cache = str(home / "weights")
-                weights = open_clip.download_pretrained(published, cache_dir=cache)
-        except Exception as error:  # an unknown name, no connection, a package that is missing
-            raise EncoderError(name, f"open_clip cannot make it: {short(error)}") from None
+        with root_logger_unchanged():
+            try:
+                if weights is None:
+                    cache = str(home / "weights")
+                    weights = open_clip.download_pretrained(published, cache_dir=cache)
+                file = None if seed is not None else str(intact(files.locate(name, weights, home)))
+                gelu = published.get("quick_gelu", False)
+                clip = open_clip.create_model(kind, file, force_quick_gelu=gelu).eval()
+            except WeightsError:
+                raise
+            except Exception as error:  # an unknown name, no connection, a file of another network
+                raise EncoderError(name, f"open_clip cannot make it: {short(error)}") from None
         if seed is not None:
             files.load_state(clip, files.random_state(clip, seed), name)
-        else:
-            load_checkpoint(open_clip, clip, files.locate(name, weights, home))
         config = open_clip.get_model_preprocess_cfg(clip)
         config = config | published | {"size": config["size"]}
         return cls.of_network(
@@ -90,7 +97,8 @@ class ClipModel(TorchModel):
         """What open_clip makes of the model's own configuration; some need a download."""
         open_clip = import_extra(self.name, "open_clip", "clip")
         try:
-            return open_clip.get_tokenizer(self.kind)
+            with root_logger_unchanged():
+                return open_clip.get_tokenizer(self.kind)
         except Exception as error:
             raise EncoderError(
                 self.name,
@@ -107,7 +115,7 @@ class ClipModel(TorchModel):
 def preprocessing_of(name: str, config: dict[str, Any]) -> Preprocessing:
     """Return the preprocessing of an open_clip configuration, as open_clip evaluates with it."""
     size = config["size"]
-    size = size if isinstance(size, int) else tuple(size)
+    size = size if isinstance(size, int) else size[0] if size[0] == size[1] else tuple(size)
     mode = CROP_MODES.get(config["resize_mode"], config["resize_mode"])
     mean, std = tuple(config["mean"]), tuple(config["std"])
     try:
@@ -116,12 +124,9 @@ def preprocessing_of(name: str, config: dict[str, Any]) -> Preprocessing:
         raise EncoderError(name, f"its preprocessing cannot be reproduced: {error}") from None
 
 
-def load_checkpoint(open_clip: Any, clip: nn.Module, file: Path) -> None:
-    """Load a file of weights, which runs no code, and check one that the hub named by its hash."""
-    blob = file.resolve()  # the hub's cache: a link to a file whose name is its SHA-256
+def intact(file: Path) -> Path:
+    """Check a file that the hub's client keeps: a link to one whose name is its SHA-256."""
+    blob = file.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and files.file_digest(blob) != blob.name:
         raise WeightsError(str(file), f"is damaged: delete {blob} to download it again")
-    try:
-        open_clip.load_checkpoint(clip, str(file), weights_only=True)
-    except Exception as error:  # torch, pickle, zipfile and safetensors each have their own
-        raise WeightsError(str(file), f"cannot be loaded: {short(error)}") from None
+    return file

@@ -14,6 +14,7 @@ import numpy as np
 
 from imgsearch import images
 from imgsearch.datasets.base import Dataset
+from imgsearch.encoders import license_of
 from imgsearch.errors import ConfigError, DatasetError, ImageError
 from imgsearch.evaluation import scoring
 from imgsearch.evaluation.scoring import Task
@@ -173,6 +174,7 @@ def prepare(
         about={
             "collection": gallery.name,
             "encoder": gallery.row.encoder,
+            "license": license_of(gallery.row.encoder),
             "fingerprint": gallery.row.fingerprint,
             "identity": gallery.row.identity,
             "index": str(gallery.row.index),

@@ -240,7 +240,8 @@ def headline_text(report: dict) -> str:
         about, counts = one["about"], one["counts"]
         lines += [
             f"{name}: {counts['queries']:,} queries in {counts['gallery']:,} images of "
-            f"{about['dataset']}, {about['protocol']}, encoder {about['encoder']}",
+            f"{about['dataset']}, {about['protocol']}, encoder {about['encoder']} "
+            f"(licence: {about.get('license', 'not stated')})",
             f"  {'':9}{'score':>5}  {'95 % interval':16}{'random order':14}meaning",
         ]
         lines += [

@@ -11,8 +11,8 @@ from pathlib import Path
 import ipywidgets as ipw
 
 from imgsearch import config, images
-from imgsearch.encoders import entries, weights
-from imgsearch.encoders.registry import Entry
+from imgsearch.encoders import Entry, weights
+from imgsearch.encoders import list as list_encoders
 from imgsearch.errors import ConfigError, printable
 from imgsearch.ingestion import IngestReport, ingest
 from imgsearch.io import absolute, csv_text
@@ -73,11 +73,11 @@ class IngestPanel(panel.Panel):
         )
         self.encoder = ipw.Dropdown(
             description="Encoder",
-            options=[(_label(entry), entry.name) for entry in entries() if entry.dim]
-            + [("another: timm:NAME, or an ONNX file", "")],
+            options=[(_label(entry), entry.name) for entry in list_encoders() if entry.dim]
+            + [("another: timm:NAME, clip:NAME, or an ONNX file", "")],
             layout=ipw.Layout(width="420px"),
         )
-        self.other_encoder = panel.text_field("Name or path", "timm:NAME, or /folder/name.onnx")
+        self.other_encoder = panel.text_field("Name or path", "timm:NAME, clip:NAME, or /folder/name.onnx")
         self.about_encoder = ipw.HTML()
         self.recursive = panel.checkbox("Include subfolders", True)
         self.prune = panel.checkbox("Remove missing files")
@@ -180,7 +180,7 @@ class IngestPanel(panel.Panel):
         if row is not None:
             text = f"{row.name} exists; its encoder is {row.encoder}."
         else:
-            text = next((_about(e) for e in entries() if e.name == self.encoder.value), "")
+            text = next((_about(e) for e in list_encoders() if e.name == self.encoder.value), "")
         self.about_encoder.value = panel.facts(text)
 
     def _clear_error(self) -> None:
@@ -366,7 +366,12 @@ def _label(entry: Entry) -> str:
 
 
 def _about(entry: Entry) -> str:
-    return f"{entry.name}: {entry.dim} numbers for each image; it needs {entry.needs}."
+    download = f" It downloads {entry.download / 1e6:,.0f} MB once." if entry.download else ""
+    requires = f" It needs: {entry.requires}" if entry.requires else ""
+    return (
+        f"{entry.purpose} {entry.dim} numbers for each image; licence of the weights: "
+        f"{entry.license}.{download}{requires}"
+    )
 
 
 def _outcome(report: IngestReport) -> str:

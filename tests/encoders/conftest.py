@@ -99,6 +99,16 @@ def torchvision():
 
 
 @pytest.fixture(scope="session")
+def open_clip(torchvision):
+    """open_clip, installed or from ``.timm``."""
+    try:
+        import open_clip
+    except ImportError:
+        missing("open_clip", "make .timm/stamp")
+    return open_clip
+
+
+@pytest.fixture(scope="session")
 def timm(torchvision):
     """timm, installed or from ``.timm``."""
     try:

@@ -7,6 +7,7 @@ import http.server
 import multiprocessing
 import pickle
 import re
+import socket
 import threading
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_nothing_but_the_whole_file_reaches_the_cache(server, tmp_path, answer, 
     server.answer = answer
     with pytest.raises(WeightsError, match=why):
         weights.locate("net", None, tmp_path)
-    assert list((tmp_path / "weights").iterdir()) == []
+    assert list((tmp_path / "weights").glob("*")) == []
     server.answer = BODY
     assert weights.locate("net", None, tmp_path).read_bytes() == BODY
 
@@ -90,6 +91,14 @@ def test_a_damaged_cache_is_replaced(server, tmp_path, change):
     path = weights.locate("net", None, tmp_path)
     path.write_bytes(change(BODY))
     assert weights.locate("net", None, tmp_path).read_bytes() == BODY
+
+
+def test_a_server_that_says_nothing_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(weights, "SOURCE", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(WeightsError, match="timed out"):
+            weights.locate("resnet50", None, tmp_path)
 
 
 def test_no_network(monkeypatch, tmp_path):
@@ -199,9 +208,7 @@ def test_weights_of_another_network_are_named():
     state = {k: v for k, v in network.state_dict().items() if "num" not in k}
     weights.load_state(network, dict(state), "net")
     state["extra"] = state.pop("1.bias")
-    with pytest.raises(
-        WeightsError, match=r"1 missing \(1.bias\); 1 not of .* \(extra\)"
-    ):
+    with pytest.raises(WeightsError, match=r"1 missing \(1.bias\); 1 not of .* \(extra\)"):
         weights.load_state(network, state, "net")
     state["0.weight"] = torch.zeros(5, 3)
     with pytest.raises(WeightsError, match=r"size mismatch for 0.weight.*another network"):
