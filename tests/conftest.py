@@ -80,7 +80,7 @@ _LONGEST = [
     "tests/test_real_photographs.py",
     "tests/browser/test_app.py",
     "tests/test_ingestion.py",
-    "tests/encoders/test_registry.py",
+    "tests/encoders/test_loading.py",
     "tests/encoders/test_onnx.py",
     "tests/datasets/test_voc.py",
     "tests/guarantees/test_endurance.py",

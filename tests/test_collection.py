@@ -1,22 +1,29 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imgsearch import collection as collection_module
+from imgsearch import encoders
 from imgsearch.collection import checksum
 from imgsearch.config import load_settings
+from imgsearch.datasets import Voc
+from imgsearch.encoders import registry
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
     EncoderError,
     EncoderMismatch,
 )
+from imgsearch.evaluation.report import evaluate_gallery
 from imgsearch.gallery import Gallery
 from imgsearch.maintenance import verify
 from imgsearch.stores.vectors import VectorStore
+from tests.conftest import ROOT
 from tests.helpers import rows_and_vectors
 
 
@@ -183,3 +190,41 @@ def test_vectors_that_no_search_could_use_are_refused_and_nothing_is_stored(gall
         gallery.store(rows, vectors)
     gallery.recover()
     assert gallery.count().paths == 0
+
+
+def colours(pictures):
+    """Mean colours of the quarters of pictures: an encoder that is a function."""
+    small = [np.asarray(each.resize((2, 2), Image.Resampling.BOX), float) for each in pictures]
+    return np.stack(small).reshape(len(small), -1) + 1
+
+
+def test_a_function_serves_a_collection_from_ingest_to_evaluation(stores, collection, monkeypatch):
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    sample = ROOT / "data" / "VOCsample"
+    photos = sorted((sample / "JPEGImages").iterdir())
+    with Gallery.open(collection, encoder=colours, create=True, settings=stores) as gallery:
+        report = gallery.add(sample / "JPEGImages")
+        assert report.encoded == len(photos)
+        assert report.encoder["license"] == "not stated"
+        hits = gallery.search([*photos[:5], Image.open(photos[5])], top_k=3)
+        assert [each[0].path for each in hits] == [str(path) for path in photos[:6]]
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda path: gallery.search(path)[0].path, photos[:20]))
+        assert found == [str(path) for path in photos[:20]]
+        evaluation = evaluate_gallery(gallery, Voc(sample))
+        assert evaluation.about["license"] == "not stated"
+    # In this session the function is known by its name; in another one it is not.
+    with Gallery.open(collection, settings=stores) as gallery:
+        assert gallery.search(photos[3])[0].path == str(photos[3])
+        assert gallery.row.encoder == f"{__name__}.colours@0"
+    registry._entries.pop(f"{__name__}.colours")
+    with (
+        Gallery.open(collection, settings=stores) as gallery,
+        pytest.raises(EncoderError, match=r"register\(function, name='.*colours', version='0'\)"),
+    ):
+        gallery.search(photos[3])
+    with Gallery.open(collection, encoder=colours, settings=stores) as gallery:
+        assert gallery.search(photos[3])[0].path == str(photos[3])
+    other = encoders.from_callable(colours, name=f"{__name__}.colours", version="1")
+    with pytest.raises(EncoderMismatch, match=r"colours@1 \(.*colours@0 \("):
+        Gallery.open(collection, encoder=other, settings=stores)
