@@ -135,8 +135,8 @@ def from_callable(
     Parameters
     ----------
     function : callable
-        Takes a list of upright RGB pictures of any sizes, and returns an array of shape
-        (n, dim) of finite numbers, one row for each picture. It is called from one thread at
+        Takes a list of upright RGB pictures of any sizes, and returns an array of finite float
+        or int, shape (n, dim), one row for each picture. It is called from one thread at
         a time, here with two generated pictures to find `dim`.
     name : str, optional
         Its module and qualified name if left out.
