@@ -77,7 +77,9 @@ class IngestPanel(panel.Panel):
             + [("another: timm:NAME, clip:NAME, or an ONNX file", "")],
             layout=ipw.Layout(width="420px"),
         )
-        self.other_encoder = panel.text_field("Name or path", "timm:NAME, clip:NAME, or /folder/name.onnx")
+        self.other_encoder = panel.text_field(
+            "Name or path", "timm:NAME, clip:NAME, or /folder/name.onnx"
+        )
         self.about_encoder = ipw.HTML()
         self.recursive = panel.checkbox("Include subfolders", True)
         self.prune = panel.checkbox("Remove missing files")
