@@ -199,13 +199,7 @@ class Hits(Sequence):
             A row for each hit: rank, score, image_id, path, width, height (pixels), and a
             column for each attribute.
         """
-        import pandas as pd
-
-        names = [name for name in Hit._fields if name not in ("paths", "attributes")]
-        rows = ([getattr(hit, name) for name in names] for hit in self.hits)
-        return with_attributes(
-            pd.DataFrame(rows, columns=names), [hit.attributes for hit in self.hits]
-        )
+        return table(self.hits, Hit._fields)
 
     def copy_files(self, folder: str | Path) -> list[Path]:
         """Copy the image files into a folder.
@@ -230,9 +224,23 @@ class Hits(Sequence):
         OSError
             The folder cannot be written.
         """
-        target = absolute(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        return [_copy(Path(hit.path), target) for hit in self.hits]
+        return copy_files(self.hits, folder)
+
+
+def table(images: Sequence[Hit | Image], fields: Sequence[str]) -> pd.DataFrame:
+    """Return a row for each image, with a column for each attribute."""
+    import pandas as pd
+
+    names = [name for name in fields if name not in ("paths", "attributes")]
+    rows = ([getattr(image, name) for name in names] for image in images)
+    return with_attributes(pd.DataFrame(rows, columns=names), [one.attributes for one in images])
+
+
+def copy_files(images: Sequence[Hit | Image], folder: str | Path) -> list[Path]:
+    """Copy image files into a folder, as :meth:`Hits.copy_files`."""
+    target = absolute(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    return [_copy(Path(image.path), target) for image in images]
 
 
 def with_attributes(table: pd.DataFrame, attributes: Sequence[dict[str, Any]]) -> pd.DataFrame:

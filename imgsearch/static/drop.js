@@ -14,7 +14,7 @@ import { button, DRAGGED, make, put } from "./dom.js";
 export function createDrop(element, options = {}) {
   const state = { compact: false, hint: "", message: "", progress: null, textLabel: "", ...options };
   const input = make("input", { type: "file", accept: "image/*", multiple: true, hidden: true, ariaLabel: "Pictures to search with" });
-  const choose = button("Choose a picture", () => input.click(), { className: "imgsearch-button imgsearch-primary" });
+  const choose = button("Choose a picture", () => input.click());
   const paste = button("Paste", readClipboard, { title: "Search with the picture in the clipboard (Ctrl+V)" });
   const text = make("input", { type: "text", className: "imgsearch-field" });
   const lead = make("span", { className: "imgsearch-drop-lead", textContent: "Drop or paste a picture here" });
@@ -86,6 +86,7 @@ export function createDrop(element, options = {}) {
     put(lead, { hidden: state.compact });
     put(hint, { textContent: state.hint, hidden: state.compact || !state.hint });
     put(choose, { textContent: state.compact ? "Choose another" : "Choose a picture" });
+    choose.classList.toggle("imgsearch-primary", !state.compact);
     put(paste, { hidden: !navigator.clipboard?.read });
     put(text, { hidden: !state.textLabel, placeholder: state.textLabel, ariaLabel: state.textLabel });
     put(bar, { hidden: state.progress === null, value: state.progress ?? 0 });

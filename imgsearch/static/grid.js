@@ -72,7 +72,7 @@ export function createGrid(element, options = {}) {
 
   function fill(part, item) {
     const selected = state.selected.includes(item.key);
-    const shape = Math.min(2.4, Math.max(0.6, item.width / item.height || 4 / 3));
+    const shape = Math.min(2.4, Math.max(0.75, item.width / item.height || 4 / 3));
     part.tile.style.setProperty("--shape", shape);
     part.tile.draggable = Boolean(options.draggable);
     put(part.main, { title: item.title ?? item.name, ariaLabel: item.action ?? item.name });

@@ -121,6 +121,7 @@ def tile(key: object, image: Hit | Image | ImageRow, action: str, *, path: bool 
             thumb = _stored_jpeg(image.path, image.image_id)
     except ImageError as error:
         reason = error.reason
+    facts = [[key, _shown(value)] for key, value in image.attributes.items()]
     return {
         "key": str(key),
         "name": name,
@@ -133,12 +134,26 @@ def tile(key: object, image: Hit | Image | ImageRow, action: str, *, path: bool 
         "height": image.height,
         "thumb": thumb,
         "note": "" if thumb else reason,
+        "facts": facts,
     }
+
+
+def _shown(value: object) -> str:
+    return printable(", ".join(map(str, value)) if isinstance(value, list) else value)
 
 
 def tiles(rows: Iterable[ImageRow], action: str) -> list[dict]:
     """Describe stored images for a :class:`Grid`; their keys are their places in `rows`."""
     return [tile(i, row, action) for i, row in enumerate(rows)]
+
+
+class FilterBar(Widget):
+    """Filters by a part of the path and by the values of attributes."""
+
+    _esm = module("filter_bar", "filters")
+
+    attributes = traitlets.Dict(help="[value, count] pairs by name").tag(sync=True)
+    where = traitlets.Dict(help="in the language of imgsearch.filters").tag(sync=True)
 
 
 class QueryPicture(Widget):

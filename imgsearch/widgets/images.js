@@ -10,7 +10,7 @@ function render({ model, el }) {
   const grid = createGrid(el, {
     draggable: picks,
     onPick: picks ? send("pick") : (key) => viewer.update({ current: key }),
-    onOpen: model.get("opens") ? (key) => viewer.update({ current: key }) : undefined,
+    onOpen: (key) => viewer.update({ current: key }),
     onMore: () => model.send({ type: "more" }),
     onSelect: (keys) => {
       model.set("selected", keys);

@@ -215,6 +215,16 @@ class Panel(ipw.VBox):
         button.on_click(lambda _: self.attempt(pressed))
         return button
 
+    def on_enter(self, field: ipw.Text, entered: Callable[[str], None]) -> None:
+        """Call a function with the text of a field when Enter is pressed in it."""
+        field.continuous_update = True  # else the text would arrive after the key
+
+        def receive(_: object, content: object, __: object) -> None:
+            if isinstance(content, dict) and content.get("event") == "submit":
+                self.attempt(entered, field.value.strip())
+
+        field.on_msg(receive)
+
     def watch(self, widget: ipw.Widget, changed: Callable[[], None], trait: str = "value") -> None:
         """Call a function whenever a widget changes, but not for :meth:`set_options`."""
 

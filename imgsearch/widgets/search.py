@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import io
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ import numpy as np
 from IPython import get_ipython
 from traitlets.log import get_logger
 
-from imgsearch import config, images, plots
+from imgsearch import config, hits, images, plots
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
@@ -27,7 +28,7 @@ from imgsearch.errors import (
 from imgsearch.gallery import Gallery
 from imgsearch.hits import Hit, Hits, Image
 from imgsearch.images import Box
-from imgsearch.io import absolute, csv_text
+from imgsearch.io import absolute
 from imgsearch.widgets import first_steps, image_grid, panel
 from imgsearch.widgets.formatting import counted, format_seconds
 
@@ -110,9 +111,8 @@ class SearchPanel(panel.Panel):
         self.hits: Hits | None = None
         self.query: Query | None = None
         self._history: list[Query] = []
-        self._turn, self._keys = 0, itertools.count()
+        self._turn = 0
         self._shown: dict[str, Hit | Image] = {}
-        self._total = 0
         self._build()
         self.submit(lambda: self._open(collection), "Opening the collection …")
 
@@ -127,26 +127,45 @@ class SearchPanel(panel.Panel):
         self.back = self.button("Back", self._back, "Back to the previous search")
         self.browse = self.button("All images", self._browse, "Show the collection's images")
         self.itself = panel.checkbox("Show the query among its results")
-        self.save_hits = self.button("Download CSV", self._save_hits, "The results as a table")
-        self.save_grid = self.button("Download PNG", self._save_grid, "The query and its results")
         self.title, self.details = ipw.HTML(), ipw.HTML()
-        self.grid = image_grid.Grid(picks=True)
+        self.filters = image_grid.FilterBar()
+        self.grid = image_grid.Grid(picks=True, selecting="" if self.confined else "marks")
         self.grid.on("pick", lambda key: self.attempt(self._pick, key))
         self.grid.on("open", lambda key: self.attempt(self._show_original, key))
         self.grid.on("more", lambda: self.attempt(self._more))
         self.watch(self.collection, self._collection_changed)
         self.watch(self.itself, self._again)
+        self.watch(self.filters, self._filter_changed, "where")
+        self.watch(self.grid, self._show_actions, "selected")
+
+        self.export = ipw.ToggleButton(description="Export", tooltip="Tag, download or copy images")
+        self.watch(self.export, self._show_actions)
+        self.chosen = ipw.HTML()
+        self.tag = panel.text_field("Tag", "a tag, or name = value")
+        self.on_enter(self.tag, self._add_tag)
+        self.save_csv = self.button("CSV", lambda: self._save("csv"), "Download as a table")
+        self.save_parquet = self.button("Parquet", lambda: self._save("parquet"), "Download")
+        self.save_grid = self.button("PNG", self._save_grid, "Download the query and its results")
+        self.folder = panel.text_field("Copy to", "/folder")
+        self.on_enter(self.folder, self._copy)
+        self._actions = panel.row(
+            self.chosen, self.tag, self.save_csv, self.save_parquet, self.save_grid, self.folder
+        )
 
         self.first_steps = first_steps.FirstSteps(self, self._open, confined=self.confined)
-        self._tools = panel.row(
-            *(self.collection, self.refresh, self.back, self.browse),
-            *(self.save_hits, self.save_grid),
-        )
+        self._tools = panel.row(self.collection, self.refresh, self.back, self.browse, self.export)
         self._content = panel.columns(
-            [self.picture], [self.title, self.itself, self.grid, self.details]
+            [self.picture],
+            [
+                panel.row(self.title, self.itself),
+                *(self.filters, self._actions, self.grid, self.details),
+            ],
         )
         self.fill(self._tools, self.status, self.first_steps, self._content)
         panel.set_visible(self.first_steps, self._tools, self._content, visible=False)
+        # A visitor could learn names of folders from what a filter finds.
+        panel.set_visible(self.filters, self.export, visible=not self.confined)
+        self._show_actions()
         self._enable_buttons()
 
     def __repr__(self) -> str:
@@ -207,7 +226,16 @@ class SearchPanel(panel.Panel):
         if self.query is not None:
             self.search(replace(self.query, box=tuple(map(int, box)) if box else None))
 
+    def _filter_changed(self) -> None:
+        if self.hits is None:
+            self._browse()
+        else:
+            self._again()
+
     def _collection_changed(self) -> None:
+        self._muted.add(self.filters)
+        self.filters.where = {}
+        self._muted.discard(self.filters)
         if self.query is None or isinstance(self.query.source, Image):
             self._history.clear()
             self.query = self.hits = None
@@ -217,14 +245,18 @@ class SearchPanel(panel.Panel):
         self.submit(lambda: self._open(self.collection.value), "Looking for collections …")
 
     def _browse(self) -> None:
-        self.submit(partial(self._show_stored, self._next_turn()))
+        self.submit(partial(self._show_stored, self._next_turn(), self.page))
 
     def _more(self) -> None:
-        if self.hits is None:
-            self.submit(partial(self._show_stored, self._turn, more=True))
-        elif self.query is not None:
-            query, top_k = self.query, len(self.hits) + self.page
-            self._search(lambda: query, top_k)
+        self._show_again(len(self._shown) + self.page)
+
+    def _show_again(self, n: int) -> None:
+        """Show the same as before, up to `n` images of it."""
+        query = self.query
+        if self.hits is None or query is None:
+            self.submit(partial(self._show_stored, self._next_turn(), n))
+        else:
+            self._search(lambda: query, n)
 
     def _save_grid(self) -> None:
         query, hits = self.query, self.hits
@@ -239,16 +271,57 @@ class SearchPanel(panel.Panel):
 
         self.submit(work, "Drawing …", disable=[self.save_grid])
 
-    def _save_hits(self) -> None:
-        if self.hits is not None:
-            rows = []
-            for hit in self.hits:
-                path = printable(Path(hit.path).name if self.confined else hit.path)
-                row = hit._asdict() | {"score": f"{hit.score:.6f}", "path": path}
-                del row["paths"]
-                rows.append(row)
-            self.grid.download("search.csv", "text/csv", csv_text(rows).encode())
-            self.status.show("Downloaded search.csv.", "good")
+    def _chosen(self) -> list[Hit | Image]:
+        """The selected images, or all that are shown."""
+        selected = set(self.grid.selected) or self._shown
+        return [image for key, image in self._shown.items() if key in selected]
+
+    def _show_actions(self) -> None:
+        n, shown = len(self.grid.selected), len(self._shown)
+        text = f"{n:,} selected" if n else f"All {shown:,} shown"
+        self.chosen.value = panel.facts(text)
+        panel.set_visible(self._actions, visible=bool(n) or self.export.value)
+
+    def _save(self, kind: str) -> None:
+        table = hits.table(chosen := self._chosen(), chosen[0]._fields if chosen else ["path"])
+        table["path"] = table["path"].map(printable)
+        if kind == "csv":
+            data = table.to_csv(index=False).encode()
+        else:
+            for name, column in table.items():
+                if column.dropna().map(type).nunique() > 1:  # a column of Parquet has one type
+                    table[name] = column.map(json.dumps, na_action="ignore")
+            table.to_parquet(buffer := io.BytesIO(), index=False)
+            data = buffer.getvalue()
+        self.grid.download(f"images.{kind}", "application/octet-stream", data)
+        self.status.show(f"Downloaded images.{kind}: {counted(len(chosen), 'row')}.", "good")
+
+    def _copy(self, folder: str) -> None:
+        chosen = self._chosen()
+
+        def work() -> None:
+            copies = hits.copy_files(chosen, folder)
+            self.status.show(f"Copied {counted(len(copies), 'file')} to {folder}.", "good")
+
+        self.submit(work, f"Copying {counted(len(chosen), 'file')} …")
+
+    def _add_tag(self, text: str) -> None:
+        chosen, (name, equals, value) = self._chosen(), map(str.strip, text.partition("="))
+        if not text:
+            return
+        if equals:
+            changes = {image.image_id: {name: _value(value)} for image in chosen}
+        else:
+            changes = {image.image_id: {"tags": _with_tag(image, text)} for image in chosen}
+
+        def work() -> None:
+            n = self._gallery().set_attributes(changes, key="image_id")
+            self._list_attributes(self._gallery())
+            self._show_again(len(self._shown))
+            self.submit(lambda: self.status.show(f"Tagged {counted(n, 'file')}.", "good"))
+
+        self.tag.value = ""
+        self.submit(work, "Tagging …")
 
     # ------------------------------------------------------------ background jobs
 
@@ -276,33 +349,50 @@ class SearchPanel(panel.Panel):
         """Show a collection that was opened, or what it has for the query."""
         gallery = self._gallery()
         self.remember(gallery.name)
-        self._total = gallery.count().images
+        self._list_attributes(gallery)
         if self.hits is None:
-            self._show_stored(self._next_turn())
+            self._show_stored(self._next_turn(), self.page)
         else:
             self._again()
         panel.start_thread(partial(_load_encoder, gallery), "imgsearch-encoder")
 
-    def _show_stored(self, turn: int, more: bool = False) -> None:
-        gallery = self._gallery()
-        shown = self._shown if more else {}
-        rows = gallery.browse(len(shown), self.page)
-        items = {str(next(self._keys)): row for row in rows}
-        tiles = [self._tile(key, row, "Search with") for key, row in items.items()]
+    def _list_attributes(self, gallery: Gallery) -> None:
+        found = gallery.metadata.attribute_values(gallery.name)
+        self.filters.attributes = {name: list(map(list, pairs)) for name, pairs in found.items()}
+
+    @property
+    def _where(self) -> dict | None:
+        return None if self.confined else self.filters.where or None
+
+    def _show_stored(self, turn: int, n: int) -> None:
+        gallery, where = self._gallery(), self._where
+        counts = gallery.metadata.count(gallery.name, where=where)
+        shown = {}
+        for image in gallery.browse(limit=n, where=where):
+            at = f"-{image.paths.index(image.path)}" if len(image.paths) > 1 else ""
+            shown[f"{image.image_id}{at}"] = image
+        tiles = [self._tile(key, image, "Search with") for key, image in shown.items()]
         if turn != self._turn:
             return
-        self._shown = shown | items
         self.hits = None
-        left = self._total - len(self._shown) if len(rows) == self.page else 0
-        with self.grid.hold_sync():
-            self.grid.items = [*self.grid.items, *tiles] if more else tiles
-            self.grid.label = "Images of the collection"
-            self.grid.summary = counted(self._total, "image")
-            self.grid.legend = "Click one to search with it"
-            self.grid.more = f"Show {min(left, self.page):,} more" if left > 0 else ""
+        summary = f"{counted(counts.images, 'image')}{' found' if where else ''}"
+        self._show_tiles(shown, tiles, counts.paths - len(shown), summary)
+        self.grid.label, self.grid.legend = (
+            "Images of the collection",
+            "Click one to search with it",
+        )
         self.title.value = self.details.value = ""
+        panel.set_visible(self.itself, visible=False)
         self._enable_buttons()
         self.status.show("")
+
+    def _show_tiles(self, shown: dict, tiles: list[dict], left: int, summary: str) -> None:
+        self._shown = shown
+        with self.grid.hold_sync():
+            self.grid.items, self.grid.summary = tiles, summary
+            self.grid.selected = [key for key in self.grid.selected if key in shown]
+            self.grid.more = f"Show {min(left, self.page):,} more" if left > 0 else ""
+        self._show_actions()
 
     def _tile(self, key: str, image: Hit | Image, action: str) -> dict:
         return image_grid.tile(key, image, action, path=not self.confined)
@@ -313,12 +403,13 @@ class SearchPanel(panel.Panel):
         def work() -> None:
             if turn != self._turn:  # a later search is waiting already
                 return
-            query, gallery = make(), self._gallery()
+            query, gallery, where = make(), self._gallery(), self._where
             hits = gallery.search(
                 query.source,
                 min(top_k or self.page, self.limit),
                 box=query.box,
                 exclude=() if self.itself.value else {query.image_id},
+                where=where,
             )
             tiles = [
                 self._tile(
@@ -328,24 +419,22 @@ class SearchPanel(panel.Panel):
                 )
                 for hit in hits
             ]
-            stored = bool(gallery.metadata.by_id(gallery.name, [query.image_id]))
+            known = gallery.count().images if hits.matched is None else hits.matched
+            held = _holds(gallery, query.image_id, where)
             if turn == self._turn:
-                self._show(query, hits, tiles, stored)
+                self._show(query, hits, tiles, known, held)
                 if not top_k:
                     self.grid.reveal()
 
         self.submit(work, "Searching …")
 
-    def _show(self, query: Query, hits: Hits, tiles: list[dict], stored: bool) -> None:
-        self._shown = {str(hit.image_id): hit for hit in hits}
-        known = self._total - (stored and not self.itself.value)
-        more = min(self.page, known - len(hits), self.limit - len(hits))
-        with self.grid.hold_sync():
-            self.grid.items = tiles
-            self.grid.label = "Results, best first"
-            self.grid.summary = f"{len(hits):,} of {counted(known, 'image')}"
-            self.grid.legend = LEGEND
-            self.grid.more = f"Show {more:,} more" if more > 0 else ""
+    def _show(self, query: Query, hits: Hits, tiles: list[dict], known: int, held: bool) -> None:
+        known -= held and not self.itself.value
+        left = min(known, self.limit) - len(hits)
+        matching = "matching " if self._where else ""
+        summary = f"{len(hits):,} of {counted(known, f'{matching}image')}"
+        self._show_tiles({str(hit.image_id): hit for hit in hits}, tiles, left, summary)
+        self.grid.label, self.grid.legend = "Results, best first", LEGEND
         same = self.query is not None and self.query.source is query.source
         if self._history and same and self._history[-1].box is not None and query.box is not None:
             self._history[-1] = query  # a box that is being adjusted is one step
@@ -360,9 +449,9 @@ class SearchPanel(panel.Panel):
         part = "a part of " if query.box else ""
         self.title.value = panel.heading(f"Similar to {part}{query.name}")
         self.details.value = panel.details(self._facts(query, hits))
-        panel.set_visible(self.itself, visible=stored)
+        panel.set_visible(self.itself, visible=held)
         self._enable_buttons()
-        self.status.show("" if hits else "The collection holds no other image.")
+        self.status.show("" if hits else "There is no other image to compare with.")
 
     def _show_query(self, query: Query, same: bool) -> None:
         with self.picture.hold_sync():
@@ -378,9 +467,7 @@ class SearchPanel(panel.Panel):
 
     def _enable_buttons(self) -> None:
         self.back.disabled = len(self._history) < 2
-        self.save_grid.disabled = self.save_hits.disabled = self.hits is None
-        if self.hits is None:
-            panel.set_visible(self.itself, visible=False)
+        self.save_grid.disabled = self.hits is None
 
     def _facts(self, query: Query, hits: Hits) -> str:
         encoder, seconds = hits.encoder, hits.seconds
@@ -393,7 +480,8 @@ class SearchPanel(panel.Panel):
             f"Encoder {printable(name)} ({encoder['dim']} dimensions, "
             f"fingerprint {encoder['fingerprint']}) · index {hits.index_spec} · "
             f"{encode} · "
-            f"vector search {format_seconds(seconds['vectors'])} · "
+            f"vector search {format_seconds(seconds['vectors'])}"
+            f"{f' ({hits.way})' if hits.way else ''} · "
             f"metadata {format_seconds(seconds['metadata'])}"
         )
 
@@ -406,6 +494,31 @@ def _query_of(source: bytes | Path | Image, name: str = "") -> Query:
     name = name or printable(Path(str(source)).name)
     info = images.probe(data, path=name)
     return Query(name, info.image_id, info.width, info.height, data)
+
+
+def _holds(gallery: Gallery, image_id: int, where: dict | None) -> bool:
+    """Whether an image is among those that fulfil a filter."""
+    rows = gallery.metadata.by_id(gallery.name, [image_id]).get(image_id, ())
+    if not rows or where is None:
+        return bool(rows)
+    both = {"and": [where, {"path": [row.path for row in rows]}]}
+    return gallery.metadata.count(gallery.name, where=both).images > 0
+
+
+def _value(text: str) -> str | int | float | bool | None:
+    """What is meant by the value of an attribute; nothing removes it."""
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text or None
+
+
+def _with_tag(image: Hit | Image, tag: str) -> list:
+    tags = image.attributes.get("tags", [])
+    tags = tags if isinstance(tags, list) else [tags]
+    return tags if tag in tags else [*tags, tag]
 
 
 def _size(query: Query) -> int:

@@ -28,6 +28,9 @@ def draw(*box):
 def type_path(text):
     panel.picture._handle_custom_msg({"type": "text", "text": text}, [])
 
+def press_enter(field):
+    field._handle_custom_msg({"event": "submit"}, [])
+
 def names():
     return [item["name"] for item in panel.grid.items]
 
@@ -199,19 +202,66 @@ def test_a_path_is_searched_with_and_a_wrong_one_is_told(search, photos, tmp_pat
         assert "Unexpected error" not in search("", "panel.status.text")
 
 
-def test_results_are_saved_and_originals_opened(uploaded):
-    uploaded("sent.clear(); panel.save_hits.click()")
-    name, head, lines = uploaded(
-        "text = sent[-1][1][0].decode()",
-        "[sent[-1][0]['name'], text.splitlines()[0], len(text.splitlines())]",
+def test_results_are_saved_and_originals_opened(uploaded, tmp_path):
+    uploaded("import io, pandas; sent.clear(); panel.save_csv.click()")
+    name, columns, rows = uploaded(
+        "table = pandas.read_csv(io.BytesIO(sent[-1][1][0]))",
+        "[sent[-1][0]['name'], list(table)[:6], len(table)]",
     )
-    assert (name, head, lines) == ("search.csv", "rank,score,image_id,path,width,height", 12)
+    assert (name, rows) == ("images.csv", 11)
+    assert columns == ["rank", "score", "image_id", "path", "width", "height"]
+    uploaded("panel.grid.selected = [item['key'] for item in panel.grid.items[1:3]]")
+    assert uploaded("", "[visible(panel._actions), '2 selected' in panel.chosen.value]") == [
+        True, True,
+    ]  # fmt: skip
+    ranks = uploaded(
+        "panel.save_parquet.click(); table = pandas.read_parquet(io.BytesIO(sent[-1][1][0]))",
+        "list(map(int, table['rank']))",
+    )
+    assert ranks == [2, 3]
+    copied = uploaded(
+        f"panel.folder.value = {str(tmp_path)!r}; press_enter(panel.folder)",
+        "[names()[1:3], panel.status.text]",
+    )
+    assert sorted(copied[0]) == sorted(path.name for path in tmp_path.iterdir())
+    assert copied[1] == f"Copied 2 files to {tmp_path}."
     png = uploaded("panel.save_grid.click()", "[sent[-1][0]['name'], sent[-1][1][0][:4].hex()]")
     assert png == ["search.png", "89504e47"]
     shown = uploaded("click(0, 'open')", "[sent[-1][0], panel.grid.items[0]['key']]")
     assert shown[0]["key"] == shown[1]
     assert shown[0]["mime"] == "image/png"
     assert shown[0]["note"].startswith("300 × 200 pixels, PNG, ")
+
+
+def test_images_are_tagged_and_found_by_their_tags(uploaded):
+    uploaded("panel.browse.click(); panel.grid.selected = []")
+    uploaded(
+        "panel.grid.selected = [item['key'] for item in panel.grid.items[4:8]]\n"
+        "panel.tag.value = 'odd'; press_enter(panel.tag); panel.wait(100)\n"
+        "panel.tag.value = 'odd'; press_enter(panel.tag); panel.wait(100)\n"
+        "panel.grid.selected = panel.grid.selected[:2]\n"
+        "panel.tag.value = 'stars = 3'; press_enter(panel.tag)"
+    )
+    assert uploaded("", "panel.status.text") == "Tagged 2 files."
+    assert uploaded("", "panel.filters.attributes") == {"stars": [[3, 2]], "tags": [["odd", 4]]}
+    assert uploaded("", "panel.grid.items[4]['facts']") == [["tags", "odd"], ["stars", "3"]]
+    found = uploaded("panel.filters.where = {'tags': ['odd']}", "[names(), panel.grid.summary]")
+    assert found == [["04.png", "05.png", "06.png", "07.png"], "4 images found"]
+    found = uploaded("click(0)", "[sorted(names()), panel.grid.summary, panel.grid.more]")
+    assert found == [["05.png", "06.png", "07.png"], "3 of 3 matching images", ""]
+    both = "{'tags': ['odd'], 'stars': {'exists': False}}"
+    found = uploaded(f"panel.filters.where = {both}", "[sorted(names()), panel.grid.summary]")
+    assert found == [["06.png", "07.png"], "2 of 2 matching images"]
+    wrong = uploaded("panel.filters.where = {'width': {'prefix': 'a'}}", "panel.status.text")
+    assert "width" in wrong
+    uploaded(
+        "panel.filters.where = {}; panel.wait(100); panel.browse.click(); panel.wait(100)\n"
+        "panel.grid.selected = []; panel.export.value = True\n"
+        "for text in ('tags =', 'stars ='):\n"
+        "    panel.tag.value = text; press_enter(panel.tag); panel.wait(100)\n"
+        "panel.export.value = False"
+    )
+    assert uploaded("", "[panel.filters.attributes, len(names())]") == [{}, 12]
 
 
 def test_a_result_whose_file_is_gone_is_a_tile_that_says_so(uploaded, photos):
