@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
@@ -89,14 +90,20 @@ def ingest_folder(
     prune: bool = False,
     limit: int | None = None,
     shard: str | None = None,
+    attributes: str | dict[str, Any] | None = None,
+    from_folders: bool = False,
     output_dir: str = "output",
 ) -> IngestReport:
-    """Run ``ingest.ipynb`` without a panel; write ``ingest.json``, or one report per shard."""
+    """Run ``ingest.ipynb`` without a panel; write ``ingest.json``, or one report per shard.
+
+    `attributes` is the path of a CSV file, or attributes that every image gets. With
+    `from_folders`, the name of its folder becomes the attribute ``label`` of an image.
+    """
     # Papermill's command line cannot pass None; an empty text means the same.
     options = {name: None if value == "" else value for name, value in locals().items()}
     del options["output_dir"]
     # On stderr, notebooks show the bar as if it were an error.
-    with tqdm(unit=" files", file=sys.stdout, mininterval=1.0, leave=False) as bar:
+    with tqdm(unit=" files", file=sys.stdout, mininterval=1.0, delay=0.5, leave=False) as bar:
 
         def advance(report: IngestReport) -> None:
             bar.total = report.total
@@ -115,21 +122,23 @@ def search_image(
     top_k: int = 10,
     box: tuple[int, int, int, int] | None = None,
     exclude_query: bool = True,
+    where: dict[str, Any] | None = None,
     output_dir: str = "output",
 ) -> Hits:
     """Run ``search.ipynb`` without a panel; write ``search.png`` and ``search.json``.
 
-    With `exclude_query`, the query is not among its own results.
+    With `exclude_query`, the query is not among its own results. `where` is a filter.
     """
     query = absolute(query_path)
     data = images.read(query)
     itself = [images.probe(data, path=query).image_id] if exclude_query else ()
     with Gallery.open(collection or None) as gallery:
-        hits = gallery.search(data, top_k, box=box, exclude=itself)
+        hits = gallery.search(data, top_k, where=where, box=box, exclude=itself)
     title = f"Similar to {query.name}, in {hits.collection}"
     figure = plots.result_grid(query, hits, box=box, title=title)
     grid = write_figure(Path(output_dir) / "search.png", figure)
-    content = {"query": str(query), "box": box, "grid": str(grid)} | hits.to_dict()
+    about = {"query": str(query), "box": box, "where": where, "grid": str(grid)}
+    content = about | hits.to_dict()
     write_json(Path(output_dir) / "search.json", content)
     return hits
 

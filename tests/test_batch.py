@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,18 @@ def test_reports_are_written_and_say_what_was_done(photos, tmp_path):
     assert found["hits"][0]["path"] == query
     assert isinstance(found["hits"][0]["image_id"], str)
     assert (made / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_are_labelled_and_filtered(photos, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("name,label\n1.png,cat\n2.png,cat\n")
+    options = {"encoder": "resnet18@random:0", "output_dir": str(tmp_path)}
+    batch.ingest_folder(str(photos), attributes=str(table), **options)
+    where = {"label": "cat"}
+    batch.search_image(str(photos / "3.png"), where=where, output_dir=str(tmp_path))
+    found = json.loads((tmp_path / "search.json").read_text())
+    assert sorted(Path(hit["path"]).name for hit in found["hits"]) == ["1.png", "2.png"]
+    assert found["where"] == where
 
 
 def test_shards_have_reports_of_their_own(photos, tmp_path):

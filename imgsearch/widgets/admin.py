@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from functools import partial
 
@@ -17,6 +18,11 @@ from imgsearch.widgets.formatting import counted, format_age, format_bytes, form
 
 PAGE = 40
 """Images on a page."""
+
+ATTRIBUTES = (
+    'As JSON, such as {"label": "cat", "tags": ["indoor", "blurred"], "rating": 4}. Shown is what '
+    "all selected images have in common; what you take out is removed."
+)
 
 POLL = 1.5
 """Seconds between two looks at the ingests of all processes."""
@@ -47,6 +53,7 @@ class AdminPanel(panel.Panel):
         self.repaired: Repair | None = None
         self._wanted = collection
         self._rows: list[ImageRow] = []
+        self._common: dict[str, object] = {}
         self._polling: threading.Event | None = None
         self._build()
         self._refresh()
@@ -65,6 +72,10 @@ class AdminPanel(panel.Panel):
         self.keep = self.button("Cancel", lambda: self._ask_to_delete(False))
         self.grid = image_grid.Grid(size=110, selecting="tiles", label="Images of the collection")
         self.grid.on("open", lambda key: self.attempt(self._show_original, key))
+
+        self.attributes = panel.text_field("Attributes", width="480px")
+        self.set_attributes = self.button("Set", self._set_attributes, "For the selected images")
+        self.about_attributes = ipw.HTML()
 
         self.files = panel.checkbox("Also check image files")
         self.verify = self.button("Verify", self._verify, "Changes nothing", "primary")
@@ -96,6 +107,8 @@ class AdminPanel(panel.Panel):
                 "Browse": [
                     panel.row(self.find, self.pager),
                     panel.row(self.delete, self.really_delete, self.keep),
+                    panel.row(self.attributes, self.set_attributes),
+                    self.about_attributes,
                     panel.column("imgsearch-tall", self.grid),
                 ],
                 "Verify and repair": [
@@ -119,7 +132,7 @@ class AdminPanel(panel.Panel):
             self.tabs,
         )
         self.watch(self.collection, self._collection_changed)
-        self.watch(self.grid, lambda: self._ask_to_delete(False), "selected")
+        self.watch(self.grid, self._selection_changed, "selected")
         self._buttons = [
             *(self.refresh, self.collection, self.verify, self.repair, self.really_repair),
             *(self.export, self.import_, self.drop, self.really_delete),
@@ -198,11 +211,47 @@ class AdminPanel(panel.Panel):
             self.pager.position.value = "The metadata store does not know this collection."
         self.grid.selected = []
         self.grid.items = image_grid.tiles(self._rows, "Select")
-        self._ask_to_delete(False)
+        self._selection_changed()
 
     def _show_original(self, key: str) -> None:
         path = self._rows[int(key)].path
         self.submit(lambda: self.grid.show_original(key, path))
+
+    def _selected(self) -> list[ImageRow]:
+        return [self._rows[int(key)] for key in self.grid.selected]
+
+    def _selection_changed(self) -> None:
+        """Show the attributes that all selected images have in common."""
+        self._ask_to_delete(False)
+        rows = self._selected()
+        first = rows[0].attributes if rows else {}
+        self._common = {
+            name: value
+            for name, value in first.items()
+            if all(row.attributes.get(name) == value for row in rows)
+        }
+        text = json.dumps(self._common, ensure_ascii=False) if self._common else ""
+        self.attributes.value = text
+        self.attributes.disabled = self.set_attributes.disabled = not rows
+        hint = ATTRIBUTES if rows else "Select images to see and set their attributes."
+        self.about_attributes.value = panel.facts(hint)
+
+    def _set_attributes(self) -> None:
+        try:
+            given = json.loads(self.attributes.value or "{}")
+        except ValueError:
+            given = None
+        if not isinstance(given, dict):
+            raise ConfigError("Attributes", 'type names and values as JSON: {"label": "cat"}')
+        change = dict.fromkeys(self._common) | given  # what was taken out is removed
+        name, paths = self.collection.value, [row.path for row in self._selected()]
+
+        def work() -> None:
+            n = self.gallery(name).set_attributes(dict.fromkeys(paths, change), key="path")
+            self._show_page()
+            self.status.show(f"Set the attributes of {counted(n, 'file')}.", "good")
+
+        self._submit(work, "Setting attributes …")
 
     def _ask_to_delete(self, ask: bool) -> None:
         n = len(self.grid.selected)
@@ -213,7 +262,7 @@ class AdminPanel(panel.Panel):
         panel.set_visible(self.delete, visible=not ask)
 
     def _delete(self) -> None:
-        paths = [self._rows[int(key)].path for key in self.grid.selected]
+        paths = [row.path for row in self._selected()]
         name = self.collection.value
 
         def work() -> None:

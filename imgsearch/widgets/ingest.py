@@ -28,6 +28,9 @@ COUNTED = 20_000
 """Files of a folder that are counted before the ingest."""
 
 
+TABLE = "Has a column path, name or image_id; every other column becomes an attribute of the image."
+
+
 class IngestPanel(panel.Panel):
     """Ingest a folder of images into a collection, and see what failed and why.
 
@@ -64,7 +67,8 @@ class IngestPanel(panel.Panel):
         self._folders: dict[str, str] = {}
         self._proposed = self._found = ""
         self._build(collection or "")
-        self.submit(lambda: self._open(encoder or "", image_dir))
+        self.submit(lambda: self._open(encoder or ""))
+        self.folder.path.value = image_dir
 
     def _build(self, collection: str) -> None:
         self.folder = FolderChooser(self, self._folder_chosen)
@@ -81,6 +85,12 @@ class IngestPanel(panel.Panel):
             "Name or path", "timm:NAME, clip:NAME, or /folder/name.onnx"
         )
         self.about_encoder = ipw.HTML()
+        self.labels = ipw.Dropdown(
+            description="Labels",
+            options=[("none", ""), ("names of the folders", "folders"), ("a CSV file", "table")],
+        )
+        self.table = panel.text_field("CSV file", "/folder/labels.csv")
+        self.about_table = ipw.HTML(panel.facts(TABLE))
         self.recursive = panel.checkbox("Include subfolders", True)
         self.prune = panel.checkbox("Remove missing files")
         self.batch_size = ipw.BoundedIntText(32, min=1, max=1024, description="Batch size")
@@ -104,6 +114,8 @@ class IngestPanel(panel.Panel):
                 [
                     panel.row(self.collection, self.encoder, self.other_encoder),
                     self.about_encoder,
+                    panel.row(self.labels, self.table),
+                    self.about_table,
                     panel.row(self.batch_size, self.recursive, self.prune),
                     panel.row(self.start, self.stop),
                     *(self.status, self.bar, self.progress),
@@ -116,10 +128,14 @@ class IngestPanel(panel.Panel):
             self.below,
         )
         panel.set_visible(
-            *(self.bar, self.save_failures, self.search, self.other_encoder), visible=False
+            *(self.bar, self.save_failures, self.search, self.other_encoder),
+            *(self.table, self.about_table),
+            visible=False,
         )
         self.watch(self.collection, self._choice_changed)
         self.watch(self.encoder, self._choice_changed)
+        self.watch(self.labels, self._labels_changed)
+        self.watch(self.table, self._clear_error)
         self.watch(self.recursive, lambda: self._folder_chosen(self.folder.value))
 
     def close(self) -> None:
@@ -130,14 +146,13 @@ class IngestPanel(panel.Panel):
 
     # ------------------------------------------------------------ choices
 
-    def _open(self, encoder: str, image_dir: str) -> None:
+    def _open(self, encoder: str) -> None:
         wanted = encoder or self._default_encoder()
         if wanted in [name for _, name in self.encoder.options]:
             self.encoder.value = wanted
         else:
             self.encoder.value, self.other_encoder.value = "", wanted
         self._list()
-        self.folder.path.value = image_dir
         panel.set_visible(self.first_steps, visible=not self._collections)
 
     def _default_encoder(self) -> str:
@@ -185,6 +200,11 @@ class IngestPanel(panel.Panel):
             text = next((_about(e) for e in list_encoders() if e.name == self.encoder.value), "")
         self.about_encoder.value = panel.facts(text)
 
+    def _labels_changed(self) -> None:
+        self._clear_error()
+        from_table = self.labels.value == "table"
+        panel.set_visible(self.table, self.about_table, visible=from_table)
+
     def _clear_error(self) -> None:
         if self.status.kind == "bad":
             self.status.show("")
@@ -201,12 +221,17 @@ class IngestPanel(panel.Panel):
         encoder = self.encoder.value or self.other_encoder.value.strip()
         if name not in self._collections and not encoder:
             raise ConfigError("Name or path", "type the name of a timm model, or an ONNX file")
+        table = self.table.value.strip() if self.labels.value == "table" else None
+        if table == "":
+            raise ConfigError("CSV file", "type the path of the file with the labels")
         folder, started = self.folder.value, datetime.now(UTC)
         options = {
             "encoder": None if name in self._collections else encoder,
             "recursive": self.recursive.value,
             "prune": self.prune.value,
             "batch_size": self.batch_size.value,
+            "attributes": table,
+            "from_folders": self.labels.value == "folders",
         }
         self.report = None
         self.failures.value = self.sheet_title.value = self.progress.value = ""

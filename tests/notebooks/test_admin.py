@@ -89,6 +89,23 @@ def test_images_are_found_chosen_and_deleted_after_asking(admin, scratch):
     assert len(list(scratch.iterdir())) == 6
 
 
+def test_attributes_of_selected_images_are_shown_and_set(admin, scratch):
+    select = "panel.grid.set_state({'selected': ['1', '4']})\n"
+    admin(select + 'panel.attributes.value = \'{"label": "cat"}\'; panel.set_attributes.click()')
+    assert admin("", "panel.status.text") == "Set the attributes of 2 files."
+    admin(
+        "panel.grid.set_state({'selected': ['4']})\n"
+        'panel.attributes.value = \'{"label": "cat", "rating": 4}\'; panel.set_attributes.click()'
+    )
+    assert admin(select, "panel.attributes.value") == '{"label": "cat"}'  # what both have
+    admin("panel.attributes.value = ''; panel.set_attributes.click()")
+    rows = "[row.attributes for row in panel._rows if row.attributes]"
+    assert admin("", rows) == [{"rating": 4}]
+    wrong = select + "panel.attributes.value = 'cat'; panel.set_attributes.click()"
+    assert admin(wrong, "panel.status.kind") == "bad"
+    assert "as JSON" in admin("", "panel.status.text")
+
+
 def test_damage_is_found_explained_and_repaired(admin, scratch):
     assert admin("panel.verify.click()", "panel.verification.sound") is True
     admin(

@@ -65,6 +65,18 @@ def test_a_collection_is_named_after_its_folder(ingest, tmp_path):
     assert ingest(other + choose, "panel.collection.value") == "other"
 
 
+@pytest.mark.parametrize("labels", ["folders", "table"])
+def test_images_get_labels(ingest, tmp_path, labels):
+    for i, kind in enumerate(("cats", "dogs")):
+        paint(tmp_path / "animals" / kind / f"{i}.png", 300 + i)
+    table = tmp_path / "labels.csv"
+    table.write_text("name,label\n0.png,cats\n1.png,dogs\n")
+    more = f"panel.labels.value = {labels!r}; panel.table.value = {str(table)!r}"
+    ingest(_start(tmp_path / "animals", f"animals_{labels}", more))
+    found = "panel.metadata.attribute_values(panel.report.collection)['label']"
+    assert sorted(ingest("panel.labels.value = ''", found)) == [["cats", 1], ["dogs", 1]]
+
+
 def test_the_encoder_is_chosen_for_a_new_collection_only(ingest):
     hidden = "'imgsearch-hidden' in panel.encoder._dom_classes"
     assert ingest("panel.collection.value = 'new'", hidden) is False
