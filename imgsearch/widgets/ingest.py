@@ -389,7 +389,7 @@ def needs_download(encoder: str, settings: config.Settings) -> bool:
 
 
 def _label(entry: Entry) -> str:
-    return entry.name
+    return f"{entry.name} ({entry.download / 1e6:,.0f} MB)" if entry.download else entry.name
 
 
 def _about(entry: Entry) -> str:

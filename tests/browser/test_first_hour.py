@@ -121,8 +121,9 @@ def violations(page, axe) -> Callable[[], list]:
         found = []
         for theme in ("JupyterLab Dark", "JupyterLab Light"):
             page.get_by_role("menuitem", name="Settings", exact=True).click()
-            page.get_by_role("menuitem", name="Theme", exact=True).click()
-            page.get_by_role("menuitemcheckbox", name=theme, exact=True).click()
+            labels = page.locator(".lm-Menu-itemLabel")
+            labels.get_by_text("Theme", exact=True).click()
+            labels.get_by_text(theme, exact=True).click()
             page.locator(f'body[data-jp-theme-name="{theme}"]').wait_for()
             found += axe(page)
         return found
