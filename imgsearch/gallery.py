@@ -29,6 +29,8 @@ from imgsearch.filters import FIELDS, parse
 from imgsearch.hits import Hits, Image, hit_of, image_of, with_attributes
 from imgsearch.images import Box
 from imgsearch.ingestion import IngestReport
+from imgsearch.pipeline import Embedded
+from imgsearch.queries import combine
 from imgsearch.sources import Source, Stored
 from imgsearch.stores import filtered
 from imgsearch.stores.filtered import Answer
@@ -358,10 +360,15 @@ class Gallery(Collection):
 
     def search(
         self,
-        query: Source | Iterable[Source],
+        query: Source | Iterable[Source] | None = None,
         top_k: int = 10,
         *,
+        text: str | None = None,
+        like: Source | Iterable[Source] = (),
+        unlike: Source | Iterable[Source] = (),
+        weights: Mapping[str, float] | None = None,
         where: Where = None,
+        include_examples: bool = False,
         box: Box | None = None,
         exclude: Iterable[Stored | int | str | Path] = (),
         search_params: Mapping[str, int] | None = None,
@@ -374,13 +381,22 @@ class Gallery(Collection):
             A picture; or a stored image (its image_id, a result, or an :class:`Image`), whose
             vector is then used; or a vector, float of shape ``(dim,)``. A list or another
             iterable of queries is encoded and searched in one go, which is faster than one
-            after the other.
+            after the other. May be left out where there is a text or something to be like.
         top_k : int
             Maximum number of hits.
+        text : str, optional
+            Words, for an encoder with a text tower.
+        like, unlike : as `query`
+            Examples of what is looked for, and counter-examples.
+        weights : mapping of str to float, optional
+            Weights of ``"query"`` and ``"text"`` (1), ``"like"`` (0.75) and ``"unlike"``
+            (0.15); see :meth:`query_vectors`.
         where : dict, optional
             Only images of which a file fulfils this filter, such as
             ``{"label": ["cat", "dog"], "width": {">=": 800}}``; ``docs/filters.md`` describes
             filters.
+        include_examples : bool
+            Whether examples and counter-examples may be among the hits.
         box : tuple of int, optional
             Left, upper, right, lower in pixels of the upright image: search
             with this part of it.
@@ -402,37 +418,98 @@ class Gallery(Collection):
         ImageNotFound
             The collection does not hold an image_id, or an image to exclude.
         ConfigError
-            `top_k` is below 1, or exceeds 16,384 together with `exclude`; a vector
-            has another dimension; or the filter cannot be used.
+            `top_k` is below 1, or exceeds 16,384 together with what is left out; a vector has
+            another dimension; the filter or the weights cannot be used; or there is no query.
+        EncoderError
+            The encoder has no text tower, or does not know a word.
         StoreError
             A store failed.
         """
-        excluded = {self._id(one) for one in exclude}
-        most = max(0, MAX_TOP_K - len(excluded))
+        excluded, queries = {self._id(one) for one in exclude}, sources.several(query)
+        like, unlike = sources.listed(like), sources.listed(unlike)
+        left_out = len(excluded) + (0 if include_examples else len(like) + len(unlike))
+        most = max(0, MAX_TOP_K - left_out)
         if not 1 <= top_k <= most:
-            also = f" besides {len(excluded)} excluded images" if excluded else ""
+            also = f" besides {left_out} excluded images" if left_out else ""
             raise ConfigError("top_k", f"is {top_k}; ask for at least 1 and at most {most}{also}")
-        queries, among = sources.several(query), None
-        if parse(where) is not None:
-            among = self.metadata.matching(self.name, where)
-        found = self._search(
-            [query] if queries is None else queries, top_k, box, excluded, among, search_params
-        )
+        among = None if parse(where) is None else self.metadata.matching(self.name, where)
+        start = time.perf_counter()
+        vectors, examples = self.query_vectors(
+            [query] if queries is None and query is not None else queries,
+            text=text, like=like, unlike=unlike, weights=weights, box=box,
+        )  # fmt: skip
+        excluded |= set() if include_examples else examples
+        found = self._search(vectors, top_k, excluded, among, search_params, start)
         return found[0] if queries is None else found
+
+    def query_vectors(
+        self,
+        queries: Sequence[Source] | None = None,
+        *,
+        text: str | None = None,
+        like: Source | Iterable[Source] = (),
+        unlike: Source | Iterable[Source] = (),
+        weights: Mapping[str, float] | None = None,
+        box: Box | None = None,
+    ) -> tuple[np.ndarray, set[int]]:
+        r"""Make the vectors that :meth:`search` searches with.
+
+        A query of several parts is a weighted sum of unit vectors, by Rocchio's formula with
+        the picture :math:`q_0`, the text :math:`t`, examples L and counter-examples U:
+
+        .. math:: q = \alpha\,(q_0 + t) + \frac{\beta}{|L|} \sum_{v \in L} v
+                  - \frac{\gamma}{|U|} \sum_{v \in U} v
+
+        See Rocchio: Relevance feedback in information retrieval, in Salton (ed.): The SMART
+        Retrieval System, 1971; the weights 1, 0.75 and 0.15 are those of Manning, Raghavan,
+        Schütze: Introduction to Information Retrieval, 2008, section 9.1.1.
+
+        Parameters
+        ----------
+        queries : sequence, optional
+            Pictures, stored images or vectors, each a query that has the other parts as well.
+        text, like, unlike, weights, box
+            As for :meth:`search`.
+
+        Returns
+        -------
+        vectors : numpy.ndarray
+            float32, shape ``(n, dim)``, one for each of `queries`, or one if there are none.
+        examples : set of int
+            Ids of the examples and counter-examples.
+
+        Raises
+        ------
+        ImageError, ImageNotFound, ConfigError, EncoderError, StoreError
+            As for :meth:`search`.
+        """
+        like, unlike = sources.listed(like), sources.listed(unlike)
+        if box is not None and queries is None:
+            raise ConfigError("box", "is a part of the query's picture, and there is none")
+        given, _ = self._embed(list(queries or ()), box)
+        if text is None and not like and not unlike and queries is not None:
+            return given, set()
+        examples, ids = self._embed([*like, *unlike], None)
+        parts = {
+            "text": () if text is None else self.encoder.encode_text([text]),
+            "like": examples[: len(like)],
+            "unlike": examples[len(like) :],
+        }
+        pictures = [()] if queries is None else given[:, None]
+        combined = [combine({"query": one, **parts}, weights) for one in pictures]
+        return np.array(combined, np.float32).reshape(-1, self.row.dim), ids
 
     def _search(
         self,
-        queries: list[Source],
+        vectors: np.ndarray,
         top_k: int,
-        box: Box | None,
         excluded: set[int],
         among: np.ndarray | None,
         params: Mapping[str, int] | None,
+        start: float,
     ) -> list[Hits]:
-        start = time.perf_counter()
-        vectors = self._embed(queries, box)
         encoded = time.perf_counter()
-        spent, wanted, todo = 0.0, top_k + len(excluded), list(range(len(queries)))
+        spent, wanted, todo = 0.0, top_k + len(excluded), list(range(len(vectors)))
         answers: dict[int, list[tuple[int, float]]] = {}
         ways: dict[int, str | None] = {}
         stored: dict[int, list[ImageRow]] = {}
@@ -456,7 +533,7 @@ class Gallery(Collection):
             "metadata": spent,
             "total": end - start,
         }
-        seconds = {step: time / max(1, len(queries)) for step, time in times.items()}
+        seconds = {step: time / max(1, len(vectors)) for step, time in times.items()}
         encoder = self.describe_encoder()
         return [
             Hits(
@@ -471,11 +548,11 @@ class Gallery(Collection):
                 None if among is None else len(among),
                 ways[number],
             )
-            for number in range(len(queries))
+            for number in range(len(vectors))
         ]
 
-    def _embed(self, queries: list[Source], box: Box | None) -> np.ndarray:
-        """Vectors of queries of any kind, float32 (n, dim)."""
+    def _embed(self, queries: list[Source], box: Box | None) -> tuple[np.ndarray, set[int]]:
+        """Vectors of queries of any kind, float32 (n, dim), and the ids that they have."""
         vectors = np.zeros((len(queries), self.row.dim), np.float32)
         pictures: dict[int, Source] = {}
         stored: dict[int, int] = {}
@@ -505,11 +582,12 @@ class Gallery(Collection):
                 pictures[number] = queries[number].path
             else:
                 raise ImageNotFound(self.name, image_id)
-        for number, vector in zip(
-            pictures, self._encode(list(pictures.values()), box), strict=True
-        ):
-            vectors[number] = vector
-        return vectors
+        ids = set(stored.values())
+        encoded = self._encode(list(pictures.values()), box)
+        for number, one in zip(pictures, encoded, strict=True):
+            vectors[number] = one.vector
+            ids |= {one.info.image_id} if one.info else set()
+        return vectors, ids
 
     def _stored_vectors(self, ids: Iterable[int]) -> dict[int, np.ndarray]:
         ids = sorted(set(ids))
@@ -519,7 +597,7 @@ class Gallery(Collection):
             return {}
         return dict(zip(map(int, found), vectors, strict=True))
 
-    def _encode(self, pictures: list[Source], box: Box | None) -> list[np.ndarray]:
+    def _encode(self, pictures: list[Source], box: Box | None) -> list[Embedded]:
         if not pictures:
             return []
         pipeline = self.pipeline
@@ -536,7 +614,7 @@ class Gallery(Collection):
         for result in results:
             if isinstance(result, ImageError):
                 raise result
-        return [result.vector for result in results]
+        return results
 
     def _search_vectors(
         self,

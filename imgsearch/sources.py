@@ -46,6 +46,12 @@ def several(given: object) -> list | None:
     return list(given) if isinstance(given, Iterable) else None
 
 
+def listed(given: object) -> list:
+    """Sources as a list, also a single one."""
+    found = several(given)
+    return [given] if found is None else found
+
+
 def stored_id(source: object) -> int | None:
     """Id of a stored image; None for any other source."""
     if isinstance(source, Stored):

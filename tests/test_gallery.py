@@ -17,6 +17,8 @@ from imgsearch.errors import (
 )
 from imgsearch.gallery import Gallery, list_galleries
 from imgsearch.pipeline import Pipeline
+from imgsearch.queries import combine
+from imgsearch.stores.vectors import MAX_TOP_K
 from tests.helpers import paint, rows_and_vectors
 
 
@@ -189,6 +191,47 @@ def test_a_list_of_queries_gives_what_each_query_gives_alone(gallery, photos):
     assert [hits[0].image_id for hits in gallery.search(vectors)] == ids.tolist()
     assert [hits[0].image_id for hits in gallery.search(gallery)] == ids.tolist()
     assert gallery.search([]) == []
+
+
+def test_a_query_of_several_parts_is_searched_without_its_examples(gallery, photos):
+    gallery.add(photos)
+    photos = sorted(photos.iterdir())
+    a, b, c, d = (gallery[path] for path in photos[:4])
+    vector = dict(zip(*gallery.embeddings(), strict=True))
+    parts = {"query": [vector[a.image_id]], "like": [vector[b.image_id], vector[c.image_id]]}
+    expected = combine(parts | {"unlike": [vector[d.image_id]]}, {"unlike": 0.5})
+    asked = {"like": [photos[1], c], "unlike": d.image_id, "weights": {"unlike": 0.5}}
+    (found,), examples = gallery.query_vectors([a], **asked)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert examples == {b.image_id, c.image_id, d.image_id}
+    hits = gallery.search(a, len(photos), **asked)
+    assert {hit.image_id for hit in hits} == set(vector) - examples
+    again = gallery.search(a, len(photos), include_examples=True, **asked)
+    scores = {i: float(v @ expected) for i, v in vector.items()}
+    assert {hit.image_id: hit.score for hit in again} == pytest.approx(scores, abs=1e-5)
+    assert next(hit for hit in again if hit.image_id not in examples).score == hits[0].score
+
+
+def test_each_query_of_a_list_has_the_other_parts_as_well(gallery, photos):
+    gallery.add(photos)
+    photos = sorted(photos.iterdir())
+    together = gallery.search(photos[:2], 3, like=photos[2], unlike=[photos[3]])
+    alone = [gallery.search(path, 3, like=[photos[2]], unlike=photos[3]) for path in photos[:2]]
+    for one, other in zip(together, alone, strict=True):
+        assert [hit.image_id for hit in one] == [hit.image_id for hit in other]
+
+
+def test_what_makes_no_query_is_refused(gallery, photos):
+    gallery.add(photos)
+    photos = sorted(photos.iterdir())
+    with pytest.raises(ConfigError, match="give a picture, a text or something to be like"):
+        gallery.search()
+    with pytest.raises(ConfigError, match="give a picture, a text or something to be like"):
+        gallery.search(unlike=photos[0])
+    with pytest.raises(ConfigError, match="is a part of the query's picture"):
+        gallery.search(like=photos[0], box=(0, 0, 5, 5))
+    with pytest.raises(ConfigError, match="besides 2 excluded images"):
+        gallery.search(like=photos[:2], top_k=MAX_TOP_K - 1)
 
 
 def test_a_gallery_is_a_container_of_images(gallery, photos):
