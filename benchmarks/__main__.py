@@ -16,6 +16,7 @@ from benchmarks import common
 
 PARTS = [
     "encode", "ingest", "search", "batches", "filters", "start", "scale", "judging", "server",
+    "words", "feedback",
 ]  # fmt: skip
 
 

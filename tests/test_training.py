@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from imgsearch.encoders import mini
-from training import distil, pictures, students, teacher
+from imgsearch.encoders import mini, mini_words
+from training import distil, pictures, students, teacher, wordnet, words
 
 
 class TinyTeacher(nn.Module):
@@ -178,3 +178,72 @@ def test_agreement_of_neighbours():
     shared, correlation = distil.agreement(vectors, rng.permutation(vectors))
     assert shared < 0.35
     assert abs(correlation) < 0.1
+
+
+NOUN_FILES = {
+    "data.noun": """  1 This line is a part of the licence.
+00000001 03 n 01 entity 0 000 | everything
+00000002 05 n 02 animal 0 beast 0 001 @ 00000001 n 0000 | lives
+00000003 05 n 01 dog 0 001 @ 00000002 n 0000 | barks
+00000004 05 n 01 beagle 0 001 @ 00000003 n 0000 | a dog
+00000005 05 n 02 pug 0 pug-dog 0 001 @ 00000003 n 0000 | a dog
+00000006 06 n 01 crane 0 001 @ 00000001 n 0000 | lifts
+00000007 05 n 01 crane 1 001 @ 00000002 n 0000 | flies
+00000008 18 n 01 person 0 001 @ 00000001 n 0000 | thinks
+00000009 18 n 01 diver 0 001 @ 00000008 n 0000 | dives
+00000010 18 n 01 scuba_diver 0 001 @ 00000009 n 0000 | dives with air
+""",
+    "index.noun": """  1 This line is a part of the licence.
+animal n 1 1 @ 1 1 00000002
+beagle n 1 1 @ 1 0 00000004
+beast n 1 1 @ 1 0 00000002
+crane n 2 1 @ 2 0 00000006 00000007
+diver n 1 1 @ 1 0 00000009
+dog n 1 1 @ 1 1 00000003
+entity n 1 0 1 0 00000001
+person n 1 1 @ 1 1 00000008
+pug n 1 1 @ 1 0 00000005
+pug-dog n 1 1 @ 1 0 00000005
+scuba_diver n 1 1 @ 1 0 00000010
+""",
+}
+
+
+def test_words_are_classes_and_their_kinds_but_not_people(tmp_path, monkeypatch):
+    for name, text in NOUN_FILES.items():
+        (tmp_path / name).write_text(text)
+    nouns = wordnet.read(tmp_path)
+    monkeypatch.setattr(words, "ANIMALS", 3)
+    monkeypatch.setattr(words, "ALIASES", {"hound": ["beagle", "pug"]})
+    labels = ["beagle", "pug, pug-dog", "crane", "crane", "scuba diver"]
+    names, members = words.vocabulary(labels, nouns, coverage=0.01)
+    assert {name: members[row] for name, row in names.items()} == {
+        "beagle": (0,), "pug": (1,), "pug dog": (1,), "crane": (3,), "scuba diver": (4,),
+        "dog": (0, 1), "hound": (0, 1),
+    }  # fmt: skip
+    few, _ = words.vocabulary(labels, nouns, coverage=1.1)
+    assert "dog" not in few
+    with pytest.raises(SystemExit, match="no synset for class 0, 'unicorn'"):
+        words.vocabulary(["unicorn"], nouns, coverage=0.01)
+
+
+def test_directions_rank_by_the_teacher_s_probability_among_things():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((400, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    logits = np.zeros((400, words.ANIMALS + 4))
+    logits[:, 0] = 50  # an animal that hides every thing
+    logits[:, words.ANIMALS] = 4 * vectors[:, 3]
+    (direction,) = words.fit(vectors, logits, [(words.ANIMALS,)], 1e-4)
+    assert direction.argmax() == 3
+    assert direction[3] / np.linalg.norm(direction) > 0.95
+
+
+def test_packed_words_are_read_as_they_were(tmp_path, monkeypatch):
+    directions = np.random.default_rng(0).standard_normal((2, 8))
+    content = words.packed({"cat": 1, "tom cat": 1, "dog": 0}, directions)
+    (tmp_path / "words.npz").write_bytes(content)
+    monkeypatch.setattr(mini_words, "SHA256", hashlib.sha256(content).hexdigest())
+    read = mini_words.Words.load(tmp_path / "words.npz")
+    expected = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    np.testing.assert_allclose(read.encode(["dogs", "tom cat"]), expected, atol=0.01)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from imgsearch.encoders import weights as files
 from imgsearch.encoders.backends import TorchModel
 from imgsearch.encoders.base import Preprocessing
+from imgsearch.encoders.mini_words import known_words
 from imgsearch.errors import ConfigError, WeightsError
 
 DIM = 256
@@ -39,6 +41,8 @@ FEATURES = 1280
 class MiniModel(TorchModel):
     """``mini``."""
 
+    text = True
+
     @classmethod
     def load(cls, name: str, weights: str | None, home: Path) -> MiniModel:
         """Build the network and load the bundled weights."""
@@ -49,6 +53,10 @@ class MiniModel(TorchModel):
         network, state = build(), files.read_state(FILE)
         files.load_state(network, state, name)
         return cls(name, DIM, PREPROCESSING, files.digest(state), network=network)
+
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        """Return the directions of known words; EncoderError for any other."""
+        return known_words().encode(texts)
 
 
 def build() -> MiniNet:

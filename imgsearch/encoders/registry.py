@@ -99,7 +99,8 @@ _entries: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry("mini", "mini", "imgsearch.encoders.mini:MiniModel", "Apache-2.0", 256, 160, "", None,
-              "Small, fast on a CPU and part of the package; good for a first look."),
+              "Small, fast on a CPU and part of the package; good for a first look, and for text "
+              "queries of single words.", text=True),
         _RESNET("resnet18", "resnet18", dim=512, download=47_000_000,
                 purpose="The smallest ResNet; a fast baseline."),
         _RESNET("resnet34", "resnet34", dim=512, download=87_000_000,

@@ -1,0 +1,96 @@
+"""The words that ``mini`` understands, each as a direction among its image vectors.
+
+Made by ``training/words.py``; ``docs/mini-encoder.md`` describes how, and the limits.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from imgsearch.encoders import weights as files
+from imgsearch.errors import EncoderError, WeightsError
+
+FILE = Path(__file__).parent / "mini_words.npz"
+SHA256 = "eabf1353ecff0d9e78586cb0c85ff1b02e9bbee35f729f5312b1b9a587a994e5"
+IGNORED = re.compile(
+    r"an?|the|and|or|of|in|on|at|by|with|near|some|(photo|photograph|picture|image)s?"
+)
+_LONGEST = 6  # tokens of a name
+_PLURALS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
+
+
+class Words:
+    """Directions of `dim` numbers by name: names are as :func:`tokens` gives them, joined."""
+
+    def __init__(self, rows: dict[str, int], directions: np.ndarray):
+        self.directions, self.names = directions, list(rows)
+        joined = {name.replace(" ", ""): row for name, row in rows.items()}
+        self._rows = joined | rows  # "pottedplant" is "potted plant"
+
+    @classmethod
+    def load(cls, file: Path = FILE) -> Words:
+        """Read the bundled file."""
+        if files.file_digest(file) != SHA256:
+            raise WeightsError("mini", f"{file} is damaged: install imgsearch again")
+        with np.load(io.BytesIO(file.read_bytes())) as archive:
+            names = archive["names"].tobytes().decode("ascii").split("\n")
+            rows = dict(zip(names, archive["rows"].tolist(), strict=True))
+            directions = archive["directions"].astype(np.float32)
+        return cls(rows, directions / np.linalg.norm(directions, axis=1, keepdims=True))
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Mean direction of the known words of each text: float32 (n, dim), of length 1."""
+        means = [self.directions[list(self._parse(text))].mean(axis=0) for text in texts]
+        vectors = np.array(means, np.float32).reshape(len(texts), self.directions.shape[1])
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def _parse(self, text: str) -> Iterator[int]:
+        """Rows of the longest names that a text consists of; any other word is an error."""
+        left, found = tokens(text), 0
+        while left:
+            for length in range(min(_LONGEST, len(left)), 0, -1):
+                row = self._row(" ".join(left[:length]))
+                if row is not None:
+                    yield row
+                    found += 1
+                    break
+            else:
+                length = 1
+                if not IGNORED.fullmatch(left[0]):
+                    raise EncoderError("mini", self._unknown(left[0], text))
+            left = left[length:]
+        if not found:
+            raise EncoderError("mini", f"finds no word to search for in {text[:80]!r}")
+
+    def _row(self, name: str) -> int | None:
+        singulars = (name.removesuffix(s) + one for s, one in _PLURALS if name.endswith(s))
+        known = (self._rows.get(form) for form in (name, *singulars))
+        return next((row for row in known if row is not None), None)
+
+    def _unknown(self, word: str, text: str) -> str:
+        parts = [name for name in self.names if word in name.split()]
+        near = difflib.get_close_matches(word, self.names, n=5, cutoff=0.6)
+        offered = ", ".join(dict.fromkeys([*near, *parts][:8])) or "animal, vehicle, furniture"
+        return (
+            f"does not know the word {word[:40]!r} in {text[:80]!r}; the nearest that it knows "
+            f"are {offered}. It knows the objects of ImageNet and their kinds: for free text "
+            "use an encoder such as clip:PE-Core-B-16"
+        )
+
+
+@functools.cache
+def known_words() -> Words:
+    """The bundled words, read once."""
+    return Words.load()
+
+
+def tokens(text: str) -> list[str]:
+    """Words of a text in lower case, without apostrophes and punctuation."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"['’]", "", text.casefold()))
