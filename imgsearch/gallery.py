@@ -480,8 +480,10 @@ class Gallery(Collection):
 
         Raises
         ------
-        ImageError, ImageNotFound, ConfigError, EncoderError, StoreError
+        ImageError, ImageNotFound, EncoderError, StoreError
             As for :meth:`search`.
+        ConfigError
+            As for :meth:`search`, or there is a box without a picture.
         """
         like, unlike = sources.listed(like), sources.listed(unlike)
         if box is not None and queries is None:
