@@ -14,11 +14,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -35,8 +35,13 @@ from imgsearch.stores.sql import Database
 QUIET = timedelta(minutes=2)
 """A running ingest that has not updated its row for so long is stale."""
 
+REMEMBERED = 8
+"""Filters whose images are remembered."""
+
 _AT_ONCE = 500  # values in one IN (...)
 _SLICE = 4  # first bytes of the keys that one statement for a whole collection changes
+
+T = TypeVar("T")
 
 
 class ImageRow(NamedTuple):
@@ -141,6 +146,7 @@ class MetadataStore:
     def __init__(self, settings: Settings):
         self._sql = Database(settings)
         self.where = self._sql.where
+        self._matching: dict[tuple[int, str], tuple[Any, np.ndarray]] = {}
 
     @classmethod
     def open(cls, settings: Settings) -> MetadataStore:
@@ -244,7 +250,7 @@ class MetadataStore:
             _set_attributes(link, number, given, replace=False)
 
         if ordered:
-            self._sql.write(work)
+            self._write(number, work)
 
     def _upsert(self) -> Any:
         query = sqlite.insert(images) if self._sql.sqlite else mysql.insert(images)
@@ -297,8 +303,8 @@ class MetadataStore:
         checked = {_key(path): check_attributes(change) for path, change in given.items()}
         with self.exclusive(collection):
             number = self._id(collection)
-            return self._sql.write(
-                lambda link: _set_attributes(link, number, checked, replace=replace)
+            return self._write(
+                number, lambda link: _set_attributes(link, number, checked, replace=replace)
             )
 
     def _change(self, number: int, changes: Sequence[Any], paths: Iterable[str]) -> None:
@@ -310,7 +316,7 @@ class MetadataStore:
                 for change in changes:
                     link.execute(_of(change, number, change.table.c.path_key.in_(keys)))
 
-        self._sql.write(work)
+        self._write(number, work)
 
     def _change_all(self, number: int, change: Any) -> None:
         """Change all rows of a collection, a part at a time.
@@ -320,7 +326,19 @@ class MetadataStore:
         for first in range(0, 256, _SLICE):
             last = bytes([first + _SLICE - 1]) + b"\xff" * 31
             part = _of(change, number, change.table.c.path_key.between(bytes([first]), last))
-            self._sql.write(lambda link, part=part: link.execute(part))
+            self._write(number, lambda link, part=part: link.execute(part))
+
+    def _write(self, number: int, work: Callable[[sa.Connection], T]) -> T:
+        """Change images of a collection in one transaction, which gives it another revision."""
+        next_one = sa.update(collections).where(collections.c.id == number)
+        next_one = next_one.values(revision=collections.c.revision + 1)
+
+        def whole(link: sa.Connection) -> T:
+            done = work(link)
+            link.execute(next_one)
+            return done
+
+        return self._sql.write(whole)
 
     # ------------------------------------------------------------ queries of images
 
@@ -398,16 +416,29 @@ class MetadataStore:
         rows = self._select(collection, condition, images.c.image_id)
         return np.unique(np.asarray([row.image_id for row in rows], np.int64))
 
-    def matching(self, collection: str, where: Mapping[str, Any] | Filter) -> np.ndarray:
+    def matching(self, collection: str | int, where: Mapping[str, Any] | Filter) -> np.ndarray:
         """Ids of the ready images that fulfil a filter: int64, ascending, each once.
 
-        An image that is stored under several paths fulfils it if one of them does.
+        An image that is stored under several paths fulfils it if one of them does. The answer
+        is remembered until something changes, and cannot be written to.
         """
-        query = sa.select(images.c.image_id).where(*self._ready(collection, where))
-        rows = self._sql.read(query.distinct())
-        return np.sort(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+        number, where = self._id(collection), parse(where)
+        revision = self._sql.read(
+            sa.select(collections.c.revision).where(collections.c.id == number)
+        )
+        key = number, repr(where)  # 1 and True are equal, but not the same filter
+        known, ids = self._matching.pop(key, (None, None))
+        if known is None or known != revision:
+            query = sa.select(images.c.image_id).where(*self._ready(number, where))
+            rows = self._sql.read(query.distinct())
+            ids = np.sort(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+            ids.setflags(write=False)
+        self._matching[key] = revision, ids
+        for oldest in list(self._matching)[:-REMEMBERED]:
+            self._matching.pop(oldest, None)
+        return ids
 
-    def _ready(self, collection: str, where: Mapping[str, Any] | Filter | None) -> list[Any]:
+    def _ready(self, collection: str | int, where: Mapping[str, Any] | Filter | None) -> list[Any]:
         """Conditions of the ready rows that fulfil a filter."""
         number, where = self._id(collection), parse(where)
         found = [images.c.collection_id == number, images.c.state == "ready"]

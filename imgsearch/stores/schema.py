@@ -79,6 +79,8 @@ collections = sa.Table(
     sa.Column("dim", sa.Integer, nullable=False),
     sa.Column("vector_index", sa.String(255), key="index", nullable=False),
     sa.Column("created_at", _Time, nullable=False, default=_now),
+    # Counts the changes of its images, so that what was read of them can be remembered.
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
     **_options,
 )
@@ -104,8 +106,12 @@ images = sa.Table(
     sa.Column("orientation", sa.Integer),
     sa.Column("has_gps", sa.Boolean),
     sa.Column("attributes", _Attributes),
-    sa.Index("imgsearch_images_by_id", "collection_id", "image_id"),
     **_options,
+)
+# The last two columns are what a filter needs, so that it reads the index only.
+_images_by_id = sa.Index(
+    "imgsearch_images_by_id",
+    *(images.c[name] for name in ("collection_id", "image_id", "state", "path_key")),
 )
 attributes = sa.Table(
     "imgsearch_attributes",
@@ -156,12 +162,15 @@ def _index_runs_by_collection(link: sa.Connection) -> None:
 
 def _add_attributes(link: sa.Connection) -> None:
     """Version 3: attributes, and what filters need to know about a file."""
-    there = {column["name"] for column in sa.inspect(link).get_columns(images.name)}
-    for column in images.c:
-        if column.name not in there:
-            added = sa.schema.CreateColumn(column).compile(dialect=link.dialect)
-            link.exec_driver_sql(f"ALTER TABLE {images.name} ADD COLUMN {added}")
+    for table in (collections, images):
+        there = {column["name"] for column in sa.inspect(link).get_columns(table.name)}
+        for column in table.c:
+            if column.name not in there:
+                added = sa.schema.CreateColumn(column).compile(dialect=link.dialect)
+                link.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {added}")
     attributes.create(link, checkfirst=True)
+    _images_by_id.drop(link, checkfirst=True)
+    _images_by_id.create(link)
 
 
 MIGRATIONS = {2: _index_runs_by_collection, 3: _add_attributes}

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from imgsearch.stores.attributes import decode, encode
+from imgsearch.stores.metadata import MetadataStore
 from tests.conftest import ROOT
 from tests.guarantees.common import rounds
 from tests.stores.test_metadata import ODD_PATHS, ROW, config, row, store  # noqa: F401
@@ -229,6 +230,36 @@ def test_bytes_sort_as_values_do_and_come_back():
         assert decode(encode(value)) == value
         assert kind(decode(encode(value))) == kind(value)
     assert len({encode(v) for v in ("1", 1, True, "true", "")}) == 5
+
+
+def test_a_remembered_answer_is_forgotten_with_every_change(store, config):  # noqa: F811
+    store.create_collection(ROW)
+    found = lambda: store.matching("c", {"label": "cat"}).tolist()  # noqa: E731
+    cat = {"label": "cat"}
+    with MetadataStore.open(config) as other:  # as another process
+
+        def each_time(change, expected):
+            change()
+            assert found() == expected == found()
+
+        assert found() == []
+        each_time(lambda: other.prepare("c", [row("/1", 1, attributes=cat), row("/2", 2)]), [])
+        each_time(lambda: other.commit("c", ["/1", "/2"]), [1])
+        each_time(lambda: store.set_attributes("c", {"/2": cat}), [1, 2])
+        each_time(lambda: other.set_attributes("c", {"/1": {"label": None}}), [2])
+        each_time(lambda: other.prepare("c", [row("/2", 3)]), [])
+        each_time(lambda: other.commit("c", ["/2"]), [3])
+        each_time(lambda: store.mark_deleting("c", ["/2"]), [])
+        each_time(lambda: other.remove("c", ["/2"]), [])
+    store.set_attributes("c", {"/1": {"n": True}})
+    assert [store.matching("c", {"n": n}).tolist() for n in (1, True, 1.0)] == [[], [1], []]
+    ids = store.matching("c", {"label": {"exists": False}})
+    assert ids.tolist() == [1]
+    with pytest.raises(ValueError, match="read-only"):
+        ids[0] = 5
+    for i in range(20):
+        store.matching("c", {"n": i})
+    assert len(store._matching) == 8
 
 
 def test_attributes_are_merged_replaced_and_removed(store):  # noqa: F811

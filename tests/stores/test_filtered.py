@@ -63,6 +63,7 @@ def test_a_search_among_some_ids_finds_the_nearest_of_them(filled, count):
 def test_a_filter_that_has_nothing_in_common_with_the_query_loses_nothing(filled, monkeypatch):
     store, name, ids, points = filled
     monkeypatch.setattr(filtered, "FEW", 50)
+    monkeypatch.setattr(filtered, "LAST", 20)
     queries, far = points[:OF_A_KIND:20], ids[15 * OF_A_KIND :]
     found = filtered.search(store, name, queries, 10, far)
     assert_exact(found, queries, ids, points, far, 10)
@@ -76,6 +77,7 @@ def test_a_filter_that_has_nothing_in_common_with_the_query_loses_nothing(filled
 def test_queries_of_one_call_may_take_different_ways(filled, monkeypatch):
     store, name, ids, points = filled
     monkeypatch.setattr(filtered, "FEW", 50)
+    monkeypatch.setattr(filtered, "LAST", 20)
     queries, near = points[[0, 1_999, 50]], ids[:200]
     found = filtered.search(store, name, queries, 10, near)
     assert_exact(found, queries, ids, points, near, 10)
@@ -100,6 +102,7 @@ def test_what_was_just_written_and_deleted_counts(store, collection):
     points = np.eye(DIM, dtype=np.float32)
     store.upsert(collection, np.arange(DIM), points)
     store.delete(collection, [1])
+    assert store.count(collection) == DIM - 1
     found = filtered.search(store, collection, points[:1], 10, np.array([0, 1, 2]))
     assert_exact(found, points[:1], np.arange(DIM), points, [0, 2], 10)
     store.drop(collection)
