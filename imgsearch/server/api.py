@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
@@ -25,6 +27,7 @@ from imgsearch.server.limits import MAX_BODY
 from imgsearch.server.schemas import (
     About,
     CollectionInfo,
+    Filtered,
     FoundPicture,
     ImageId,
     IngestInfo,
@@ -34,9 +37,11 @@ from imgsearch.server.schemas import (
     QueryInfo,
     SearchAnswer,
     SearchRequest,
+    Value,
+    parsed,
 )
 from imgsearch.server.security import admin_only
-from imgsearch.server.service import Plan, Use
+from imgsearch.server.service import Plan, Service, Use
 
 router = APIRouter(prefix="/api/v1", tags=["imgsearch"])
 ADMIN = [Depends(admin_only)]
@@ -46,6 +51,7 @@ POLL = 0.25
 Name = Annotated[str, InPath(pattern=f"^{COLLECTION_NAME.pattern}$", examples=["photos"])]
 Id = Annotated[ImageId, InPath()]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
+Where = Annotated[str | None, Query(max_length=10_000, examples=['{"label": "cat"}'])]
 
 
 @router.get("")
@@ -69,13 +75,14 @@ def about(request: Request, service: Use) -> About:
 @router.get("/collections")
 def collections(service: Use) -> list[CollectionInfo]:
     """List the collections."""
-    return [_collection(service.gallery(row.name)) for row in service.metadata.collections()]
+    rows = service.metadata.collections()
+    return [_collection(service, service.gallery(row.name)) for row in rows]
 
 
 @router.get("/collections/{name}")
 def collection(name: Name, service: Use) -> CollectionInfo:
     """Describe a collection."""
-    return _collection(service.gallery(name))
+    return _collection(service, service.gallery(name))
 
 
 @router.delete("/collections/{name}", status_code=204, dependencies=ADMIN)
@@ -84,7 +91,7 @@ def drop(name: Name, service: Use) -> None:
     service.gallery(name).drop()
 
 
-def _collection(gallery: Gallery) -> CollectionInfo:
+def _collection(service: Service, gallery: Gallery) -> CollectionInfo:
     row, counts = gallery.row, gallery.count()
     return CollectionInfo(
         name=row.name,
@@ -92,10 +99,19 @@ def _collection(gallery: Gallery) -> CollectionInfo:
         paths=counts.paths,
         encoder=Path(row.encoder).name,
         dim=row.dim,
-        text=False,
+        text=service.reads_text(row),
         index=row.index,
         created_at=row.created_at,
     )
+
+
+@router.get("/collections/{name}/attributes")
+def attributes(name: Name, service: Use) -> dict[str, list[Value]]:
+    """List the values of each attribute, those of most files first."""
+    return {
+        attribute: [Value(value=value, count=count) for value, count in values]
+        for attribute, values in service.metadata.attribute_values(name).items()
+    }
 
 
 # ------------------------------------------------------------ images
@@ -108,11 +124,16 @@ def browse(
     service: Use,
     offset: Offset = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    where: Where = None,
 ) -> Page:
     """List stored images, sorted by path."""
-    found = service.gallery(name).browse(offset, limit + 1)
-    more = offset + limit if len(found) > limit else None
-    return Page(items=[_details(request, name, image) for image in found[:limit]], next=more)
+    test = _admitted(request, None if where is None else parsed(Filtered, where.encode()).root)
+    found = service.gallery(name).browse(offset, limit + 1, where=test)
+    return Page(
+        items=[_details(request, name, image) for image in found[:limit]],
+        next=offset + limit if len(found) > limit else None,
+        total=service.metadata.count(name, where=test).images,
+    )
 
 
 @router.post("/collections/{name}/images", status_code=201, dependencies=ADMIN)
@@ -153,6 +174,13 @@ async def original(request: Request, name: Name, image_id: Id, service: Use) -> 
     return await pictures.answer(request, f"{image_id}", make, service.decoding)
 
 
+def _admitted(request: Request, where: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a filter; a visitor could learn the names of folders by one on paths."""
+    if not request.state.admin and re.search(r'"(path|folder)":', json.dumps(where)):
+        raise HTTPException(403, "Only the administrator may filter by path or folder.")
+    return where
+
+
 def _picture(request: Request, name: str, image: Image | Hit) -> dict:
     """Fields of a Picture."""
     address = f"/api/v1/collections/{name}/images/{image.image_id}"
@@ -168,7 +196,12 @@ def _picture(request: Request, name: str, image: Image | Hit) -> dict:
 
 
 def _details(request: Request, name: str, image: Image) -> PictureDetails:
-    about = {"format": image.format, "size": image.size, "added_at": image.added_at}
+    about = {
+        "format": image.format,
+        "size": image.size,
+        "added_at": image.added_at,
+        "attributes": image.attributes,
+    }
     return PictureDetails(**_picture(request, name, image), **about)
 
 
@@ -209,7 +242,9 @@ async def search(request: Request, name: Name, asked: SearchRequest, service: Us
     if len(given) != 1:
         raise HTTPException(422, "Give exactly one of image_id, query_id and text.")
     query = service.query(asked.query_id) if asked.query_id is not None else given[0]
-    plan = Plan(name, asked.offset + asked.limit, asked.box, exclude=tuple(asked.exclude))
+    where = _admitted(request, asked.where)
+    where = None if where is None else json.dumps(where)
+    plan = Plan(name, asked.offset + asked.limit, asked.box, where, tuple(asked.exclude))
     hits = await service.search(plan, query)
     return SearchAnswer(
         hits=[
@@ -217,8 +252,8 @@ async def search(request: Request, name: Name, asked: SearchRequest, service: Us
             for hit in hits[asked.offset :]
         ],
         next=asked.offset + asked.limit if len(hits) == plan.top_k else None,
-        matched=None,
-        way=None,
+        matched=hits.matched,
+        way=hits.way,
         seconds=hits.seconds,
     )
 

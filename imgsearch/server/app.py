@@ -107,7 +107,7 @@ def _add_pages(app: FastAPI, metrics: Metrics) -> None:
         """Metrics for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    files = StaticFiles(packages=[("imgsearch.server", "static")])
+    files = StaticFiles(packages=[("imgsearch.server", "static"), ("imgsearch", "static")])
     app.mount("/static", files, "static")
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -32,6 +32,7 @@ class PictureDetails(Picture):
     format: str = Field(examples=["JPEG"])
     size: int = Field(description="bytes")
     added_at: datetime | None
+    attributes: dict[str, Any]
 
 
 class Page(BaseModel):
@@ -39,6 +40,11 @@ class Page(BaseModel):
 
     items: list[PictureDetails]
     next: int | None = Field(description="offset of the next page, null after the last")
+    total: int = Field(description="images of the collection, or those that fulfil the filter")
+
+
+class Filtered(RootModel[dict[str, Any]]):
+    """A filter, as in Gallery.search."""
 
 
 class CollectionInfo(BaseModel):

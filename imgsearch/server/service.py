@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -21,9 +22,11 @@ from fastapi import Depends, HTTPException, Request
 from imgsearch import images
 from imgsearch.config import Settings
 from imgsearch.encoders import Encoder
+from imgsearch.encoders.registry import resolve
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
+    EncoderError,
     ImageError,
     ImageNotFound,
     ImgSearchError,
@@ -35,7 +38,7 @@ from imgsearch.server.batching import Batcher
 from imgsearch.server.fetching import fetch
 from imgsearch.server.jobs import Jobs
 from imgsearch.server.observing import Metrics, log
-from imgsearch.stores.metadata import MetadataStore
+from imgsearch.stores.metadata import CollectionRow, MetadataStore
 
 QUERY_BYTES = 256 * 2**20
 """Bytes of uploaded query pictures that are kept; the oldest give way."""
@@ -61,7 +64,7 @@ class Plan(NamedTuple):
     collection: str
     top_k: int
     box: images.Box | None = None
-    where: str | None = None
+    where: str | None = None  # JSON
     exclude: tuple[int, ...] = ()
 
 
@@ -120,6 +123,13 @@ class Service:
                 self._galleries[name] = held
             return held
 
+    def reads_text(self, row: CollectionRow) -> bool:
+        """Tell whether a collection can be searched with words, without loading its encoder."""
+        loaded = self._encoders.get(row.fingerprint)
+        with suppress(EncoderError):
+            return (loaded or resolve(row.encoder)[0]).text
+        return False
+
     def image(self, name: str, image_id: int) -> Image:
         """Return one image; the collection is not opened for it."""
         found = self.metadata.by_id(name, [image_id])
@@ -158,7 +168,9 @@ class Service:
         gallery = self.gallery(plan.collection)
         self._encoders.setdefault(gallery.row.fingerprint, gallery.encoder)
         try:
-            return gallery.search(queries, plan.top_k, box=plan.box, exclude=plan.exclude)
+            where = None if plan.where is None else json.loads(plan.where)
+            how = {"where": where, "box": plan.box, "exclude": plan.exclude}
+            return gallery.search(_encoded(gallery, queries), plan.top_k, **how)
         except ImgSearchError as error:
             if len(queries) == 1:
                 return [error]
@@ -214,6 +226,15 @@ class Service:
             for _, reason in gallery.add(path, progress=False).failures:
                 raise ImageError(path, reason)
         return self.image(name, info.image_id)
+
+
+def _encoded(gallery: Gallery, queries: list) -> list:
+    """Replace texts by their vectors."""
+    texts = [query for query in queries if isinstance(query, str)]
+    if texts and not gallery.encoder.text:
+        raise ConfigError("text", f"{gallery.encoder.name} reads no words: search with a picture")
+    vectors = iter(gallery.encoder.encode_text(texts) if texts else ())
+    return [next(vectors) if isinstance(query, str) else query for query in queries]
 
 
 def service(request: Request) -> Service:

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from imgsearch.config import Settings, load_settings
+from imgsearch.gallery import Gallery
 from imgsearch.ingestion import ingest
 from imgsearch.server.app import create_app
 from imgsearch.server.security import visitor_token
@@ -86,6 +87,9 @@ def stored(shared_home, tmp_path_factory, encoder, photos) -> Settings:
         default_table="served",
     )
     assert ingest(photos, settings=settings).encoded == 20
+    with Gallery.open(settings=settings) as gallery:
+        labels = {photos / f"{n:02d}.png": {"label": ["even", "odd"][n % 2]} for n in range(17)}
+        gallery.set_attributes(labels)
     return settings
 
 

@@ -91,6 +91,42 @@ def test_results_come_in_pages(server):
     assert parts == whole
 
 
+def test_results_and_lists_are_filtered(server):
+    where = {"label": "even"}
+    query = {"image_id": an_id(server), "where": where}
+    answer = server.visitor.post(f"{SERVED}/search", json=query).json()
+    assert (len(answer["hits"]), answer["matched"], answer["way"]) == (9, 9, "exact")
+    params = {"where": json.dumps(where)}
+    page = server.visitor.get(f"{SERVED}/images", params=params).json()
+    assert page["total"] == len(page["items"]) == 9
+    assert {item["attributes"]["label"] for item in page["items"]} == {"even"}
+    values = server.visitor.get(f"{SERVED}/attributes").json()
+    assert values["label"] == [{"value": "even", "count": 9}, {"value": "odd", "count": 8}]
+
+
+@pytest.mark.parametrize("where", [{"width": {"<<": 1}}, {"and": []}, {"label": None}])
+def test_filters_that_cannot_be_used_are_refused(server, where):
+    query = {"image_id": an_id(server), "where": where}
+    assert server.visitor.post(f"{SERVED}/search", json=query).status_code == 400
+    params = {"where": json.dumps(where)}
+    assert server.visitor.get(f"{SERVED}/images", params=params).status_code == 400
+    assert server.visitor.get(f"{SERVED}/images", params={"where": "{"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "where", [{"path": {"contains": "a"}}, {"or": [{"not": {"folder": {"prefix": "/"}}}]}]
+)
+def test_visitors_learn_nothing_of_folders_by_filters(server, where):
+    query = {"image_id": an_id(server), "where": where}
+    params = {"where": json.dumps(where)}
+    assert server.visitor.post(f"{SERVED}/search", json=query).status_code == 403
+    assert server.visitor.get(f"{SERVED}/images", params=params).status_code == 403
+    assert server.admin.post(f"{SERVED}/search", json=query).status_code == 200
+    said = {"name": {"prefix": '"path":'}}
+    answer = server.visitor.get(f"{SERVED}/images", params={"where": json.dumps(said)})
+    assert answer.json()["total"] == 0
+
+
 def test_an_uploaded_picture_and_a_part_of_it_are_searched_with(server, photos):
     data = (photos / "07.png").read_bytes()
     answer = server.visitor.post(f"{V1}/queries", files={"image": data})

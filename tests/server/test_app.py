@@ -11,10 +11,10 @@ def test_the_page_is_served_with_its_files(server):
     page = server.admin.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
-    script = server.stranger.get("/static/index.html")
+    script = server.stranger.get("/static/grid.js")
     assert script.status_code == 200
     again = server.stranger.get(
-        "/static/index.html", headers={"If-None-Match": script.headers["etag"]}
+        "/static/grid.js", headers={"If-None-Match": script.headers["etag"]}
     )
     assert again.status_code == 304
 
