@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import logging
 import re
 from collections.abc import Callable
@@ -72,15 +71,11 @@ class Entries(tuple):
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        head = ("name", "purpose", "text", "licence", "dim", "input size", "requires", "download")
-        rows = [
-            (e.name, e.purpose, "yes" if e.text else "", e.license, e.dim, e.input_size,
-             e.requires, f"{e.download / 1e6:.0f} MB" if e.download else "")
-            for e in self
-        ]  # fmt: skip
-        lines = ["".join(f"<td>{html.escape(str(v or ''))}</td>" for v in row) for row in rows]
-        titles = "".join(f"<th>{title}</th>" for title in head)
-        return f"<table><tr>{titles}</tr><tr>{'</tr><tr>'.join(lines)}</tr></table>"
+        import pandas as pd
+
+        hidden = ["pattern", "model", "is_path", "weights_setting"]
+        table = pd.DataFrame(self, columns=Entry._fields, dtype=object).drop(columns=hidden)
+        return table.fillna("").to_html(index=False)
 
 
 _RESNET = partial(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from imgsearch import images
+from imgsearch.config import load_settings
 from imgsearch.encoders import backends, load_encoder
 from imgsearch.errors import ConfigError, EncoderError, WeightsError
 from tests.conftest import ROOT, missing
@@ -42,6 +43,13 @@ def test_features_are_those_of_the_network(onnx_file, tiny, pixels, engine):
         assert np.allclose(encoder.features(pixels[:n]), expected(tiny, pixels[:n]), atol=1e-5)
     assert load_encoder(encoder.name, backend=engine, precision="fp32") is encoder
     assert load_encoder(onnx_file).fingerprint == encoder.fingerprint
+
+
+def test_the_setting_chooses_the_library_that_runs_it(onnx_file, tiny, pixels, engine, tmp_path):
+    settings = load_settings(imgsearch_home=tmp_path, imgsearch_backend=engine)
+    encoder = load_encoder(onnx_file, precision="fp32", settings=settings)
+    assert encoder.backend == engine
+    assert np.allclose(encoder.features(pixels), expected(tiny, pixels), atol=1e-5)
 
 
 def test_a_model_of_a_fixed_batch_takes_any(tiny, pixels, tmp_path, engine):

@@ -41,8 +41,8 @@ def test_every_entry_describes_its_encoder():
 def test_a_notebook_shows_the_list_as_a_table():
     register(Entry("<b>", "<b>", "x:Y", "A & B", 1, 2, "", 2_000_000, "A test."))
     shown = encoders.list()._repr_html_()
-    assert shown.count("<tr>") == len(encoders.list()) + 1
-    for part in ("&lt;b&gt;", "A &amp; B", "2 MB", "<th>input size</th>", "Apache-2.0"):
+    assert shown.count("<tr") == len(encoders.list()) + 1
+    for part in ("&lt;b&gt;", "A &amp; B", "<td>2000000</td>", "<th>input_size</th>"):
         assert part in shown
 
 
