@@ -7,7 +7,6 @@ Its client sends JSON without a Content-Type. Fields that choose what it does be
 from __future__ import annotations
 
 import base64
-import binascii
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +67,7 @@ async def knn(request: Request, service: Use) -> list[dict[str, Any]]:
     elif asked.image:
         try:
             query = base64.b64decode(asked.image)
-        except binascii.Error:
+        except ValueError:
             raise HTTPException(400, "image: not valid base64") from None
     elif asked.image_url:
         query = await service.fetch(asked.image_url)

@@ -21,7 +21,7 @@ from fastapi import Depends, HTTPException, Request
 
 from imgsearch import images
 from imgsearch.config import Settings
-from imgsearch.encoders import Encoder
+from imgsearch.encoders import Encoder, load_encoder
 from imgsearch.encoders.registry import resolve
 from imgsearch.errors import (
     CollectionNotFound,
@@ -208,10 +208,16 @@ class Service:
         return path
 
     def _ingest_options(self, collection: str) -> dict[str, Any]:
-        """Settings for an ingest, and the encoder if it is loaded, so that there is only one."""
-        loaded = self._encoders | {encoder.name: encoder for encoder in self._encoders.values()}
-        rows = {row.name: row.fingerprint for row in self.metadata.collections()}
-        encoder = loaded.get(rows.get(collection, self.settings.imgsearch_encoder))
+        """Settings for an ingest, and the encoder that searches use too.
+
+        That of an existing collection is loaded by the ingest only if an image is new.
+        """
+        fingerprints = {row.name: row.fingerprint for row in self.metadata.collections()}
+        if collection in fingerprints:
+            encoder = self._encoders.get(fingerprints[collection])
+        else:
+            encoder = load_encoder(self.settings.imgsearch_encoder, settings=self.settings)
+            encoder = self._encoders.setdefault(encoder.fingerprint, encoder)
         return {"settings": self.settings, "encoder": encoder}
 
     def upload(self, name: str, filename: str, data: bytes) -> Image:

@@ -86,6 +86,7 @@ def test_an_embedding_is_searched_with(server):
     [
         ({}, 400),
         ({"image": "no base64!"}, 400),
+        ({"image": "\u00e9"}, 400),
         ({"image": base64.b64encode(b"no picture").decode()}, 400),
         ({"image_url": "http://127.0.0.1:9/x.png"}, 403),
         ({"embedding_input": [1.0, 2.0]}, 400),
