@@ -111,6 +111,15 @@ def _open(page, name: str):
     """Follow a link of the start page, run the notebook, and return its panel."""
     page.get_by_role("tab", name="start.md").click()
     page.get_by_role("link", name=name, exact=True).click()
+    # The status bar shows the kernel of the notebook before until that of this one is connected.
+    page.wait_for_function(
+        """async path => {
+            const sessions = await (await fetch("/api/sessions")).json();
+            const kernel = sessions.find(session => session.path === path)?.kernel;
+            return kernel?.connections > 0 && kernel.execution_state === "idle";
+        }""",
+        arg=f"notebooks/{name.lower()}.ipynb",
+    )
     run_all(page)
     panel = page.locator(".jp-NotebookPanel:visible .imgsearch").first
     panel.wait_for()
