@@ -67,7 +67,7 @@ class AdminPanel(panel.Panel):
 
         self.find = panel.text_field("Find", "part of a path")
         self.pager = panel.Pager(self, PAGE, lambda: self.submit(self._show_page), self.find)
-        self.delete = self.button("Delete selected …", lambda: self._ask_to_delete(True))
+        self.delete = self.button("Delete …", lambda: self._ask_to_delete(True))
         self.really_delete = self.button("Delete", self._delete, "", "danger")
         self.keep = self.button("Cancel", lambda: self._ask_to_delete(False))
         self.grid = image_grid.Grid(size=110, selecting="tiles", label="Images of the collection")
@@ -75,7 +75,14 @@ class AdminPanel(panel.Panel):
 
         self.attributes = panel.text_field("Attributes", width="480px")
         self.set_attributes = self.button("Set", self._set_attributes, "For the selected images")
-        self.about_attributes = ipw.HTML()
+        self._selection = panel.column(
+            "imgsearch-main",
+            panel.row(
+                *(self.attributes, self.set_attributes),
+                *(self.delete, self.really_delete, self.keep),
+            ),
+            ipw.HTML(panel.facts(ATTRIBUTES)),
+        )
 
         self.files = panel.checkbox("Also check image files")
         self.verify = self.button("Verify", self._verify, "Changes nothing", "primary")
@@ -106,9 +113,7 @@ class AdminPanel(panel.Panel):
                 "Collections": [self.overview, self.runs],
                 "Browse": [
                     panel.row(self.find, self.pager),
-                    panel.row(self.delete, self.really_delete, self.keep),
-                    panel.row(self.attributes, self.set_attributes),
-                    self.about_attributes,
+                    self._selection,
                     panel.column("imgsearch-tall", self.grid),
                 ],
                 "Verify and repair": [
@@ -232,9 +237,7 @@ class AdminPanel(panel.Panel):
         }
         text = json.dumps(self._common, ensure_ascii=False) if self._common else ""
         self.attributes.value = text
-        self.attributes.disabled = self.set_attributes.disabled = not rows
-        hint = ATTRIBUTES if rows else "Select images to see and set their attributes."
-        self.about_attributes.value = panel.facts(hint)
+        panel.set_visible(self._selection, visible=bool(rows))
 
     def _set_attributes(self) -> None:
         try:
@@ -255,8 +258,7 @@ class AdminPanel(panel.Panel):
 
     def _ask_to_delete(self, ask: bool) -> None:
         n = len(self.grid.selected)
-        self.delete.disabled = not n
-        self.delete.description = f"Delete {n} selected …" if n else "Delete selected …"
+        self.delete.description = f"Delete {n} selected …"
         self.really_delete.description = f"Delete {n} from the collection, keep the files"
         panel.set_visible(self.really_delete, self.keep, visible=ask and n > 0)
         panel.set_visible(self.delete, visible=not ask)
@@ -385,8 +387,8 @@ def _collection_columns(one: Overview) -> dict[str, object]:
     return {
         "Name": one.name,
         "Images": one.images,
-        "Vectors": "?" if one.vectors is None else one.vectors,
-        "Files": one.paths,
+        "Files": "" if one.paths == one.images else one.paths,
+        "Vectors": "" if one.vectors == one.images else "?" if one.vectors is None else one.vectors,
         "Encoder": f"{one.encoder} ({one.dim})" if one.encoder else "",
         "Index": one.index.partition(":")[0],
         "On disk": "on the server" if one.size is None else format_bytes(one.size),
@@ -413,7 +415,7 @@ def _run_columns(run: RunRow) -> dict[str, object]:
         "Failed": run.failed or "",
         "Started": format_age(run.started_at),
         "Time": time,
-        "By": f"{run.who} on {run.host} ({run.pid})",
+        "By": f"{run.who} on {run.host} ({run.pid})" if run.state == "running" else "",
         "Error": run.error or "",
     }
 

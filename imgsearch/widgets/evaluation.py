@@ -74,7 +74,7 @@ class EvaluationPanel(panel.Panel):
 
     def _build(self, voc_root: str) -> None:
         self.voc_root = panel.text_field("VOC folder", "…/VOCdevkit/VOC2012", voc_root, "auto")
-        self.collections = ipw.SelectMultiple(description="Collections", rows=4)
+        self.collections = ipw.SelectMultiple(description="Collections", rows=3)
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
         self.allow_missing = panel.checkbox("Leave out images that are not ingested")
         self.protocol = ipw.Combobox(
@@ -104,6 +104,7 @@ class EvaluationPanel(panel.Panel):
         self.view = ipw.Dropdown(options=[ALL], description="Queries")
         self.metric = ipw.Dropdown(options=["mAP"], description="Metric")
         self.shown = ipw.Dropdown(description="Collection")
+        self._choice = panel.row(self.shown)
         self.measure = self.button("Measure indexes", self._measure, "In temporary copies")
         self.indexes = ipw.HTML()
         self.summary, self.curves, self.classes, self.confusion, self.cases = (
@@ -121,20 +122,19 @@ class EvaluationPanel(panel.Panel):
                 "Summary": (self.summary,),
                 "Curves": (panel.row(self.view), self.curves),
                 "Classes": (panel.row(self.metric), self.classes),
-                "Confusion": (self.confusion,),
-                "Best and worst": (self.cases,),
-                "Indexes": (self.measure, self.indexes),
+                "Confusion": (self._choice, self.confusion),
+                "Best and worst": (self._choice, self.cases),
+                "Indexes": (panel.row(self._choice, self.measure), self.indexes),
             }
         )
-        self._results = panel.column(
-            "imgsearch-main", panel.row(self.shown, self.output, self.save), self.tabs
-        )
+        self._results = panel.column("imgsearch-main", self.tabs, panel.row(self.output, self.save))
         panel.set_visible(self._results, visible=False)
         self.watch(self.tabs, self._draw_open_tab, "selected_index")
         self.watch(self.view, lambda: self._redraw("Curves"))
         self.watch(self.metric, lambda: self._redraw("Classes"))
         self.watch(self.shown, lambda: self._redraw("Confusion", "Best and worst"))
-        for field in (self.voc_root, self.collections, self.protocol, self.allow_missing):
+        self.watch(self.collections, self._collections_changed)
+        for field in (self.voc_root, self.protocol, self.allow_missing):
             self.watch(field, self._clear_error)
         self.fill(
             self.first_steps,
@@ -150,6 +150,12 @@ class EvaluationPanel(panel.Panel):
         if self.status.kind == "bad":
             self.status.show("")
 
+    def _collections_changed(self) -> None:
+        """Clear an error, and fill in the dataset of the sample."""
+        self._clear_error()
+        if first_steps.COLLECTION in self.collections.value and first_steps.SAMPLE.is_dir():
+            self.voc_root.value = self.voc_root.value or str(first_steps.SAMPLE)
+
     def _list(self, wanted: list[str]) -> None:
         names = self.collection_names()
         recent = [self.recent_collection(names)] if names else []
@@ -157,8 +163,7 @@ class EvaluationPanel(panel.Panel):
         self.set_options(self.collections, names, chosen)
         panel.set_visible(self.first_steps, visible=not names)
         self.output.value = self.output.value or str(first_steps.output_folder(self.settings))
-        if first_steps.COLLECTION in chosen and first_steps.SAMPLE.is_dir():
-            self.voc_root.value = self.voc_root.value or str(first_steps.SAMPLE)
+        self._collections_changed()
 
     def _refresh(self) -> None:
         self.submit(lambda: self._list(list(self.collections.value)))
@@ -207,6 +212,7 @@ class EvaluationPanel(panel.Panel):
             (self.shown, evaluations),
         ):
             self.set_options(chooser, list(choices), next(iter(choices)))
+        panel.set_visible(self._choice, visible=len(evaluations) > 1)
         self.summary.value = _headline(evaluations) + _details(evaluations, comparisons)
         panel.set_visible(self._results, visible=True)
         self._redraw(*self._draw)
@@ -250,7 +256,9 @@ class EvaluationPanel(panel.Panel):
         name = self.shown.value
         _show(
             self.confusion,
-            lambda: plots.confusion(self.evaluations[name], title=name),
+            lambda: plots.confusion(
+                self.evaluations[name], title=f"What the nearest neighbour of a query shows, {name}"
+            ),
             f"Classes of nearest neighbours, {name}",
         )
 
@@ -363,11 +371,11 @@ def _comparison_tables(first: str, comparisons: dict[str, Comparison]) -> str:
 
 def _case(case: Case) -> str:
     """A query and its nearest neighbours as a row of pictures; frames and words say which fit."""
-    query = f"AP {case.value:.3f}, {counted(case.relevant, 'relevant image')}"
-    tiles = [_picture(case.path, f"Query {case.name}", [query, *case.classes], "query")]
+    lines = ["query", f"AP {case.value:.2f}, {case.relevant} relevant", ", ".join(case.classes)]
+    tiles = [_picture(case.path, f"Query {case.name}", lines, "query")]
     for near in case.neighbours:
         verdict = "relevant" if near.relevant else "not relevant"
-        lines = [f"{near.rank} · {near.score:.3f} · {verdict}", *near.classes]
+        lines = [f"{near.rank} · {near.score:.3f}", verdict, ", ".join(near.classes)]
         tiles.append(_picture(near.path, near.name, lines, verdict.replace(" ", "-")))
     return f'<div class="imgsearch-case">{"".join(tiles)}</div>'
 

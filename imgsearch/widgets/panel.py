@@ -393,7 +393,9 @@ class Pager(ipw.HBox):
         start = self._page * self._size
         found = metadata.browse(collection, offset=start, limit=self._size + 1, like=like or None)
         rows = found[: self._size]
-        self.position.value = f"{start + 1:,} to {start + len(rows):,}" if rows else "No matches"
+        total = "" if like else f" of {metadata.count(collection).paths:,}"
+        here = f"{start + 1:,} to {start + len(rows):,}{total}"
+        self.position.value = here if rows else "No matches"
         self.previous.disabled, self.next.disabled = start == 0, len(found) <= self._size
         return rows
 

@@ -91,14 +91,14 @@ def look(page) -> Callable:
 
     def shoot(name: str, panel=None) -> None:
         if folder := os.environ.get("IMGSEARCH_SCREENSHOTS"):
-            number = next(numbers)
+            number, files = next(numbers), page.locator('.jp-SideBar [data-id="filebrowser"]')
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 900})
                 if width < 700:
-                    page.keyboard.press("Control+b")  # the list of files
+                    files.click()  # hides the list of files
                 page.wait_for_timeout(500)
                 page.screenshot(path=f"{folder}/{number:02}-{name}-{width}.png")
-            page.keyboard.press("Control+b")
+            files.click()
             page.set_viewport_size({"width": 1400, "height": 900})
             if panel is not None:
                 page.wait_for_timeout(500)
