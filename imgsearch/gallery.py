@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 Where = Mapping[str, Any] | None
 """A filter, as docs/filters.md describes it; None and an empty one admit everything."""
 
-CHUNK = 64
-"""Pictures that are encoded together when a list is searched with."""
+CHUNK, AHEAD = 32, 3
+"""Pictures of a list that are encoded together, and how many such chunks are under way."""
 
 REPEATED, EXPECTED = 8, 100
 """After so many searches with one picture, so many more are expected: where a faster backend is
@@ -610,7 +610,7 @@ class Gallery(Collection):
         else:
             pipeline.optimize_for(len(pictures))
             chunks = [pictures[at : at + CHUNK] for at in range(0, len(pictures), CHUNK)]
-            with ThreadPoolExecutor(2, "imgsearch-query") as pool:  # one decodes, one encodes
+            with ThreadPoolExecutor(AHEAD, "imgsearch-query") as pool:
                 parts = pool.map(lambda chunk: pipeline(chunk, box=box), chunks)
                 results = list(chain.from_iterable(parts))
         for result in results:

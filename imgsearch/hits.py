@@ -118,6 +118,8 @@ def hit_of(rank: int, score: float, rows: Sequence[ImageRow]) -> Hit:
 
 def _attributes(rows: Sequence[ImageRow]) -> dict[str, Any]:
     """Attributes of an image; where its rows disagree, those of the first one."""
+    if len(rows) == 1:
+        return rows[0].attributes
     return {name: value for row in reversed(rows) for name, value in row.attributes.items()}
 
 

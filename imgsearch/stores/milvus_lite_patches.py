@@ -279,7 +279,8 @@ def _nearest(parts: list[_Part], queries: np.ndarray, top_k: int) -> list[list[d
         rows = queries[start : start + step]
         found = [np.empty((len(rows), 0), np.int64)], [np.empty((len(rows), 0), np.float32)]
         for part in parts:
-            far = 1 - (part.vectors @ rows.T).T / part.lengths
+            # Rows in a piece each: argpartition then takes half the time.
+            far = 1 - np.ascontiguousarray((part.vectors @ rows.T).T) / part.lengths
             if part.alive is not None:
                 far[:, ~part.alive] = np.inf
             kept = min(top_k, len(part.ids))
