@@ -65,6 +65,15 @@ class OnnxModel(Model):
     def load(cls, name: str, weights: str | None, home: Path) -> OnnxModel:
         """Read the card, and run the model once to see that it is what the card describes."""
         path = Path(name)
+        if path.suffix == ".pt2":
+            onnx = path.with_suffix(".onnx").name
+            raise EncoderError(
+                name,
+                "torch programs are not read; convert a file that you trust to ONNX, with the "
+                f"same JSON card:\n  program = torch.export.load({path.name!r})\n"
+                f"  torch.onnx.export(program, f={onnx!r}, external_data=False)\n"
+                "(needs: pip install onnxscript)",
+            )
         if weights is not None:
             raise ConfigError("weights", "leave it out: an ONNX file has its own")
         card, preprocessing = read_card(path)

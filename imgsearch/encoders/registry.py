@@ -123,7 +123,8 @@ _entries: dict[str, Entry] = {
               purpose="DINOv2: finds the same landmark, animal or object again."),
         _TIMM("timm:NAME", r"timm:[\w.\-]+", license=None, dim=None, input_size=None,
               download=None, purpose="Any image model of timm, with its own preprocessing."),
-        Entry("FILE.onnx", r"(?s).+\.onnx", "imgsearch.encoders.onnx:OnnxModel", None, None,
+        # .pt2 is matched to say how such a file is converted.
+        Entry("FILE.onnx", r"(?s).+\.(onnx|pt2)", "imgsearch.encoders.onnx:OnnxModel", None, None,
               None, "pip install 'imgsearch[openvino]'", None,
               "A network of your own, with a JSON card beside it.", is_path=True),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 
 import numpy as np
@@ -15,7 +14,7 @@ from imgsearch import images
 from imgsearch.config import load_settings
 from imgsearch.encoders import backends, load_encoder
 from imgsearch.errors import ConfigError, EncoderError, WeightsError
-from tests.conftest import ROOT, missing
+from tests.conftest import missing
 from tests.encoders.conftest import CARD, write_onnx
 
 ENGINES = ("openvino", "onnxruntime")
@@ -81,16 +80,25 @@ def test_the_same_network_as_a_torch_program_and_as_onnx(shared):
     assert np.allclose(encoder.features(batch), wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_a_torch_program_is_refused_with_the_lines_that_convert_it(tmp_path):
+    """Review 3 and 8.15: the interpreter of torch programs is gone."""
+    with pytest.raises(EncoderError, match=r"torch\.export\.load\('old\.pt2'\)"):
+        load_encoder(tmp_path / "old.pt2")
+
+
 @pytest.mark.soak
-def test_the_line_that_converts_a_torch_program_works(tiny, pixels, tmp_path, monkeypatch):
+def test_the_lines_that_convert_a_torch_program_work(tiny, pixels, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     shapes = {"x": {0: torch.export.Dim("n", min=1, max=100)}}
     program = torch.export.export(tiny, (torch.zeros(3, 3, 16, 16),), dynamic_shapes=shapes)
     torch.export.save(program, "old.pt2")
     (tmp_path / "old.json").write_text(json.dumps(CARD))
-    text = re.sub(r"\s+", " ", (ROOT / "CHANGELOG.md").read_text())
-    exec(re.search(r"`(program = torch\.export\.load.*?)`", text)[1], {"torch": torch})
+    with pytest.raises(EncoderError) as caught:
+        load_encoder("old.pt2")
+    lines = [line.strip() for line in str(caught.value).splitlines() if line.startswith("  ")]
+    assert len(lines) == 2
+    exec("\n".join(lines), {"torch": torch})
     encoder = load_encoder("old.onnx", precision="fp32")
     assert np.allclose(encoder.features(pixels), expected(tiny, pixels), atol=1e-5)
 
