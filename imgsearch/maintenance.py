@@ -358,7 +358,7 @@ def repair(
         report.rows_added, report.orphans_left = len(found), len(orphans - found)
         return report
     with Gallery.open(name, settings=settings, **how) as gallery:
-        folders += [Path(folder) for folder in gallery.metadata.folders(name)]
+        folders += [gallery.pictures, *map(Path, gallery.metadata.folders(name))]
         _Repairer(gallery, report, folders, tick).run(remove_orphans)
     return report
 

@@ -71,7 +71,7 @@ def check_picture(source: object) -> None:
         raise ImageError(type(source).__name__, f"is not an image: {ACCEPTED}")
     words = isinstance(source, str) and " " in source and not Path(source).suffix
     if words and not absolute(source).exists():
-        raise ImageError(source, "no such file; words are no image: give one to search with")
+        raise ImageError(source, "no such file; a search with words takes them as `text`")
 
 
 def stored_paths(collection: Collection, path: object) -> list[str]:

@@ -409,3 +409,13 @@ def test_a_deleted_sqlite_file_is_rebuilt_from_the_vectors_and_the_files(home, p
     assert (report.encoded, report.rows_added) == (0, 8)
     with Gallery.open("mine", settings=home) as gallery:
         assert verify(gallery, files=True).sound
+
+
+def test_repair_finds_pictures_that_have_no_other_file(tmp_path, encoder):
+    home = load_settings(imgsearch_home=tmp_path / "home")
+    with Gallery.open("mine", encoder=encoder, create=True, settings=home) as gallery:
+        gallery.add(np.zeros((9, 9, 3), np.uint8), name="scan")
+        gallery.metadata.remove("mine", [gallery["scan"].path])
+        assert repair("mine", settings=home).rows_added == 1
+        assert "scan" in gallery
+        assert verify(gallery).sound
