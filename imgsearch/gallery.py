@@ -22,6 +22,7 @@ from imgsearch.errors import (
     ConfigError,
     ImageError,
     ImageNotFound,
+    ImgSearchError,
     StoreDamaged,
     printable,
 )
@@ -79,7 +80,11 @@ class Gallery(Collection):
 
     def __repr__(self) -> str:
         encoder = f"encoder {printable(self.row.encoder)}, {self.row.dim} dimensions"
-        return f"<Gallery {self.name!r}: {len(self):,} images, {encoder}>"
+        try:
+            images = f"{len(self):,} images"
+        except ImgSearchError:  # dropped meanwhile, for instance; a traceback shows this text too
+            images = "cannot be read"
+        return f"<Gallery {self.name!r}: {images}, {encoder}>"
 
     # ------------------------------------------------------------ a container of images
 

@@ -61,6 +61,9 @@ FLUSH_EVERY = 5_000
 """New vectors after which a long ingest has the index built: searches over more unindexed
 vectors become slow, and each flush makes a segment of its own."""
 
+NOTE_EVERY = 1.0
+"""Seconds after which the counts of a running ingest are stored again, for others to see."""
+
 WORTH_A_FLUSH = 100
 """New files from which on adding them ends with a flush, which takes a server seconds."""
 
@@ -444,6 +447,7 @@ class _Ingest:
     progress: Callable[[IngestReport], None]
     start: float = field(default_factory=time.perf_counter)
     unflushed: int = 0
+    noted: float = -NOTE_EVERY
     pipeline_wanted: Future[None] = field(default_factory=Future)
     pipeline: Future[Pipeline] = field(default_factory=Future)
 
@@ -626,7 +630,9 @@ class _Ingest:
         report = self.report
         report.seconds = time.perf_counter() - self.start
         report.encoder = self.collection.describe_encoder()
-        self.collection.metadata.update_run(report.run_id, **self._counts())
+        if report.seconds >= self.noted + NOTE_EVERY:
+            self.noted = report.seconds
+            self.collection.metadata.update_run(report.run_id, **self._counts())
         self.progress(report)
 
 

@@ -249,8 +249,8 @@ class MetadataStore:
             link.execute(self._upsert(), ordered)
             _set_attributes(link, number, given, replace=False)
 
-        if ordered:
-            self._write(number, work)
+        if ordered:  # a row that is pending fulfils no filter: `commit` gives the revision
+            self._write(number, work) if given else self._sql.write(work)
 
     def _upsert(self) -> Any:
         query = sqlite.insert(images) if self._sql.sqlite else mysql.insert(images)

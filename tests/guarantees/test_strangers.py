@@ -66,7 +66,7 @@ def test_hostile_collection_names_are_refused_at_every_door(name, encoder, photo
 
 
 def test_text_never_becomes_a_command_or_sql():
-    """No shell, no evaluated text, no pickle, and SQL by text in the one place that quotes it."""
+    """No shell, no evaluated text, no pickle, and SQL by text only without any of a user."""
     plain = {"eval", "exec", "__import__", "text", "literal_column"}
     methods = {"system", "popen", "mktemp", "extractall", "exec_driver_sql", "literal_column"}
     found = set()
@@ -88,6 +88,7 @@ def test_text_never_becomes_a_command_or_sql():
             if sql or called in (plain if isinstance(node.func, ast.Name) else methods):
                 found.add((file.name, called))
     allowed = {("sql.py", "exec_driver_sql"), ("metadata.py", "literal_column")}
+    allowed.add(("schema.py", "exec_driver_sql"))  # a migration adds columns of its own tables
     assert found == allowed, "a new way for text to become code: argue for it here"
 
 
