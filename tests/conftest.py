@@ -134,7 +134,8 @@ def pytest_terminal_summary(terminalreporter):
     lines = []
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            if "soak" in report.keywords and (report.when == "call" or outcome == "error"):
+            test = isinstance(report, pytest.TestReport)  # and no error of collection
+            if test and "soak" in report.keywords and (report.when == "call" or outcome == "error"):
                 figures = dict(report.user_properties).get("figures", "")
                 name = report.nodeid.removeprefix("tests/guarantees/")
                 lines.append(f"| `{name}` | {outcome} | {report.duration:.0f} s | {figures} |")
