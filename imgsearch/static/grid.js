@@ -52,8 +52,8 @@ export function createGrid(element, options = {}) {
   function createTile(key) {
     const img = make("img", { loading: "lazy", draggable: false });
     const reason = make("span", { className: "imgsearch-muted" });
-    const picture = make("span", { className: "imgsearch-picture" }, img, reason);
-    const score = make("span", { className: "imgsearch-score" });
+    const score = make("span", { className: "imgsearch-score", ariaHidden: "true" });
+    const picture = make("span", { className: "imgsearch-picture" }, img, reason, score);
     const caption = make("span", { className: "imgsearch-caption", ariaHidden: "true" });
     const main = make("button", { type: "button", className: "imgsearch-pick" }, picture, caption);
     const tile = make("li", { className: "imgsearch-tile" }, main);
@@ -79,9 +79,9 @@ export function createGrid(element, options = {}) {
     if (part.img.getAttribute("src") !== item.src && item.src) part.img.setAttribute("src", item.src);
     put(part.img, { hidden: !item.src, alt: item.alt ?? "" });
     put(part.reason, { hidden: Boolean(item.src), textContent: item.note ?? "" });
-    put(part.score, { textContent: item.score ?? "" });
+    put(part.score, { textContent: item.score ?? "", hidden: !item.score });
     if (part.name?.title !== item.name) part.name = fileName(item.name);
-    putChildren(part.caption, item.score ? [part.name, part.score] : [part.name]);
+    putChildren(part.caption, [part.name]);
     put(part.open, { hidden: !item.src, ariaLabel: `Open the original of ${item.name}` });
     put(part.mark, { hidden: state.selecting !== "marks", ariaLabel: `Select ${item.name}`, ariaPressed: String(selected) });
     part.tile.classList.toggle("imgsearch-selected", selected);

@@ -148,6 +148,9 @@ class SearchPanel(panel.Panel):
         self.save_grid = self.button("PNG", self._save_grid, "Download the query and its results")
         self.folder = panel.text_field("Copy to", "/folder")
         self.on_enter(self.folder, self._copy)
+        for field in (self.tag, self.folder):
+            field.style.description_width = "initial"
+            field.layout.width = "220px"
         self._actions = panel.row(
             self.chosen, self.tag, self.save_csv, self.save_parquet, self.save_grid, self.folder
         )
@@ -278,7 +281,7 @@ class SearchPanel(panel.Panel):
 
     def _show_actions(self) -> None:
         n, shown = len(self.grid.selected), len(self._shown)
-        text = f"{n:,} selected" if n else f"All {shown:,} shown"
+        text = f"The {n:,} selected:" if n else f"All {shown:,} shown:"
         self.chosen.value = panel.facts(text)
         panel.set_visible(self._actions, visible=bool(n) or self.export.value)
 

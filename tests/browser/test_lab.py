@@ -131,12 +131,24 @@ def test_search(search, axe):
     page.get_by_role("dialog").wait_for(state="hidden")
     assert tile.evaluate("tile => tile === document.activeElement")
 
-    # Downloads.
+    # Tag the first two results, find them, and export.
+    tile.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+ArrowRight")
+    page.get_by_role("textbox", name="Tag").fill("seen")
+    page.keyboard.press("Enter")
+    page.get_by_text("Tagged 2 files.").wait_for()
+    page.get_by_text("tags", exact=True).click()
+    page.get_by_role("checkbox", name="seen").check()
+    page.get_by_text("2 of 2 matching images").wait_for()
+    assert axe(page) == []
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_text("24 of 39 images").wait_for()
     with page.expect_download() as csv:
-        page.get_by_role("button", name="Download CSV").click()
-    assert csv.value.suggested_filename == "search.csv"
+        page.get_by_role("button", name="CSV", exact=True).click()
+    assert csv.value.suggested_filename == "images.csv"
     with page.expect_download() as png:
-        page.get_by_role("button", name="Download PNG").click()
+        page.get_by_role("button", name="PNG", exact=True).click()
     with Image.open(png.value.path()) as grid:
         assert grid.width > 500
     assert axe(page) == []
