@@ -16,7 +16,7 @@ import numpy as np
 from IPython import get_ipython
 from traitlets.log import get_logger
 
-from imgsearch import config, hits, images, plots
+from imgsearch import config, encoders, hits, images, plots
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
@@ -54,19 +54,21 @@ def confined_by_default() -> bool:
 
 @dataclass(frozen=True)
 class Query:
-    """A file's content or a stored image to search with, or the part of it in a box."""
+    """A file's content, a stored image or words to search with, or the part in a box."""
 
     name: str
-    image_id: int
+    image_id: int | None
     width: int
     height: int
-    source: bytes | Image
+    source: bytes | Image | str
     box: Box | None = None
 
     @property
-    def picture(self) -> bytes | Path:
-        """What the picture can be decoded from."""
-        return self.source if isinstance(self.source, bytes) else Path(self.source.path)
+    def picture(self) -> bytes | Path | None:
+        """What the picture can be decoded from; None for words."""
+        if isinstance(self.source, Image):
+            return Path(self.source.path)
+        return self.source if isinstance(self.source, bytes) else None
 
 
 class SearchPanel(panel.Panel):
@@ -111,7 +113,7 @@ class SearchPanel(panel.Panel):
         self.hits: Hits | None = None
         self.query: Query | None = None
         self._history: list[Query] = []
-        self._turn = 0
+        self._turn, self._takes_words = 0, False
         self._shown: dict[str, Hit | Image] = {}
         self._build()
         self.submit(lambda: self._open(collection), "Opening the collection …")
@@ -120,7 +122,6 @@ class SearchPanel(panel.Panel):
         self.collection = ipw.Dropdown(description="Collection")
         self.refresh = self.button("Refresh", self._refresh, "Look for new collections")
         self.picture = image_grid.QueryPicture(lambda *file: self.attempt(self._arrived, *file))
-        self.picture.text_label = "" if self.confined else "Path of an image"
         self.picture.on("text", lambda text: self.attempt(self._typed, text))
         self.picture.on("key", lambda key: self.attempt(self._pick, key))
         self.picture.on("box", lambda box: self.attempt(self._box_drawn, box))
@@ -202,9 +203,14 @@ class SearchPanel(panel.Panel):
         self._search(lambda: _query_of(data, printable(name)[-200:] or "upload"))
 
     def _typed(self, text: str) -> None:
-        if self.confined:  # the field is not shown, but a browser can send its value
+        text = str(text).strip().strip("'\"")
+        if self._takes_words and (self.confined or not (os.sep in text or Path(text).is_file())):
+            words = Query(f"“{printable(text)}”", None, 0, 0, text)
+            self._search(lambda: words)
+        elif self.confined:  # the field is not shown, but a browser can send its value
             raise ConfigError("Path", "cannot be used here; upload the image")
-        self.search(str(text).strip().strip("'\""))
+        else:
+            self.search(text)
 
     def _pick(self, key: str) -> None:
         if key in self._shown:
@@ -353,6 +359,12 @@ class SearchPanel(panel.Panel):
         gallery = self._gallery()
         self.remember(gallery.name)
         self._list_attributes(gallery)
+        self._takes_words = any(
+            entry.text and entry.name == gallery.row.encoder for entry in encoders.list()
+        )
+        label = [] if self.confined else ["Path of an image"]
+        label += ["words, such as “horse”"] if self._takes_words else []
+        self.picture.text_label = ", or ".join(label)
         if self.hits is None:
             self._show_stored(self._next_turn(), self.page)
         else:
@@ -407,11 +419,14 @@ class SearchPanel(panel.Panel):
             if turn != self._turn:  # a later search is waiting already
                 return
             query, gallery, where = make(), self._gallery(), self._where
+            words = query.source if isinstance(query.source, str) else None
+            itself = () if query.image_id is None else {query.image_id}
             hits = gallery.search(
-                query.source,
+                query.source if words is None else None,
                 min(top_k or self.page, self.limit),
+                text=words,
                 box=query.box,
-                exclude=() if self.itself.value else {query.image_id},
+                exclude=() if self.itself.value else itself,
                 where=where,
             )
             tiles = [
@@ -423,7 +438,7 @@ class SearchPanel(panel.Panel):
                 for hit in hits
             ]
             known = gallery.count().images if hits.matched is None else hits.matched
-            held = _holds(gallery, query.image_id, where)
+            held = words is None and _holds(gallery, query.image_id, where)
             if turn == self._turn:
                 self._show(query, hits, tiles, known, held)
                 if not top_k:
@@ -449,8 +464,9 @@ class SearchPanel(panel.Panel):
             self._history.pop(0)
         self.query, self.hits = query, hits
         self._show_query(query, same)
-        part = "a part of " if query.box else ""
-        self.title.value = panel.heading(f"Similar to {part}{query.name}")
+        what = "Similar to a part of" if query.box else "Similar to"
+        what = "Results for" if isinstance(query.source, str) else what
+        self.title.value = panel.heading(f"{what} {query.name}")
         self.details.value = panel.details(self._facts(query, hits))
         panel.set_visible(self.itself, visible=held)
         self._enable_buttons()
@@ -462,15 +478,17 @@ class SearchPanel(panel.Panel):
             if same:
                 return
             self.picture.name, self.picture.size = query.name, [query.width, query.height]
-            self.picture.note = f"{query.name}, {query.width} × {query.height} pixels"
-            self.picture.picture = None
+            self.picture.note, self.picture.picture = query.name, None
+            if query.picture is not None:
+                self.picture.note += f", {query.width} × {query.height} pixels"
             with suppress(ImageError):  # a stored image can be searched with without its file
-                self.picture.picture = plots.jpeg(query.picture, PREVIEW)
+                if query.picture is not None:
+                    self.picture.picture = plots.jpeg(query.picture, PREVIEW)
         self.grid.query, self.grid.query_name = self.picture.picture, query.name
 
     def _enable_buttons(self) -> None:
         self.back.disabled = len(self._history) < 2
-        self.save_grid.disabled = self.hits is None
+        self.save_grid.disabled = self.hits is None or self.query.picture is None
 
     def _facts(self, query: Query, hits: Hits) -> str:
         encoder, seconds = hits.encoder, hits.seconds

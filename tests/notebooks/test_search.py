@@ -202,6 +202,20 @@ def test_a_path_is_searched_with_and_a_wrong_one_is_told(search, photos, tmp_pat
         assert "Unexpected error" not in search("", "panel.status.text")
 
 
+def test_words_are_searched_with_where_the_encoder_takes_them(uploaded):
+    assert uploaded("", "panel.picture.text_label") == "Path of an image, or words, such as “horse”"
+    found = uploaded(
+        "type_path('horse')",
+        "[panel.status.text, panel.title.value, len(names()), panel.grid.summary,"
+        " panel.picture.picture, panel.save_grid.disabled]",
+    )
+    assert found == ["", "<h2>Results for “horse”</h2>", 12, "12 of 12 images", None, True]
+    wrong = uploaded("type_path('qwertz')", "[panel.status.kind, panel.status.text]")
+    assert wrong[0] == "bad"
+    assert "qwertz" in wrong[1]
+    assert uploaded("panel.back.click()", "panel.picture.name") == "03.png"
+
+
 def test_results_are_saved_and_originals_opened(uploaded, tmp_path):
     uploaded("import io, pandas; sent.clear(); panel.save_csv.click()")
     name, columns, rows = uploaded(
@@ -338,7 +352,7 @@ def visited(home, photos, tmp_path_factory):
 def test_a_visitor_reaches_no_file_outside_the_collection(visited, tmp_path):
     search, secret = visited, tmp_path / "secret.jpg"
     secret.write_bytes(b"secret")
-    assert search("", "panel.picture.text_label") == ""
+    assert search("", "panel.picture.text_label") == "words, such as “horse”"
     # A browser can send every message, whatever the page shows.
     search(f"type_path({str(secret)!r})")
     assert "secret" not in search("", "panel.status.text")
