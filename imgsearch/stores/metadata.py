@@ -31,6 +31,7 @@ from imgsearch.io import absolute
 from imgsearch.stores import attributes as values
 from imgsearch.stores.schema import attributes, collections, images, runs
 from imgsearch.stores.sql import Database
+from imgsearch.stores.topics import Topics
 
 QUIET = timedelta(minutes=2)
 """A running ingest that has not updated its row for so long is stale."""
@@ -145,7 +146,7 @@ class MetadataStore:
 
     def __init__(self, settings: Settings):
         self._sql = Database(settings)
-        self.where = self._sql.where
+        self.where, self.topics = self._sql.where, Topics(self._sql)
         self._matching: dict[tuple[int, str], tuple[Any, np.ndarray]] = {}
 
     @classmethod
@@ -528,7 +529,7 @@ class MetadataStore:
             "host": socket.gethostname()[:255],
             "pid": os.getpid(),
             "pid_started": _process_start(os.getpid()),
-            "who": _user(),
+            "who": user_name(),
         }
         return self._sql.write(
             lambda link: int(link.execute(sa.insert(runs), values).inserted_primary_key[0])
@@ -669,7 +670,8 @@ def _process_start(pid: int) -> str:
     return shown.stdout.strip()
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Name of the user of this process."""
     try:
         return getpass.getuser()[:255]
     except (KeyError, OSError):  # a container without this user
