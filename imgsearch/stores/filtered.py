@@ -24,7 +24,7 @@ from imgsearch.stores.vectors import MAX_TOP_K, VectorStore
 FEW = 1_000
 """Images for which to compute every score costs about as much as an ordinary search."""
 
-FIRST, LAST = 8, 200
+FIRST, LAST = 8, 128
 """How many hits are fetched at first for each one that is wanted, and at most."""
 
 
@@ -68,18 +68,23 @@ def _over_fetched(
     among: np.ndarray,
     search_params: dict[str, int] | None,
 ) -> dict[int, Answer]:
-    """Answers to those queries near which enough images fulfil the filter."""
+    """Answers to those queries near which enough images fulfil the filter.
+
+    Where none of the first hits does, none is near: they would come from the end of a long list,
+    where an index is unreliable.
+    """
     answers: dict[int, Answer] = {}
+    fulfil: dict[int, np.ndarray] = {}
     left, wanted = list(range(len(queries))), FIRST * top_k
     while left and wanted <= min(LAST * top_k, MAX_TOP_K):
         found = vectors.search(
             collection, queries[left], wanted, thorough=True, search_params=search_params
         )
         for i, (ids, scores) in zip(left, found, strict=True):
-            fulfil = np.flatnonzero(np.isin(ids, among))[:top_k]
-            if len(fulfil) == top_k:
-                answers[i] = Answer(ids[fulfil], scores[fulfil], "over-fetched")
-        left = [i for i in left if i not in answers]
+            fulfil[i] = np.flatnonzero(np.isin(ids, among))[:top_k]
+            if len(fulfil[i]) == top_k:
+                answers[i] = Answer(ids[fulfil[i]], scores[fulfil[i]], "over-fetched")
+        left = [i for i in left if i not in answers and len(fulfil[i])]
         wanted *= 4
     return answers
 
