@@ -9,8 +9,6 @@ exact
     The score of every image that fulfils it was computed.
 over-fetched
     An ordinary search for more than is wanted found enough of them.
-filtered
-    The index searched among them, with far more candidates than usual.
 """
 
 from __future__ import annotations
@@ -54,8 +52,7 @@ def search(
         answers = _over_fetched(vectors, collection, queries, top_k, among, search_params)
     left = [i for i in range(len(queries)) if i not in answers]
     if left:
-        way = _exact if len(among) <= MAX_TOP_K else _filtered
-        found = way(vectors, collection, queries[left], top_k, among)
+        found = _exact(vectors, collection, queries[left], top_k, among)
         answers |= zip(left, found, strict=True)
     return [answers[i] for i in range(len(queries))]
 
@@ -96,24 +93,22 @@ def _exact(
 
     If it passes over some nevertheless, their vectors are read.
     """
-    found = vectors.search(collection, queries, len(among), among=among, thorough=True)
-    if any(len(ids) < len(among) for ids, _ in found):
-        found = _products(queries, *vectors.get(collection, among))
-    return [Answer(ids[:top_k], scores[:top_k], "exact") for ids, scores in found]
+    parts = []
+    for start in range(0, len(among), MAX_TOP_K):
+        part = among[start : start + MAX_TOP_K]
+        found = vectors.search(collection, queries, len(part), among=part, thorough=True)
+        if any(len(ids) < len(part) for ids, _ in found):
+            ids, stored = vectors.get(collection, part)
+            found = [(ids, scores) for scores in _cosines(queries, stored)]
+        parts.append(found)
+    answers = []
+    for of_query in zip(*parts, strict=True):
+        ids, scores = map(np.concatenate, zip(*of_query, strict=True))
+        best = np.lexsort((ids, -scores))[:top_k]
+        answers.append(Answer(ids[best], scores[best], "exact"))
+    return answers
 
 
-def _products(
-    queries: np.ndarray, ids: np.ndarray, stored: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _cosines(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
     queries, stored = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, stored))
-    scores = queries @ stored.T
-    orders = (np.lexsort((ids, -row)) for row in scores)
-    return [(ids[order], row[order]) for order, row in zip(orders, scores, strict=True)]
-
-
-def _filtered(
-    vectors: VectorStore, collection: str, queries: np.ndarray, top_k: int, among: np.ndarray
-) -> list[Answer]:
-    """Ask the index for as many as it can give, so that it does not stop early."""
-    found = vectors.search(collection, queries, MAX_TOP_K, among=among, thorough=True)
-    return [Answer(ids[:top_k], scores[:top_k], "filtered") for ids, scores in found]
+    return queries @ stored.T
