@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -50,6 +51,36 @@ def shared() -> Path:
     if not (folder / "voc").is_dir():
         pytest.skip("../shared is missing: real photographs lie beside a development checkout only")
     return folder
+
+
+# ---------------------------------------------------------------- a browser
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not program:
+        missing("chromium", "apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """Return what axe finds wrong with the panels of a page or a part of it, of any impact."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return lambda page, part=".imgsearch": [
+        (rule["id"], [node["html"][:200] for node in rule["nodes"]])
+        for rule in Axe().run(page, context=part).response["violations"]
+    ]
 
 
 # ---------------------------------------------------------------- a run of several processes

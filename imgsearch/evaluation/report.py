@@ -15,7 +15,6 @@ from imgsearch.evaluation.comparison import Comparison, compare
 from imgsearch.evaluation.index_sweep import IndexPoint
 from imgsearch.evaluation.protocols import Protocol, prepare
 from imgsearch.evaluation.scoring import ALL, KS, LEVELS, Evaluation
-from imgsearch.evaluation.topics import JudgedTopics
 from imgsearch.gallery import Gallery
 from imgsearch.io import absolute, atomic, csv_text, versions, write_figure, write_json
 
@@ -24,7 +23,7 @@ SUMMARY = ("about", "counts", "headline", "summary")
 
 
 def evaluate_collections(
-    dataset: Dataset | JudgedTopics,
+    dataset: Dataset,
     collections: Sequence[str] = (),
     *,
     protocol: str = "train -> val",
@@ -39,13 +38,12 @@ def evaluate_collections(
 
     Parameters
     ----------
-    dataset : Dataset or JudgedTopics
+    dataset : Dataset
         The ground truth.
     collections : sequence of str
         ``DEFAULT_TABLE`` if empty.
     protocol : str
-        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``; judged topics
-        have none.
+        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
     ks : sequence of int
         Depths of P@k, R@k and nDCG@k.
     seed : int
@@ -84,7 +82,7 @@ def evaluate_collections(
 
 def evaluate_gallery(
     gallery: Gallery,
-    dataset: Dataset | JudgedTopics,
+    dataset: Dataset,
     protocol: str = "train -> val",
     *,
     ks: Sequence[int] = KS,
@@ -99,11 +97,10 @@ def evaluate_gallery(
     ----------
     gallery : Gallery
         It contains the images of the dataset, from whatever path they were added.
-    dataset : Dataset or JudgedTopics
+    dataset : Dataset
         The ground truth.
     protocol : str
-        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``; judged topics
-        have none.
+        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
     ks : sequence of int
         Depths of P@k, R@k and nDCG@k.
     seed : int
@@ -131,10 +128,7 @@ def evaluate_gallery(
     parsed, name = Protocol.parse(protocol, distractors=distractors), gallery.name
     report = progress or (lambda _: None)
     report(f"reading {name} and the annotations")
-    if isinstance(dataset, JudgedTopics):
-        task = dataset.task(gallery, allow_missing=allow_missing)
-    else:
-        task = prepare(gallery, dataset, parsed, allow_missing=allow_missing, progress=progress)
+    task = prepare(gallery, dataset, parsed, allow_missing=allow_missing, progress=progress)
     report(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
     return scoring.evaluate(task, ks=ks, seed=seed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from anyio import to_thread
 from fastapi import Depends, FastAPI, Request
@@ -19,8 +18,6 @@ from starlette.staticfiles import StaticFiles
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
-    EncoderError,
-    EncoderMismatch,
     ImageError,
     ImageNotFound,
     ImgSearchError,
@@ -32,20 +29,17 @@ from imgsearch.server import api, clip_retrieval, compat
 from imgsearch.server.gate import Gate
 from imgsearch.server.limits import RateLimit
 from imgsearch.server.observing import Metrics, log
-from imgsearch.server.security import Security
+from imgsearch.server.security import PAGE, Security
 from imgsearch.server.service import Options, Service, Use
 
 THREADS = 12
 """Threads for what touches a store, fewer than a store has connections."""
 
-PAGE = Path(__file__).parent / "static"
 STATUS: list[tuple[type[ImgSearchError], int]] = [
     (CollectionNotFound, 404),
     (ImageNotFound, 404),
     (ConfigError, 400),
     (ImageError, 400),
-    (EncoderMismatch, 500),
-    (EncoderError, 400),  # it reads no words, or not these
     (StoreBusy, 503),
     (StoreUnavailable, 503),
     (ImgSearchError, 500),
@@ -92,7 +86,7 @@ def create_app(options: Options) -> FastAPI:
 def _add_pages(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> Response:
-        return FileResponse(PAGE / "index.html")
+        return FileResponse(PAGE)
 
     @app.get("/healthz", tags=["operation"])
     def healthy() -> str:

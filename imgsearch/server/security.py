@@ -6,10 +6,11 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 from fastapi import HTTPException, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
 PUBLIC = ("/healthz", "/readyz", "/static/")
@@ -23,11 +24,8 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>imgsearch</title>
-<main><h1>imgsearch</h1><p>Open the address that the server printed when it started, or enter its
-token.</p><form><label>Token <input name="token" type="password" required autofocus></label>
-<button>Open</button></form></main></html>"""
+PAGE = Path(__file__).parent / "static" / "index.html"
+"""Holds nothing secret: it asks for the token itself if the API refuses it."""
 
 
 def is_loopback(host: str) -> bool:
@@ -75,7 +73,7 @@ class Security:
         page = request.method == "GET" and request.url.path == "/"
         if scope is None and not request.url.path.startswith(PUBLIC):
             if page:
-                return HTMLResponse(LOGIN, 401)
+                return FileResponse(PAGE, 401)
             raise HTTPException(
                 401,
                 "A token is needed, as the header 'Authorization: Bearer TOKEN'.",
@@ -106,7 +104,7 @@ class Security:
             _cookie(request),
             request.query_params["token"],
             httponly=True,
-            samesite="strict",
+            samesite="lax",  # sent, too, where a link leads here from a mail or a chat
             secure=request.url.scheme == "https",
         )
         return answer

@@ -3,6 +3,7 @@
 //   const drop = createDrop(element, { onFiles(files) {}, onKey(key) {}, onText(text) {} });
 //   drop.update({ compact, hint, message, progress, textLabel });
 //   drop.slot.append(…);  // shown inside, such as the picture that is searched with
+//   drop.take(files);  // as if they were dropped here
 //   drop.destroy();
 //
 // `onFiles` gets an array of files; `onKey` the key of a tile that was dragged here from a grid;
@@ -16,6 +17,9 @@ export function createDrop(element, options = {}) {
   const input = make("input", { type: "file", accept: "image/*", multiple: true, hidden: true, ariaLabel: "Pictures to search with" });
   const choose = button("Choose a picture", () => input.click());
   const paste = button("Paste", readClipboard, { title: "Search with the picture in the clipboard (Ctrl+V)" });
+  const camera = make("input", { type: "file", accept: "image/*", hidden: true, ariaLabel: "Picture from the camera" });
+  camera.setAttribute("capture", "environment"); // browsers without a camera have no such property
+  const photograph = button("Take a picture", () => camera.click());
   const text = make("input", { type: "text", className: "imgsearch-field" });
   const lead = make("span", { className: "imgsearch-drop-lead", textContent: "Drop or paste a picture here" });
   const hint = make("span", { className: "imgsearch-muted" });
@@ -23,7 +27,7 @@ export function createDrop(element, options = {}) {
   const message = make("div", { className: "imgsearch-wrong", role: "alert" });
   const slot = make("div", { className: "imgsearch-drop-slot" });
   const root = make("div", { className: "imgsearch-drop" }, slot, lead,
-    make("div", { className: "imgsearch-drop-buttons" }, choose, paste), input, text, bar, message, hint);
+    make("div", { className: "imgsearch-drop-buttons" }, choose, photograph, paste), input, camera, text, bar, message, hint);
   element.append(root);
 
   function take(files) {
@@ -56,10 +60,12 @@ export function createDrop(element, options = {}) {
   }
   document.addEventListener("paste", pasted);
 
-  input.addEventListener("change", () => {
-    if (input.files.length) take(input.files);
-    input.value = "";
-  });
+  for (const chooser of [input, camera]) {
+    chooser.addEventListener("change", () => {
+      if (chooser.files.length) take(chooser.files);
+      chooser.value = "";
+    });
+  }
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && text.value.trim()) options.onText?.(text.value.trim());
   });
@@ -87,6 +93,7 @@ export function createDrop(element, options = {}) {
     put(hint, { textContent: state.hint, hidden: state.compact || !state.hint });
     put(choose, { textContent: state.compact ? "Choose another" : "Choose a picture" });
     choose.classList.toggle("imgsearch-primary", !state.compact);
+    put(photograph, { hidden: !matchMedia("(pointer: coarse)").matches });
     put(paste, { hidden: !navigator.clipboard?.read });
     put(text, { hidden: !state.textLabel, placeholder: state.textLabel, ariaLabel: state.textLabel });
     put(bar, { hidden: state.progress === null, value: state.progress ?? 0 });
@@ -96,6 +103,7 @@ export function createDrop(element, options = {}) {
   update({});
   return {
     update,
+    take,
     slot,
     destroy() {
       document.removeEventListener("paste", pasted);

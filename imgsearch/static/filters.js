@@ -5,7 +5,7 @@
 //   filters.destroy();
 //
 // `where` is in the language of imgsearch.filters: lists of values, and { path: { contains } }. Parts
-// of it that the bar cannot show stay as they are. Keys: Enter in the field, Space on a value;
+// of it that the bar cannot show stay as they are. `paths: false` hides the field for paths. Keys: Enter in the field, Space on a value;
 // Escape closes a list, and the focus returns to its name.
 import { button, make, put, putChildren } from "./dom.js";
 
@@ -13,7 +13,7 @@ const SEARCHABLE = 10; // values from which on a list has a field to find some
 let created = 0;
 
 export function createFilters(element, options = {}) {
-  const state = { attributes: {}, where: {}, ...options };
+  const state = { attributes: {}, where: {}, paths: true, ...options };
   const group = `imgsearch-filters-${++created}`;
   const find = make("input", { type: "search", className: "imgsearch-field", placeholder: "Find in paths", ariaLabel: "Find in paths" });
   const menus = make("span", { className: "imgsearch-filter-menus" });
@@ -103,6 +103,7 @@ export function createFilters(element, options = {}) {
     }
     putChildren(menus, names.map((name) => drawn.get(name).menu));
     if (document.activeElement !== find) put(find, { value: state.where.path?.contains ?? "" });
+    put(find, { hidden: !state.paths });
     put(clear, { hidden: !Object.keys(state.where).length });
   }
 

@@ -2,6 +2,7 @@
 //
 //   const grid = createGrid(element, { onPick(key) {}, onOpen(key) {}, onSelect(keys) {}, onMore() {} });
 //   grid.update({ items, label, summary, legend, more, selecting, selected, size, busy, reveal });
+//   grid.bar.append(…);  // stands above the tiles
 //   grid.destroy();
 //
 // An item is { key, src, alt, name, action, width, height }, and optionally { title, score, note }.
@@ -204,20 +205,23 @@ export function createGrid(element, options = {}) {
     put(bar, { hidden: !items.length && !state.summary });
     put(size, { hidden: !items.length });
     put(more, { hidden: !state.more, textContent: state.more, disabled: state.busy });
+    // Fires once more where the new tiles do not fill the screen.
+    if (watcher && changes.items) {
+      watcher.unobserve(more);
+      watcher.observe(more);
+    }
     if (changes.reveal && first !== null) reveal(tiles.get(first).tile);
   }
 
   function reveal(tile) {
     const { top, bottom } = tile.getBoundingClientRect();
-    if (top >= 0 && bottom <= window.innerHeight) return;
-    const panel = root.closest(".imgsearch"); // with the query, if the first tile then fits too
-    const fits = panel && bottom - panel.getBoundingClientRect().top < 0.85 * window.innerHeight;
-    (fits ? panel : bar).scrollIntoView({ block: "start" });
+    if (top < 0 || bottom > window.innerHeight) bar.scrollIntoView({ block: "start" });
   }
 
   update({});
   return {
     update,
+    bar,
     focus: () => focus(current),
     destroy() {
       watcher?.disconnect();

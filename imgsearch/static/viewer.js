@@ -14,6 +14,7 @@
 import { button, make, put, putChildren } from "./dom.js";
 
 const DEEPEST = 16; // times the fitted size
+const SWEEP = 60; // pixels that a finger moves to turn to the next image
 
 export function createViewer(element, options = {}) {
   const state = { items: [], current: null, query: null, ...options };
@@ -37,8 +38,9 @@ export function createViewer(element, options = {}) {
   const zoomOut = button("−", () => zoom(1 / 1.5), { ariaLabel: "Zoom out" });
   const fit = button("Fit", () => place(1, 0, 0));
   const zoomIn = button("+", () => zoom(1.5), { ariaLabel: "Zoom in" });
-  const search = button("Search with this", () => {
+  const search = button(options.searchLabel ?? "Search with this", () => {
     const key = state.current;
+    state.current = null; // an update before the close event must not open it again
     dialog.close();
     options.onSearch?.(key);
   }, { className: "imgsearch-button imgsearch-primary" });
@@ -162,6 +164,15 @@ export function createViewer(element, options = {}) {
   for (const kind of ["pointerup", "pointercancel"]) {
     stage.addEventListener(kind, (event) => fingers.delete(event.pointerId));
   }
+  // A finger that sweeps over an image that is not zoomed turns to the next one.
+  let touched = 0;
+  stage.addEventListener("pointerdown", (event) => {
+    touched = event.pointerType === "touch" && scale === 1 ? event.clientX : NaN;
+  });
+  stage.addEventListener("pointerup", (event) => {
+    const swept = event.clientX - touched;
+    if (scale === 1 && !fingers.size && Math.abs(swept) > SWEEP) step(swept > 0 ? -1 : 1);
+  });
 
   // ---------------------------------------------------------------- keys
 

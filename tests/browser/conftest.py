@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 
 from imgsearch.config import Settings, load_settings
-from tests.conftest import ROOT, missing
+from tests.conftest import ROOT
 from tests.servers import free_port
 
 PATIENCE = 120_000
@@ -143,22 +143,6 @@ def app(home, tmp_path_factory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not program:
-        missing("chromium", "apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(scope="module")
 def new_page(chromium):
     """Make pages, whose errors in JavaScript fail the test."""
@@ -175,17 +159,6 @@ def new_page(chromium):
     for page in made:
         page.close()
     assert [error for error in errors if "imgsearch" in error] == []
-
-
-@pytest.fixture(scope="session")
-def axe():
-    """Return what axe finds wrong with the panels of a page, of any impact."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    return lambda page: [
-        (rule["id"], [node["html"][:200] for node in rule["nodes"]])
-        for rule in Axe().run(page, context=".imgsearch").response["violations"]
-    ]
 
 
 def run_all(page) -> None:

@@ -38,7 +38,7 @@ def test_the_page_keeps_the_token_in_a_cookie_and_out_of_the_address(server):
         assert answer.headers["location"] == "/?collection=served&q=1"
         cookie = answer.headers["set-cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=strict" in cookie
+        assert "SameSite=lax" in cookie
         assert browser.get("/").status_code == 200
         assert browser.get("/api/v1").json()["scope"] == "admin"
         token = visitor_token(TOKEN)

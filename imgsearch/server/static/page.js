@@ -1,0 +1,470 @@
+// The page: what it shows is its address. An uploaded picture is kept in the history only.
+import { request } from "./api.js";
+import { createCrop } from "./crop.js";
+import { button, make, put } from "./dom.js";
+import { createDrop } from "./drop.js";
+import { createFilters } from "./filters.js";
+import { createGrid } from "./grid.js";
+import { createLoad } from "./load.js";
+import { createViewer } from "./viewer.js";
+
+const KEPT = 20; // lists that Back shows at once
+const REFUSED = 5; // times that a thumbnail is asked for again
+const SLOW = 150; // milliseconds after which a search shows that it is under way
+
+const $ = (id) => document.getElementById(id);
+const root = document.documentElement;
+
+let about = null; // the server, and what this client may do
+let collections = [];
+let attributed = null; // the collection whose values the filters show
+let view = { collection: "", where: {}, query: null, box: null, open: null };
+let list = { key: null, items: [], next: null };
+let running = null; // AbortController of the request for a list
+const lists = new Map(); // by what they show, the latest last
+const places = new Map(); // scroll positions, by entry of the history
+const files = new Map(); // uploaded pictures, by their id on the server
+const known = new Map(); // details of stored images, by address
+
+// ---------------------------------------------------------------- address and history
+
+function fromAddress() {
+  const given = new URLSearchParams(location.search);
+  const { upload, box = null } = history.state ?? {};
+  const query = ["image", "text"].filter((kind) => given.has(kind)).map((kind) => ({ [kind]: given.get(kind) }))[0] ?? (upload ? { upload } : null);
+  let where = {};
+  try {
+    where = JSON.parse(given.get("where") ?? "{}");
+  } catch {
+    // An address that was cut off shows everything.
+  }
+  const first = collections.find(({ name }) => name === about.collection) ?? collections[0];
+  return {
+    collection: given.get("collection") ?? first?.name ?? about.collection, where, query,
+    box: given.get("box")?.split(",").map(Number) ?? box, open: given.get("open"),
+  };
+}
+
+function address({ collection, where, query, box, open }) {
+  const parts = new URLSearchParams({ collection });
+  if (Object.keys(where).length) parts.set("where", JSON.stringify(where));
+  if (query?.image) parts.set("image", query.image);
+  if (query?.text) parts.set("text", query.text);
+  if (query && box && !query.upload) parts.set("box", box.join());
+  if (open) parts.set("open", open);
+  return `/?${parts}`;
+}
+
+// Shows something else, as a new entry of the history or instead of the present one.
+function go(changes, { replace = false, opened = false } = {}) {
+  view = { ...view, ...changes };
+  const { query, box } = view;
+  const old = (replace && history.state) || {};
+  const state = { entry: old.entry ?? Math.random(), opened: opened || old.opened, ...(query?.upload && { upload: query.upload, box }) };
+  history[replace ? "replaceState" : "pushState"](state, "", address(view));
+  return show();
+}
+
+// Searches with something else; the filters stay.
+async function searchFor(query) {
+  await go({ query, box: null, open: null });
+  scrollTo(0, 0);
+}
+
+addEventListener("popstate", async () => {
+  const place = places.get(history.state?.entry) ?? 0;
+  view = fromAddress();
+  await show();
+  scrollTo(0, place);
+});
+addEventListener("scroll", () => places.set(history.state?.entry, scrollY), { passive: true });
+history.scrollRestoration = "manual";
+
+// ---------------------------------------------------------------- what is asked of the server
+
+function collection() {
+  return collections.find(({ name }) => name === view.collection) ?? { images: 0, text: false };
+}
+
+function path(rest) {
+  return `collections/${encodeURIComponent(view.collection)}${rest}`;
+}
+
+async function details(id) {
+  const key = path(`/images/${id}`);
+  if (!known.has(key)) known.set(key, await request(key));
+  return known.get(key);
+}
+
+async function page(offset, signal) {
+  const { query, box } = view;
+  const limit = innerWidth > 1600 ? 120 : 60;
+  const where = Object.keys(view.where).length ? view.where : undefined;
+  if (!query) {
+    const parts = new URLSearchParams({ offset, limit, ...(where && { where: JSON.stringify(where) }) });
+    const found = await request(path(`/images?${parts}`), { signal });
+    return { ...found, matched: found.total };
+  }
+  const body = { limit, offset, where };
+  if (query.text) body.text = query.text;
+  else if (query.image) Object.assign(body, { image_id: query.image, exclude: [query.image], box });
+  else Object.assign(body, { query_id: query.upload.id, box });
+  const found = await request(path("/search"), { body, signal });
+  return { ...found, items: found.hits };
+}
+
+async function send(file) {
+  const body = new FormData();
+  body.append("image", file);
+  const { query_id: id, width, height, thumbnail } = await request("queries", { body });
+  files.set(id, file);
+  return { id, width, height, src: thumbnail, name: file.name };
+}
+
+async function searchWith([file]) {
+  if (file.size > about.max_bytes) {
+    drop.update({ message: `${file.name} is too large: ${about.max_bytes >> 20} MiB at most.` });
+    return;
+  }
+  drop.update({ message: "" });
+  put($("busy"), { hidden: false });
+  try {
+    await searchFor({ upload: await send(file) });
+  } catch (error) {
+    if (error.status === 400) drop.update({ message: `${file.name}: ${error.message}` });
+    else fail(error);
+  } finally {
+    put($("busy"), { hidden: true });
+  }
+}
+
+// ---------------------------------------------------------------- the list of images
+
+function toItem(picture) {
+  const { image_id: key, name, width, height, thumbnail, original, score, paths } = picture;
+  return { key, name, width, height, original, similarity: score, src: `${thumbnail}?size=medium`, alt: name, action: `Open ${name}`, path: paths[0] ?? "" };
+}
+
+async function more(target, signal) {
+  const { items, next, matched } = await page(target.items.length ? target.next : 0, signal);
+  const held = new Set(target.items.map((item) => item.key));
+  target.items = [...target.items, ...items.map(toItem).filter((item) => !held.has(item.key))];
+  Object.assign(target, { next, matched });
+}
+
+async function listImages() {
+  const { collection, where, query, box } = view;
+  const key = JSON.stringify([collection, where, query?.upload?.id ?? query, query && box]);
+  running?.abort();
+  running = null;
+  if (list.key === key) return;
+  const kept = lists.get(key);
+  if (!kept) {
+    const mine = running = new AbortController();
+    const fresh = { key, items: [], next: null };
+    const slow = setTimeout(() => put($("busy"), { hidden: false }), SLOW);
+    grid.update({ busy: true });
+    try {
+      await more(fresh, mine.signal);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      throw error;
+    } finally {
+      clearTimeout(slow);
+      if (running === mine || !running) put($("busy"), { hidden: true });
+    }
+    if (mine.signal.aborted) return;
+    lists.set(key, fresh);
+    if (lists.size > KEPT) lists.delete(lists.keys().next().value);
+  }
+  list = lists.get(key);
+  drawImages();
+  put($("spoken"), { textContent: summary() });
+}
+
+async function moreImages() {
+  const target = list;
+  grid.update({ busy: true });
+  try {
+    await more(target);
+  } catch (error) {
+    fail(error);
+  }
+  if (list === target) drawImages();
+}
+
+function count(number, what) {
+  return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
+}
+
+function summary() {
+  const { query, box } = view;
+  if (!list.items.length) return "";
+  if (!query) return count(list.matched ?? collection().images, "image");
+  if (query.text) return `Images for “${query.text}”`;
+  return box ? "Similar to this part" : "Similar images";
+}
+
+function drawImages() {
+  const withScores = Boolean(view.query) && localStorage.scores === "yes";
+  for (const item of list.items) item.score = withScores ? item.similarity.toFixed(3) : "";
+  grid.update({
+    items: list.items, busy: false, summary: summary(), label: summary() || "Images", more: list.next === null ? "" : "Show more",
+    legend: withScores ? "Score: cosine similarity; 1 is the same picture" : "",
+  });
+  put($("scores"), { hidden: !view.query, ariaPressed: String(withScores) });
+  const empty = $("empty");
+  put(empty, { hidden: list.items.length > 0 });
+  const admin = about.scope === "admin";
+  if (collection().images) {
+    empty.replaceChildren(make("h2", {}, "No matches"), make("p", {}, "No image fits these filters."),
+      button("Clear filters", () => go({ where: {} })));
+  } else {
+    empty.replaceChildren(make("h2", {}, "There are no images yet"),
+      make("p", {}, admin ? "Load a folder of images to search in." : "An administrator can load a folder of images."),
+      ...(admin ? [button("Load images", () => $("load").click(), { className: "imgsearch-button imgsearch-primary" })] : []));
+  }
+}
+
+// ---------------------------------------------------------------- errors
+
+function fail({ status, message }) {
+  put($("busy"), { hidden: true });
+  grid.update({ busy: false });
+  root.classList.toggle("locked", status === 401);
+  if (status === 401) askForToken();
+  else {
+    const again = button("Try again", () => {
+      list.key = attributed = null;
+      start();
+    }, { hidden: status >= 400 && status < 429 });
+    $("problem").replaceChildren(make("p", {}, status === 503 || status === 429 ? "The server is busy. Try again in a moment." : message), again);
+  }
+  put($("problem"), { hidden: false });
+}
+
+function askForToken() {
+  const token = make("input", { type: "password", className: "imgsearch-field", name: "token", required: true, ariaLabel: "Token", placeholder: "Token" });
+  const form = make("form", { action: "/" }, token, make("button", { className: "imgsearch-button imgsearch-primary" }, "Open"));
+  const given = new URLSearchParams(location.search);
+  const refused = given.has("token");
+  given.delete("token");
+  history.replaceState(history.state, "", `/?${given}`);
+  for (const [name, value] of given) form.append(make("input", { type: "hidden", name, value }));
+  $("problem").replaceChildren(make("p", {}, `${refused ? "This is not the token of the server. " : ""}Enter the token. It is in the address that the server printed when it started.`), form);
+  token.focus();
+}
+
+// ---------------------------------------------------------------- drawing
+
+async function drawQuery() {
+  const { query, box, collection } = view;
+  const picture = query && !query.text;
+  root.classList.toggle("searching", Boolean(picture));
+  root.classList.toggle("reading", Boolean(query?.text));
+  drop.update({ compact: Boolean(picture), message: "" });
+  put($("invitation"), { textContent: picture ? "Searching with" : "Find images like yours" });
+  for (const id of ["end", "note"]) put($(id), { hidden: !picture });
+  put($("share"), { hidden: !query?.image });
+  if (document.activeElement !== $("words").text) $("words").text.value = query?.text ?? "";
+  if (!picture) {
+    crop.update({ src: "", note: "" });
+    viewer.update({ query: null });
+    document.title = `${query?.text ?? collection} – imgsearch`;
+    return;
+  }
+  let shown = query.upload;
+  if (query.image) {
+    const { name, width, height, thumbnail } = await details(query.image);
+    shown = { name, width, height, src: `${thumbnail}?size=large` };
+  }
+  if (view.query !== query) return;
+  crop.update({ src: shown.src, width: shown.width, height: shown.height, box, alt: shown.name, note: "Draw on the picture to search with a part of it." });
+  viewer.update({ query: { src: shown.src, name: shown.name } });
+  put($("note"), { textContent: query.image ? "" : "Your picture is not stored, and not part of the address." });
+  document.title = `Similar to ${shown.name} – imgsearch`;
+}
+
+async function drawViewer() {
+  const { open } = view;
+  if (!open) {
+    viewer.update({ current: null });
+    return;
+  }
+  let { items } = list;
+  if (!items.some((item) => item.key === open)) items = [toItem(await details(open))];
+  if (view.open === open) viewer.update({ items, current: open });
+}
+
+async function show() {
+  put($("problem"), { hidden: true });
+  put($("collection"), { value: view.collection });
+  put($("words"), { hidden: !collection().text });
+  filters.update({ where: view.where });
+  try {
+    if (!collections.length) drawImages();
+    else await Promise.all([drawQuery(), listImages(), drawAttributes()]);
+    await drawViewer();
+  } catch (error) {
+    const { upload } = view.query ?? {};
+    if (error.status === 404 && files.has(upload?.id)) {
+      const file = files.get(upload.id); // the server forgot it meanwhile
+      files.delete(upload.id);
+      await go({ query: { upload: await send(file) } }, { replace: true });
+    } else fail(error);
+  }
+}
+
+async function drawAttributes() {
+  if (attributed === view.collection) return;
+  attributed = view.collection;
+  const found = await request(path("/attributes"));
+  const pairs = Object.entries(found).map(([name, values]) => [name, values.map(({ value, count }) => [value, count])]);
+  filters.update({ attributes: Object.fromEntries(pairs) });
+}
+
+// ---------------------------------------------------------------- components
+
+const drop = createDrop($("drop"), {
+  onFiles: searchWith,
+  onKey: (key) => searchFor({ image: key }),
+});
+const crop = createCrop(drop.slot, { onBox: (box) => go({ box }) });
+const filters = createFilters($("filters"), { onChange: (where) => go({ where }) });
+const grid = createGrid($("grid"), {
+  endless: true, draggable: true, size: innerWidth < 640 ? 150 : 230,
+  onPick: (key) => go({ open: key }, { opened: true }), onMore: moreImages,
+});
+grid.bar.append(button("Scores", () => {
+  localStorage.scores = localStorage.scores === "yes" ? "no" : "yes";
+  drawImages();
+}, { id: "scores" }));
+const viewer = createViewer(document.body, {
+  searchLabel: "More like this",
+  load: async (key) => {
+    const image = await details(key);
+    const item = list.items.find((one) => one.key === key);
+    const facts = [["Format", image.format], ...Object.entries(image.attributes ?? {}).map(([name, value]) => [name, [value].flat().join(", ")])];
+    if (item) item.facts = facts;
+    viewer.update({});
+    return { src: image.original, note: `${image.width} × ${image.height} · ${Math.ceil(image.size / 1024).toLocaleString("en")} kB` };
+  },
+  onSearch: (key) => searchFor({ image: key }),
+  onShow: (key) => {
+    if (key === view.open) return;
+    if (key) {
+      go({ open: key }, { replace: true });
+      if (list.next !== null && list.items.findIndex((item) => item.key === key) > list.items.length - 8) {
+        moreImages().then(() => viewer.update({ items: list.items }));
+      }
+    } else if (history.state?.opened) history.back();
+    else go({ open: null }, { replace: true });
+  },
+});
+const load = createLoad($("loading"), $("load"), {
+  onLoaded: async ({ collection: name }) => {
+    lists.clear();
+    list.key = attributed = null;
+    await describe();
+    if (name === view.collection) show();
+  },
+});
+
+$("words").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = $("words").text.value.trim();
+  searchFor(text ? { text } : null);
+});
+$("collection").addEventListener("change", ({ target }) => go({ collection: target.value, where: {}, query: null, box: null, open: null }));
+function clicked(id, act) {
+  $(id).addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // opens a tab
+    event.preventDefault();
+    act();
+  });
+}
+clicked("skip", () => $("results").focus());
+clicked("home", () => {
+  view.where = {};
+  searchFor(null);
+});
+clicked("end", () => searchFor(null));
+clicked("share", async () => {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    put($("note"), { textContent: "Link copied. Whoever opens it needs access to this server." });
+  } catch {
+    put($("note"), { textContent: "Copy the address of the page to share this search." });
+  }
+});
+$("drop").querySelector(".imgsearch-drop-buttons").append($("share"), $("end"));
+
+// ---------------------------------------------------------------- the window
+
+const system = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+const drawTheme = () => put($("theme"), { ariaPressed: String(isDark()) });
+$("theme").addEventListener("click", () => {
+  root.dataset.theme = localStorage.theme = isDark() ? "light" : "dark";
+  drawTheme();
+});
+system.addEventListener("change", drawTheme);
+
+// A picture may be dropped anywhere.
+const isFile = (event) => event.dataTransfer?.types.includes("Files");
+addEventListener("dragover", (event) => {
+  if (!isFile(event)) return;
+  event.preventDefault();
+  put($("over"), { hidden: false });
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) put($("over"), { hidden: true });
+});
+addEventListener("drop", () => put($("over"), { hidden: true }), true);
+addEventListener("drop", (event) => {
+  if (!isFile(event)) return;
+  event.preventDefault();
+  drop.take(event.dataTransfer.files);
+});
+
+// A thumbnail that a busy server refused is asked for again.
+addEventListener("error", ({ target }) => {
+  const tries = Number(target.dataset?.tries ?? 0) + 1;
+  if (!(target instanceof HTMLImageElement) || !target.closest("#grid") || tries > REFUSED) return;
+  target.dataset.tries = tries;
+  const { src } = target;
+  setTimeout(() => {
+    target.removeAttribute("src");
+    target.src = src;
+  }, 1000 * tries);
+}, true);
+
+// ---------------------------------------------------------------- start
+
+async function describe() {
+  [about, collections] = await Promise.all([request(""), request("collections")]);
+  const names = collections.map(({ name }) => name);
+  $("collection").replaceChildren(...names.map((name) => make("option", {}, name)));
+  put($("collection"), { hidden: names.length < 2, value: view.collection });
+  const admin = about.scope === "admin";
+  put($("load"), { hidden: !admin });
+  filters.update({ paths: admin });
+  drop.update({ hint: `${about.formats.join(", ")}, up to ${about.max_bytes >> 20} MiB` });
+  load.update({ roots: about.roots, collections: names, collection: view.collection || about.collection });
+}
+
+async function start() {
+  try {
+    if (!about) {
+      await describe();
+      if (about.scope === "admin") load.resume();
+    }
+    view = fromAddress();
+    await go({}, { replace: true });
+  } catch (error) {
+    fail(error);
+  }
+}
+
+drawTheme();
+start();

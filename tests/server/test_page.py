@@ -1,0 +1,641 @@
+"""The web page in Chromium, against a server of its own: every action, wide and on a phone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from imgsearch.config import Settings, load_settings
+from imgsearch.server import security
+from tests.conftest import ROOT
+
+PHOTOS = sorted((ROOT / "data" / "VOCsample" / "JPEGImages").iterdir())
+STORED, OTHER = PHOTOS[:140], PHOTOS[150]
+LABELS = {photo.name: ("cat", "dog", "train")[i % 3] for i, photo in enumerate(STORED[:9])}
+TOKEN = "a-token-of-the-tests"
+HEIGHTS = {390: 844, 1000: 800, 1400: 900, 2560: 1440}
+PATIENCE = 60_000
+
+
+class Site(NamedTuple):
+    """A running server; `root` is the folder that may be loaded."""
+
+    url: str
+    root: Path
+
+    def token(self, *, admin: bool) -> str:
+        return TOKEN if admin else security.visitor_token(TOKEN)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Iterator[Site]:
+    """A server with a collection ``photos``, and six pictures that can be loaded."""
+    from imgsearch.gallery import Gallery
+    from imgsearch.ingestion import ingest
+
+    home, photos = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("photos")
+    root = tmp_path_factory.mktemp("root")
+    for photo in STORED:
+        shutil.copy(photo, photos)
+    for photo in PHOTOS[160:166]:
+        shutil.copy(photo, root)
+    (root / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    settings = {"imgsearch_home": home, "imgsearch_backend": "eager", "imgsearch_encoder": "mini"}
+    ingest(photos, "photos", settings=load_settings(**settings))
+    with Gallery.open("photos", settings=load_settings(**settings)) as gallery:
+        gallery.set_attributes({photos / name: {"label": label} for name, label in LABELS.items()})
+    names = {name.upper() for name in Settings.model_fields}
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    environment |= {key.upper(): str(value) for key, value in settings.items()}
+    environment |= {"PYTHONPATH": str(ROOT), "DEFAULT_TABLE": "photos"}
+    command = [sys.executable, "-m", "imgsearch.server", "--port", "0", "--token", TOKEN]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--root", str(root), "--rate", "0"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    greeting = process.stdout.readline()
+    assert greeting, (home / "log").read_text()
+    yield Site(re.search(r"http://[^?]*", greeting)[0], root)
+    process.terminate()
+    process.wait(30)
+    process.stdout.close()
+
+
+@pytest.fixture
+def open_page(chromium, site) -> Iterator[Callable]:
+    """Open the page at an address; errors and refused resources fail the test."""
+    contexts, errors = [], []
+
+    def log(message) -> None:
+        # A status that is an error is logged too; tests that provoke one look for the message.
+        if message.type == "error" and "the server responded with a status" not in message.text:
+            errors.append(message.text)
+
+    def run(
+        width: int = 1400,
+        path: str = "",
+        summary: str = "140 images",
+        *,
+        admin: bool = True,
+        theme: str = "light",
+    ):
+        phone = width < 600
+        context = chromium.new_context(
+            viewport={"width": width, "height": HEIGHTS[width]},
+            color_scheme=theme,
+            has_touch=phone,
+            is_mobile=phone,
+            permissions=["clipboard-read", "clipboard-write"],
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", log)
+        mark = "&" if "?" in path else "?"
+        page.goto(f"{site.url}{path}{mark}token={site.token(admin=admin)}")
+        shown(page, summary)
+        return page
+
+    yield run
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def shown(page, summary: str | re.Pattern = "images") -> None:
+    """Wait for a list of images and the thumbnails that are in view."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(".imgsearch-summary")).to_contain_text(summary, timeout=PATIENCE)
+    expect(page.locator(".imgsearch-grid")).to_have_attribute("aria-busy", "false")
+    page.locator(".imgsearch-tile img").first.evaluate("img => img.decode()")
+
+
+def eventually(page, script: str, wanted) -> None:
+    """Wait until a script returns something; the page allows no evaluation from within."""
+    for _ in range(PATIENCE // 50):
+        if page.evaluate(script) == wanted:
+            return
+        page.wait_for_timeout(50)
+    assert page.evaluate(script) == wanted
+
+
+def names(page) -> list[str]:
+    return page.locator(".imgsearch-tile img").evaluate_all("all => all.map((img) => img.alt)")
+
+
+def address(page) -> dict[str, str]:
+    return {key: value for key, [value] in parse_qs(urlsplit(page.url).query).items()}
+
+
+def choose(page, photo: Path) -> None:
+    page.locator("#query input[type=file]").first.set_input_files(photo)
+    page.locator(".searching .imgsearch-crop-surface").wait_for()
+    shown(page, "Similar")
+
+
+def search_with(page, name: str) -> None:
+    page.get_by_role("button", name=f"Open {name}").click()
+    page.get_by_role("button", name="More like this").click()
+    shown(page, "Similar")
+
+
+WIDTHS = pytest.mark.parametrize("width", [1400, 390])
+
+
+# ---------------------------------------------------------------- a picture from outside
+
+
+@WIDTHS
+def test_an_uploaded_picture_is_searched_with(open_page, width):
+    page = open_page(width, admin=False)
+    assert names(page)[:2] == [photo.name for photo in STORED[:2]]
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a picture").click()
+    chooser.value.set_files(STORED[20])
+    shown(page, "Similar images")
+    assert names(page)[0] == STORED[20].name
+    assert address(page) == {"collection": "photos"}  # the picture is not part of it
+    assert "not part of the address" in page.locator("#note").inner_text()
+    assert page.locator("#share").is_hidden()
+    # The results are in view, also on a phone.
+    assert page.locator(".imgsearch-tile").first.bounding_box()["y"] < 0.7 * HEIGHTS[width]
+    page.reload()
+    shown(page, "Similar images")
+    assert names(page)[0] == STORED[20].name
+    page.go_back()
+    shown(page, "140 images")
+    page.go_forward()
+    shown(page, "Similar images")
+    page.get_by_role("button", name="Clear search").click()
+    shown(page, "140 images")
+    assert page.get_by_role("heading", name="Find images like yours").is_visible()
+
+
+def _transfer(page, photo: Path):
+    data = base64.b64encode(photo.read_bytes()).decode()
+    return page.evaluate_handle(
+        """([data, name]) => {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt());
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+            return transfer;
+        }""",
+        [data, photo.name],
+    )
+
+
+@pytest.mark.parametrize("way", ["on the area", "anywhere", "paste"])
+def test_a_picture_is_dropped_or_pasted(open_page, way):
+    page = open_page()
+    transfer = _transfer(page, STORED[21])
+    if way == "paste":
+        page.evaluate(
+            "clipboardData => document.body.dispatchEvent("
+            "new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }))",
+            transfer,
+        )
+    else:
+        place = ".imgsearch-drop" if way == "on the area" else "#grid"
+        page.dispatch_event(place, "dragover", {"dataTransfer": transfer})
+        page.dispatch_event(place, "drop", {"dataTransfer": transfer})
+        assert page.locator("#over").is_hidden()
+    shown(page, "Similar images")
+    assert names(page)[0] == STORED[21].name
+
+
+def test_a_phone_can_take_a_picture(open_page):
+    page = open_page(390)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Take a picture").tap()
+    assert chooser.value.element.get_attribute("capture") == "environment"
+    chooser.value.set_files(OTHER)
+    shown(page, "Similar images")
+    assert open_page(1400).get_by_role("button", name="Take a picture").is_hidden()
+
+
+def test_what_is_no_picture_is_refused(open_page, tmp_path):
+    page = open_page()
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    page.locator("#query input[type=file]").first.set_input_files(tmp_path / "broken.jpg")
+    alert = page.locator(".imgsearch-drop [role=alert]", has_text="broken.jpg")
+    alert.wait_for()
+    assert page.locator(".searching").count() == 0
+    choose(page, OTHER)
+    assert alert.is_hidden()
+
+
+def test_a_picture_that_the_server_forgot_is_sent_again(open_page):
+    page = open_page()
+    choose(page, STORED[22])
+    page.evaluate(  # as after a restart of the server
+        "history.replaceState({ ...history.state, upload: { ...history.state.upload } }, '')"
+    )
+    gone = {"status": 404, "json": {"detail": "This query picture is no longer kept."}}
+    page.route("**/search", lambda route: route.fulfill(**gone), times=1)
+    page.locator(".imgsearch-crop-surface").press("ArrowRight")
+    shown(page, "Similar to this part")
+    assert page.locator("#problem").is_hidden()
+
+
+# ---------------------------------------------------------------- a part
+
+
+def _drag(page, *, finger: bool) -> None:
+    """Draw a box over the middle of the picture."""
+    area = page.locator(".imgsearch-crop-surface").bounding_box()
+    start, end = (
+        (area["x"] + share * area["width"], area["y"] + share * area["height"])
+        for share in (0.25, 0.75)
+    )
+    if finger:
+        touch = page.context.new_cdp_session(page)
+        for kind, points in (("Start", [start]), ("Move", [end]), ("End", [])):
+            points = [{"x": x, "y": y} for x, y in points]
+            touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    else:
+        page.mouse.move(*start)
+        page.mouse.down()
+        page.mouse.move(*end, steps=4)
+        page.mouse.up()
+
+
+@WIDTHS
+def test_a_part_is_drawn_by_mouse_and_by_finger(open_page, width):
+    page = open_page(width)
+    search_with(page, STORED[1].name)
+    whole = names(page)
+    _drag(page, finger=width == 390)
+    shown(page, "Similar to this part")
+    box = [int(edge) for edge in address(page)["box"].split(",")]
+    shape = page.locator(".imgsearch-crop-surface").evaluate(
+        "it => [it.querySelector('img').naturalWidth, it.querySelector('img').naturalHeight]"
+    )
+    for edge, side in zip(box, shape * 2, strict=True):
+        assert min(abs(edge / side - 0.25), abs(edge / side - 0.75)) < 0.03
+    assert names(page) != whole
+    page.get_by_role("button", name="Whole picture").click()
+    shown(page, "Similar images")
+    assert names(page) == whole
+    page.go_back()
+    shown(page, "Similar to this part")
+
+
+def test_a_part_is_drawn_by_keys(open_page):
+    page = open_page()
+    search_with(page, STORED[1].name)
+    page.locator(".imgsearch-crop-surface").press("ArrowRight")
+    shown(page, "Similar to this part")
+    page.locator(".imgsearch-crop-surface").press("Escape")
+    shown(page, "Similar images")
+
+
+# ---------------------------------------------------------------- stored images
+
+
+@WIDTHS
+def test_an_image_is_looked_at_and_searched_with(open_page, width):
+    page = open_page(width, admin=False)
+    page.get_by_role("button", name=f"Open {STORED[0].name}").click()
+    viewer = page.get_by_role("dialog", name=f"1 of 60: {STORED[0].name}")
+    viewer.wait_for()
+    first = address(page)["open"]
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("dialog", name=f"2 of 60: {STORED[1].name}").wait_for()
+    assert address(page)["open"] != first
+    page.keyboard.press("Escape")
+    eventually(page, "location.search", "?collection=photos")
+    page.go_forward()
+    page.get_by_role("dialog", name=f"2 of 60: {STORED[1].name}").wait_for()
+    page.get_by_role("button", name="More like this").click()
+    shown(page, "Similar images")
+    assert STORED[1].name not in names(page)
+    assert set(address(page)) == {"collection", "image"}
+    assert STORED[1].name in page.title()
+    page.go_back()
+    page.get_by_role("dialog").wait_for()
+    page.go_back()
+    shown(page, "140 images")
+
+
+def test_a_finger_turns_to_the_next_image(open_page):
+    page = open_page(390)
+    page.get_by_role("button", name=f"Open {STORED[0].name}").tap()
+    page.get_by_role("dialog", name=f"1 of 60: {STORED[0].name}").wait_for()
+    touch = page.context.new_cdp_session(page)
+    for kind, points in (("Start", [300]), ("Move", [100]), ("End", [])):
+        points = [{"x": x, "y": 400} for x in points]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    page.get_by_role("dialog", name=f"2 of 60: {STORED[1].name}").wait_for()
+
+
+def test_a_search_is_shared_as_an_address(open_page):
+    page = open_page()
+    search_with(page, STORED[2].name)
+    _drag(page, finger=False)
+    shown(page, "Similar to this part")
+    found = names(page)
+    page.get_by_role("button", name="Copy link").click()
+    page.locator("#note", has_text="Link copied").wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert "token" not in link
+    query = urlsplit(link).query
+    other = open_page(390, f"?{query}", "Similar to this part", admin=False)
+    assert names(other) == found
+    assert other.locator(".imgsearch-crop-part").count() == 1
+
+
+def test_the_keyboard_is_enough(open_page):
+    page = open_page()
+    page.locator("#skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "results"
+    page.get_by_role("button", name=f"Open {STORED[0].name}").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog", name=f"2 of 60: {STORED[1].name}").wait_for()
+    page.keyboard.press("Escape")
+    focused = "document.activeElement.getAttribute('aria-label')"
+    eventually(page, focused, f"Open {STORED[1].name}")
+
+
+def test_scores_are_shown_on_demand(open_page):
+    page = open_page()
+    assert page.locator("#scores").is_hidden()
+    search_with(page, STORED[3].name)
+    assert page.locator(".imgsearch-score").count() == 0
+    page.get_by_role("button", name="Scores").click()
+    scores = [float(text) for text in page.locator(".imgsearch-score").all_inner_texts()]
+    assert len(scores) >= 60
+    assert scores == sorted(scores, reverse=True)
+    page.reload()
+    page.locator(".imgsearch-score").first.wait_for()
+
+
+@WIDTHS
+def test_scrolling_loads_more_and_back_returns_to_the_place(open_page, width):
+    page = open_page(width)
+    count = "document.querySelectorAll('.imgsearch-tile').length"
+    assert page.evaluate(count) == 60
+    for expected in (120, 140):
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        eventually(page, count, expected)
+    assert names(page) == [photo.name for photo in STORED]
+    page.get_by_role("button", name=f"Open {STORED[130].name}").scroll_into_view_if_needed()
+    place = page.evaluate("scrollY")
+    assert place > 1000
+    search_with(page, STORED[130].name)
+    assert page.evaluate("scrollY") == 0
+    page.go_back()
+    page.go_back()
+    shown(page, "140 images")
+    eventually(page, f"Math.abs(scrollY - {place}) < 5", True)
+
+
+# ---------------------------------------------------------------- words
+
+
+@WIDTHS
+def test_words_are_searched_for(open_page, width):
+    page = open_page(width, admin=False)
+    field = page.get_by_role("searchbox", name="Describe what you are looking for")
+    field.fill("dog")
+    field.press("Enter")
+    shown(page, "Images for “dog”")
+    assert address(page) == {"collection": "photos", "text": "dog"}
+    found = names(page)
+    page.reload()
+    shown(page, "Images for “dog”")
+    assert (names(page), field.input_value()) == (found, "dog")
+    field.fill("qwxyz")
+    field.press("Enter")
+    page.get_by_role("alert").filter(has_text="qwxyz").wait_for()
+    page.go_back()
+    shown(page, "Images for “dog”")
+    page.locator("#home").click()
+    shown(page, "140 images")
+    assert field.input_value() == ""
+
+
+# ---------------------------------------------------------------- filters
+
+
+@WIDTHS
+def test_images_are_filtered(open_page, width):
+    page = open_page(width, admin=False)
+    assert page.get_by_role("searchbox", name="Find in paths").count() == 0
+    page.locator("summary", has_text="label").click()
+    page.get_by_label("cat").check()
+    shown(page, "3 images")
+    assert names(page) == [name for name, label in LABELS.items() if label == "cat"]
+    assert json.loads(address(page)["where"]) == {"label": ["cat"]}
+    page.get_by_label("dog").check()
+    shown(page, "6 images")
+    page.keyboard.press("Escape")
+    search_with(page, STORED[0].name)
+    assert {LABELS[name] for name in names(page)} == {"cat", "dog"}
+    page.reload()
+    shown(page, "Similar")
+    assert len(names(page)) == 5
+    page.get_by_role("button", name="Clear filters").click()
+    eventually(page, "document.querySelectorAll('.imgsearch-tile').length >= 60", True)
+    page.get_by_role("button", name="Clear search").click()
+    shown(page, "140 images")
+
+
+def test_paths_are_filtered_by_an_administrator(open_page):
+    page = open_page()
+    page.get_by_role("searchbox", name="Find in paths").fill(STORED[10].name)
+    page.keyboard.press("Enter")
+    shown(page, "1 image")
+    page.get_by_role("searchbox", name="Find in paths").fill("nothing like this")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="No matches").wait_for()
+    page.locator("#empty").get_by_role("button", name="Clear filters").click()
+    shown(page, "140 images")
+
+
+# ---------------------------------------------------------------- administration
+
+
+def test_a_folder_is_loaded_with_progress(open_page, site):
+    page = open_page()
+    page.get_by_role("button", name="Load images").click()
+    assert page.get_by_label("Folder on the server").input_value() == str(site.root)
+    page.get_by_label("Folder on the server").fill("/etc")
+    page.get_by_role("button", name="Start").click()
+    page.locator("#loading [role=alert]", has_text="--root").wait_for()
+    page.get_by_label("Folder on the server").fill(str(site.root))
+    page.locator("#loading input[name=collection]").fill("loaded")
+    page.get_by_role("button", name="Start").click()
+    status = page.locator("#loading [role=status]")
+    status.filter(has_text="Done · 6 added · 1 could not be read").wait_for()
+    page.get_by_text("Files that could not be read").click()
+    assert "broken.jpg" in page.locator("#loading details").inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#collection").select_option("loaded")
+    shown(page, "6 images")
+    assert address(page) == {"collection": "loaded"}
+    visitor = open_page(admin=False)
+    assert visitor.get_by_role("button", name="Load images").count() == 0
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_stranger_is_asked_for_the_token_and_keeps_the_search(open_page, chromium, site):
+    page = open_page()
+    search_with(page, STORED[4].name)
+    link = page.url
+    page.context.clear_cookies()
+    page.goto(link)
+    page.get_by_text("Enter the token").wait_for()
+    assert page.get_by_role("button", name="Choose a picture").count() == 0
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    page.get_by_text("This is not the token").wait_for()
+    assert "wrong" not in page.url
+    page.get_by_label("Token").fill(site.token(admin=False))
+    page.keyboard.press("Enter")
+    shown(page, "Similar images")
+    assert page.url == link
+
+
+def test_a_busy_server_is_tried_again(open_page):
+    page = open_page()
+    answers = iter([503] * 3)
+    busy = {"json": {"detail": "The server is busy: try again."}, "headers": {"Retry-After": "0.1"}}
+
+    def refuse(route):
+        status = next(answers, None)
+        route.fulfill(status=status, **busy) if status else route.continue_()
+
+    page.route("**/search", refuse)
+    page.get_by_role("button", name=f"Open {STORED[5].name}").click()
+    page.get_by_role("button", name="More like this").click()
+    page.get_by_role("alert").filter(has_text="The server is busy").wait_for()
+    page.get_by_role("button", name="Try again").click()
+    shown(page, "Similar images")
+    assert page.locator("#problem").is_hidden()
+
+
+def test_an_address_that_is_wrong_says_why(open_page, site):
+    page = open_page()
+    page.goto(f"{site.url}?collection=nowhere")
+    page.get_by_role("alert").filter(has_text="nowhere").wait_for()
+    page.goto(f"{site.url}?collection=photos&image=123")
+    page.get_by_role("alert").filter(has_text="123").wait_for()
+    page.locator("#home").click()
+    shown(page, "140 images")
+
+
+def test_a_server_without_images_says_what_to_do(open_page, site):
+    page = open_page()
+    page.route("**/api/v1/collections", lambda route: route.fulfill(json=[]))
+    page.goto(site.url)
+    page.get_by_role("heading", name="There are no images yet").wait_for()
+    page.locator("#empty").get_by_role("button", name="Load images").click()
+    page.get_by_role("dialog", name="Load images").wait_for()
+
+
+# ---------------------------------------------------------------- looks
+
+
+def test_the_theme_follows_the_system_and_the_switch(open_page):
+    page = open_page(theme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    page.get_by_role("button", name="Dark theme", pressed=True).click()
+    light = page.evaluate(ground)
+    assert light != dark
+    page.reload()
+    shown(page)
+    assert page.evaluate(ground) == light
+    assert open_page(theme="light").evaluate(ground) == light
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@WIDTHS
+def test_axe_finds_nothing(open_page, axe, width, theme):
+    page = open_page(width, theme=theme)
+    assert axe(page, "html") == []
+    page.get_by_role("button", name="Load images").click()
+    assert axe(page, "html") == []
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name=f"Open {STORED[6].name}").click()
+    page.get_by_role("dialog", name=STORED[6].name).wait_for()
+    assert axe(page, "html") == []
+    page.get_by_role("button", name="More like this").click()
+    shown(page, "Similar")
+    page.locator(".imgsearch-crop-surface").press("ArrowRight")
+    shown(page, "Similar to this part")
+    assert axe(page, "html") == []
+
+
+@pytest.mark.parametrize("width", HEIGHTS)
+def test_it_fits_from_a_phone_to_a_wide_screen(open_page, width):
+    page = open_page(width)
+    search_with(page, STORED[7].name)
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        if width == 390:
+            small = page.evaluate(
+                """[...document.querySelectorAll("button, a, select, summary, input")]
+                .filter((it) => it.checkVisibility() && !it.matches(".skip"))
+                .map((it) => [it.outerHTML.slice(0, 80), it.getBoundingClientRect()])
+                .filter(([, place]) => Math.min(place.width, place.height) < 44)"""
+            )
+            assert small == []
+        page.get_by_role("button", name="Clear search").click(force=True)
+        shown(page, "140 images")
+        page.go_back()
+        shown(page, "Similar")
+
+
+def test_the_scripts_are_small():
+    """Without comments and indentation, as after the simplest minification."""
+    size = 0
+    for folder in ("imgsearch/static", "imgsearch/server/static"):
+        for script in (ROOT / folder).glob("*.js"):
+            code = re.sub(r"^\s+(//.*)?|^//.*", "", script.read_text(), flags=re.MULTILINE)
+            size += len(code.encode())
+    assert size <= 60 * 1024
+
+
+@pytest.mark.skipif("IMGSEARCH_SCREENSHOTS" not in os.environ, reason="names no folder")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", HEIGHTS)
+def test_screenshots(open_page, width, theme):
+    folder = Path(os.environ["IMGSEARCH_SCREENSHOTS"])
+    page = open_page(width, theme=theme)
+
+    def take(name: str) -> None:
+        page.wait_for_timeout(400)  # transitions
+        page.screenshot(path=folder / f"{name}-{width}-{theme}.png")
+
+    take("home")
+    page.get_by_role("button", name=f"Open {STORED[7].name}").click()
+    page.get_by_role("dialog", name=STORED[7].name).wait_for()
+    take("viewer")
+    page.get_by_role("button", name="More like this").click()
+    shown(page, "Similar")
+    take("results")
+    page.locator(".imgsearch-crop-surface").press("ArrowRight")
+    shown(page, "Similar to this part")
+    take("part")
