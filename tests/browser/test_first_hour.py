@@ -172,6 +172,28 @@ def test_from_the_start_page_to_a_search(page, look, violations):
     panel.locator(".imgsearch-pick").nth(3).click()
     panel.locator("h2", has_text="Similar to").wait_for()
     look("search-clicked", panel)
+
+    # A box by keys, the whole picture again, and a box by a finger.
+    part = panel.locator("h2", has_text="Similar to a part of")
+    surface = panel.get_by_role("application")
+    surface.focus()
+    page.keyboard.press("ArrowRight")
+    part.wait_for()
+    page.keyboard.press("Escape")
+    part.wait_for(state="detached")
+    at = surface.bounding_box()
+    touch = page.context.new_cdp_session(page)
+    for kind, share in (
+        ("touchStart", 0.2),
+        ("touchMove", 0.5),
+        ("touchMove", 0.8),
+        ("touchEnd", 0),
+    ):
+        x, y = at["x"] + share * at["width"], at["y"] + share * at["height"]
+        points = [] if kind == "touchEnd" else [{"x": x, "y": y}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    part.wait_for()
+    look("search-box", panel)
     assert violations() == []
 
 
