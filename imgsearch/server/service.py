@@ -142,12 +142,12 @@ class Service:
 
         Without the name of a collection, the usual one is tried first, then all others.
         """
-        number = int(wanted) if re.fullmatch(r"\d{1,18}|[0-8]\d{18}", wanted, re.A) else None
+        number = int(wanted) if re.fullmatch(r"\d{1,19}", wanted, re.A) else None
         with suppress(ConfigError):
             written = [str(absolute(path)) for path in (wanted, unquote(wanted)) if paths]
             for collection in [name] if name else self._names():
                 with suppress(CollectionNotFound, ImageNotFound):
-                    if number is not None:
+                    if number is not None and number < 2**63:
                         return self.image(collection, number)
                     for row in self.metadata.by_path(collection, written).values():
                         if row.state == "ready":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
 from imgsearch.errors import StoreBusy, StoreError, StoreUnavailable
@@ -39,23 +41,16 @@ def test_health_and_readiness(start, collection):
     assert running.stranger.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
+def test_errors_of_a_store_name_it_to_the_administrator_only(start, monkeypatch):
+    running = start()
+    for error, status in (
         (StoreUnavailable("MySQL root@db", "cannot be reached"), 503),
         (StoreBusy("store /home/me", "process 1", "is being written"), 503),
         (StoreError("store /home/me", "its disk is full"), 500),
-    ],
-)
-def test_errors_of_a_store_name_it_to_the_administrator_only(start, monkeypatch, error, status):
-    running = start()
-
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(running.service, "gallery", fail)
-    for client, shown in ((running.admin, True), (running.visitor, False)):
-        answer = client.post("/img/count")
-        assert answer.status_code == status
-        assert (error.reason in answer.text) is shown
-        assert ("retry-after" in answer.headers) is (status == 503)
+    ):
+        monkeypatch.setattr(running.service, "gallery", Mock(side_effect=error))
+        for client, shown in ((running.admin, True), (running.visitor, False)):
+            answer = client.post("/img/count")
+            assert answer.status_code == status
+            assert (error.reason in answer.text) is shown
+            assert ("retry-after" in answer.headers) is (status == 503)

@@ -45,7 +45,7 @@ def fuzz(operation, mode: GenerationMode, examples: int, token: str) -> set[tupl
 
 
 @pytest.mark.parametrize(
-    "examples", [pytest.param(3, id="quick"), pytest.param(200, id="soak", marks=pytest.mark.soak)]
+    "examples", [pytest.param(2, id="quick"), pytest.param(200, id="soak", marks=pytest.mark.soak)]
 )
 def test_no_request_leads_to_status_500(start, collection, examples):
     running = start(collection=collection)

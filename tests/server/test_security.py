@@ -62,26 +62,21 @@ def test_a_visitor_sees_no_path(server, photos):
     assert str(photos) in server.admin.get("/api/v1/collections/served/images").text
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:5000", 200), ("10.1.2.3", 200),
-        ("photos.example", 200), ("evil.example", 400), ("", 400), ("[", 400),
-        ("127.0.0.1.evil.example", 400),
-    ],
-)  # fmt: skip
-def test_the_name_of_the_host_is_checked(start, host, status):
+def test_the_name_of_the_host_is_checked(start):
     running = start(hosts=("photos.example",))
-    assert running.admin.get("/api/v1", headers={"Host": host}).status_code == status
+    for host in ("localhost", "127.0.0.1:80", "[::1]:5000", "10.1.2.3", "photos.example"):
+        assert running.admin.get("/api/v1", headers={"Host": host}).status_code == 200, host
+    for host in ("evil.example", "", "[", "127.0.0.1.evil.example"):
+        assert running.admin.get("/api/v1", headers={"Host": host}).status_code == 400, host
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])
-def test_other_sites_cannot_send_requests_that_change_something(start, origin):
+def test_other_sites_cannot_send_requests_that_change_something(start):
     running = start(token="")
-    headers = {"Origin": origin}
-    assert running.stranger.post("/img/drop", headers=headers).status_code == 403
-    answer = running.stranger.get("/api/v1", headers=headers)
-    assert "access-control-allow-origin" not in answer.headers
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+        headers = {"Origin": origin}
+        assert running.stranger.post("/img/drop", headers=headers).status_code == 403
+        answer = running.stranger.get("/api/v1", headers=headers)
+        assert "access-control-allow-origin" not in answer.headers
     own = {"Origin": running.url}
     assert running.stranger.post("/img/count", headers=own).json() == 20
 

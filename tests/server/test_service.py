@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+from fastapi import HTTPException
+
 from imgsearch.ingestion import ingest
 from imgsearch.server import service as module
 
@@ -36,3 +39,11 @@ def test_query_pictures_are_bounded(server, monkeypatch, photos):
     keys = [server.service.keep_query(data) for _ in range(4)]
     assert keys[0] not in server.service.queries
     assert list(server.service.queries)[-3:] == keys[1:]
+
+
+@pytest.mark.parametrize("number", [0, 1, 9_000_000_000_000_000_001, 2**63 - 1])
+def test_every_number_of_63_bits_is_looked_up(server, monkeypatch, number):
+    monkeypatch.setattr(server.service, "image", lambda name, image_id: (name, image_id))
+    assert server.service.find(str(number), None, paths=False) == ("served", number)
+    with pytest.raises(HTTPException):
+        server.service.find(str(2**63), None, paths=True)
