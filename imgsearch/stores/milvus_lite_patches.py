@@ -11,9 +11,11 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from imgsearch.stores.exact import Part, among, nearest
 
 if TYPE_CHECKING:
     from milvus_lite import Collection
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from milvus_lite.storage.segment import Segment
 
 VERSION = "3.2.2"
-_SCORES_AT_ONCE = 2**24  # 64 MiB
-_FEW = 0.2  # share of the rows up to which to copy them costs less than to multiply all
 
 
 def install(write_failed: Callable[[BaseException], None]) -> ExactSearch:
@@ -102,21 +102,12 @@ def read_log(path: str) -> list[Any]:
     return batches
 
 
-class _Part(NamedTuple):
-    """Rows of a segment or of the memory table; `alive` is None where all of them are."""
-
-    ids: np.ndarray
-    vectors: np.ndarray
-    lengths: np.ndarray
-    alive: np.ndarray | None
-
-
 class ExactSearch:
     """Vectorised search and reading of collections with integer ids."""
 
     def __init__(self, search: Callable[..., Any], valid_mask: Callable[..., Any]) -> None:
         self._search, self._valid_mask = search, valid_mask
-        self._parts: dict[int, tuple[MemTable, tuple[Segment, ...], list[_Part] | None]] = {}
+        self._parts: dict[int, tuple[MemTable, tuple[Segment, ...], list[Part] | None]] = {}
         self._lock = threading.Lock()
         self._approximate = threading.Lock()
         self._thread = threading.local()
@@ -151,8 +142,8 @@ class ExactSearch:
             parts = self.living(segments, request["memtable"], request["delta_index"], field)
             if parts is not None and all(p.vectors.shape[1] == queries.shape[1] for p in parts):
                 if ids is not None:
-                    parts = [part for part in (_among(p, ids) for p in parts) if len(part.ids)]
-                return _nearest(parts, queries, request["top_k"])
+                    parts = [part for part in (among(p, ids) for p in parts) if len(part.ids)]
+                return nearest(parts, queries, request["top_k"])
         if ids is not None:
             raise ValueError("a search among ids needs vectors of the query's length")
         with self._approximate:  # HNSW keeps ef in the index, where another search would see it
@@ -192,7 +183,7 @@ class ExactSearch:
 
     def living(
         self, segments: tuple[Segment, ...], memtable: MemTable, deleted: DeltaIndex, field: str
-    ) -> list[_Part] | None:
+    ) -> list[Part] | None:
         """All rows with which of them are alive; None where ids are not integers."""
         with self._lock:
             known = self._parts.get(id(memtable))
@@ -238,7 +229,7 @@ def _alive(
 
 def _read(
     segments: tuple[Segment, ...], memtable: MemTable, deleted: DeltaIndex, field: str
-) -> list[_Part] | None:
+) -> list[Part] | None:
     sources = [(s.pks, s.seqs, *s.vector_data(field)) for s in segments if s.num_rows]
     ids, written, vectors, *_ = memtable.to_search_snapshot(vector_field=field)
     if len(ids):
@@ -255,41 +246,5 @@ def _read(
         mine, alive = alive[: len(ids)], alive[len(ids) :]
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         lengths[lengths == 0] = 1
-        parts.append(_Part(ids, vectors, lengths, None if mine.all() else mine))
+        parts.append(Part(ids, vectors, lengths, None if mine.all() else mine))
     return parts
-
-
-def _among(part: _Part, ids: np.ndarray) -> _Part:
-    """A part with no other rows alive than those with these ids."""
-    near = ids[np.searchsorted(ids, part.ids).clip(max=len(ids) - 1)]
-    alive = near == part.ids if part.alive is None else part.alive & (near == part.ids)
-    if np.count_nonzero(alive) > _FEW * len(alive):
-        return part._replace(alive=alive)
-    rows = np.flatnonzero(alive)
-    return _Part(part.ids[rows], part.vectors[rows], part.lengths[rows], None)
-
-
-def _nearest(parts: list[_Part], queries: np.ndarray, top_k: int) -> list[list[dict]]:
-    """Hits of each query, nearest first, equal distances by id."""
-    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-    queries = queries / np.where(lengths == 0, 1, lengths)
-    step = max(1, _SCORES_AT_ONCE // max((len(part.ids) for part in parts), default=1))
-    answer = []
-    for start in range(0, len(queries), step):
-        rows = queries[start : start + step]
-        found = [np.empty((len(rows), 0), np.int64)], [np.empty((len(rows), 0), np.float32)]
-        for part in parts:
-            # Rows in a piece each: argpartition then takes half the time.
-            far = 1 - np.ascontiguousarray((part.vectors @ rows.T).T) / part.lengths
-            if part.alive is not None:
-                far[:, ~part.alive] = np.inf
-            kept = min(top_k, len(part.ids))
-            best = np.argpartition(far, kept - 1, axis=1)[:, :kept]
-            found[0].append(part.ids[best])
-            found[1].append(np.take_along_axis(far, best, axis=1))
-        for ids, far in zip(*(np.concatenate(f, axis=1) for f in found), strict=True):
-            order = np.lexsort((ids, far))[:top_k]
-            order = order[far[order] < np.inf]
-            hits = zip(ids[order].tolist(), far[order].tolist(), strict=True)
-            answer.append([{"id": i, "distance": d, "entity": {}} for i, d in hits])
-    return answer

@@ -1,0 +1,55 @@
+"""The exact search of the embedded store: one product with all vectors, part by part."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+SCORES_AT_ONCE = 2**24  # 64 MiB
+FEW = 0.2  # share of the rows up to which to copy them costs less than to multiply all
+
+
+class Part(NamedTuple):
+    """Rows of a segment or of the memory table; `alive` is None where all of them are."""
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    lengths: np.ndarray
+    alive: np.ndarray | None
+
+
+def among(part: Part, ids: np.ndarray) -> Part:
+    """A part with no other rows alive than those with these ids."""
+    near = ids[np.searchsorted(ids, part.ids).clip(max=len(ids) - 1)]
+    alive = near == part.ids if part.alive is None else part.alive & (near == part.ids)
+    if np.count_nonzero(alive) > FEW * len(alive):
+        return part._replace(alive=alive)
+    rows = np.flatnonzero(alive)
+    return Part(part.ids[rows], part.vectors[rows], part.lengths[rows], None)
+
+
+def nearest(parts: list[Part], queries: np.ndarray, top_k: int) -> list[list[dict]]:
+    """Hits of each query, nearest first, equal distances by id."""
+    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    queries = queries / np.where(lengths == 0, 1, lengths)
+    step = max(1, SCORES_AT_ONCE // max((len(part.ids) for part in parts), default=1))
+    answer = []
+    for start in range(0, len(queries), step):
+        rows = queries[start : start + step]
+        found = [np.empty((len(rows), 0), np.int64)], [np.empty((len(rows), 0), np.float32)]
+        for part in parts:
+            # Rows in a piece each: argpartition then takes half the time.
+            far = 1 - np.ascontiguousarray((part.vectors @ rows.T).T) / part.lengths
+            if part.alive is not None:
+                far[:, ~part.alive] = np.inf
+            kept = min(top_k, len(part.ids))
+            best = np.argpartition(far, kept - 1, axis=1)[:, :kept]
+            found[0].append(part.ids[best])
+            found[1].append(np.take_along_axis(far, best, axis=1))
+        for ids, far in zip(*(np.concatenate(f, axis=1) for f in found), strict=True):
+            order = np.lexsort((ids, far))[:top_k]
+            order = order[far[order] < np.inf]
+            hits = zip(ids[order].tolist(), far[order].tolist(), strict=True)
+            answer.append([{"id": i, "distance": d, "entity": {}} for i, d in hits])
+    return answer
