@@ -117,27 +117,34 @@ def ingest_folder(
 
 @checked
 def search_image(
-    query_path: str,
+    query_path: str = "",
     collection: str | None = None,
     top_k: int = 10,
     box: tuple[int, int, int, int] | None = None,
     exclude_query: bool = True,
+    query_text: str = "",
+    like: str | list[str] = "",
+    unlike: str | list[str] = "",
     where: dict[str, Any] | None = None,
     output_dir: str = "output",
 ) -> Hits:
     """Run ``search.ipynb`` without a panel; write ``search.png`` and ``search.json``.
 
-    With `exclude_query`, the query is not among its own results. `where` is a filter.
+    With `exclude_query`, the query is not among its own results. `like` and `unlike` are paths
+    of examples and counter-examples. `where` is a filter.
     """
-    query = absolute(query_path)
-    data = images.read(query)
-    itself = [images.probe(data, path=query).image_id] if exclude_query else ()
+    query = absolute(query_path) if query_path else None
+    data = images.read(query) if query else None
+    itself = [images.probe(data, path=query).image_id] if query and exclude_query else ()
+    parts = {"text": query_text or None, "like": like or (), "unlike": unlike or ()}
     with Gallery.open(collection or None) as gallery:
-        hits = gallery.search(data, top_k, where=where, box=box, exclude=itself)
-    title = f"Similar to {query.name}, in {hits.collection}"
+        hits = gallery.search(data, top_k, **parts, where=where, box=box, exclude=itself)
+    named = [query.name if query else "", f"“{query_text}”" if query_text else ""]
+    title = f"Similar to {' and '.join(filter(None, named)) or 'examples'}, in {hits.collection}"
     figure = plots.result_grid(query, hits, box=box, title=title)
     grid = write_figure(Path(output_dir) / "search.png", figure)
-    about = {"query": str(query), "box": box, "where": where, "grid": str(grid)}
+    about = {"query": str(query) if query else None, "box": box, "where": where, "grid": str(grid)}
+    about |= parts
     content = about | hits.to_dict()
     write_json(Path(output_dir) / "search.json", content)
     return hits

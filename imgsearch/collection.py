@@ -277,10 +277,11 @@ class Collection:
             self._delete(rows)
         return len(rows)
 
-    def _delete(self, rows: Sequence[ImageRow]) -> None:
+    def _delete(self, rows: Sequence[ImageRow], *, keep_attributes: bool = False) -> None:
         if rows:
             self._hide(rows)
-            self.metadata.remove(self.row.id, [row.path for row in rows])
+            paths = [row.path for row in rows]
+            self.metadata.remove(self.row.id, paths, keep_attributes=keep_attributes)
 
     def _hide(self, rows: Sequence[ImageRow], keep: Iterable[int] = ()) -> None:
         """Mark rows as ``deleting``, and delete their vectors unless other rows need them."""
@@ -303,7 +304,8 @@ class Collection:
             stored = [row.path for row in pending if row.image_id in intact]
             self.metadata.commit(self.row.id, stored)
             # The vectors of the others were never stored: the next ingest makes them.
-            self._delete([row for row in pending if row.image_id not in intact])
+            lost = [row for row in pending if row.image_id not in intact]
+            self._delete(lost, keep_attributes=True)
             return len(rows)
 
     def intact(self, rows: Iterable[ImageRow]) -> set[int]:

@@ -142,7 +142,7 @@ class Hits(Sequence):
     matched : int or None
         Number of images that fulfil the filter; None without one.
     way : str or None
-        How they were searched: ``exact``, ``over-fetched`` or ``filtered``, as in
+        How they were searched: ``exact`` or ``over-fetched``, as in
         :mod:`imgsearch.stores.filtered`; None without a filter.
     """
 

@@ -503,7 +503,8 @@ class _Ingest:
             stored = known.pop(str(file.path), None)
             # A row that is not ready belongs to another process, which may die.
             unchanged = stored and (stored.size, stored.mtime_ns) == (file.size, file.mtime_ns)
-            if unchanged and stored.state == "ready":
+            # Earlier versions did not read Exif data.
+            if unchanged and stored.state == "ready" and stored.has_gps is not None:
                 known_files.append(str(file.path))
             else:
                 new.append(file)

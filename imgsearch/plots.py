@@ -32,27 +32,38 @@ GROUND = "#f4f4f4"
 
 
 def result_grid(
-    query: images.Source,
+    query: images.Source | None,
     results: Sequence,
     *,
     box: images.Box | None = None,
     title: str = "",
     columns: int = 5,
 ) -> Figure:
-    """Draw a query, and beside it its hits, best first.
+    """Draw a query, if there is a picture of it, and beside it its hits, best first.
 
     A query that cannot be read is an :class:`ImageError`; a hit that cannot be read becomes
     a tile with the reason. `box` is drawn on the query.
     """
-    from matplotlib.patches import Rectangle
-
     rows = max(1, math.ceil(len(results) / columns))
     across = max(1, math.ceil(len(results) / rows))  # rows of nearly the same length
-    large = min(rows, 2)
+    large = 0 if query is None else min(rows, 2)
     figure = _figure(rows, across + large, title)
     grid = figure.add_gridspec(rows, across + large)
+    if query is not None:
+        _draw_query(figure, grid[:large, :large], query, box, large)
+    for i, hit in enumerate(results):
+        tile = _tile(figure, grid[i // across, large + i % across])
+        show_image(tile, hit.path)
+        caption(tile, f"{hit.rank} · {hit.score:.3f}", shorten(Path(hit.path).name))
+    return figure
 
-    first = _tile(figure, grid[:large, :large])
+
+def _draw_query(
+    figure: Figure, place: SubplotSpec, query: images.Source, box: images.Box | None, large: int
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    first = _tile(figure, place)
     first.set_anchor("N")
     first.imshow(images.decode(query))
     first.set(adjustable="datalim", facecolor=GROUND)
@@ -63,11 +74,6 @@ def result_grid(
         )
     caption(first, "query", shorten(query.name, large * CAPTION) if isinstance(query, Path) else "")
     frame(first, QUERY_COLOUR)
-    for i, hit in enumerate(results):
-        tile = _tile(figure, grid[i // across, large + i % across])
-        show_image(tile, hit.path)
-        caption(tile, f"{hit.rank} · {hit.score:.3f}", shorten(Path(hit.path).name))
-    return figure
 
 
 def thumbnail(source: images.Source, side: int = THUMBNAIL) -> Image.Image:

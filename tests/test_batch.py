@@ -65,6 +65,18 @@ def test_reports_are_written_and_say_what_was_done(photos, tmp_path):
     assert (made / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_words_and_examples_are_searched_with_in_batch(photos, tmp_path):
+    batch.ingest_folder(str(photos), encoder="mini", output_dir=str(tmp_path))
+    like, unlike = [str(photos / "1.png"), str(photos / "2.png")], str(photos / "4.png")
+    batch.search_image(query_text="dog", like=like, unlike=unlike, output_dir=str(tmp_path))
+    found = json.loads((tmp_path / "search.json").read_text())
+    assert (found["query"], found["text"], found["like"]) == (None, "dog", like)
+    assert {Path(hit["path"]).name for hit in found["hits"]} == {"0.png", "3.png"}
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="give a picture, a text or something to be like"):
+        batch.search_image(output_dir=str(tmp_path))
+
+
 def test_images_are_labelled_and_filtered(photos, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("name,label\n1.png,cat\n2.png,cat\n")

@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from imgsearch import gallery as gallery_module
+from imgsearch.config import load_settings
+from imgsearch.encoders import load_encoder
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
+    EncoderError,
     ImageError,
     ImageNotFound,
 )
@@ -219,6 +222,27 @@ def test_each_query_of_a_list_has_the_other_parts_as_well(gallery, photos):
     alone = [gallery.search(path, 3, like=[photos[2]], unlike=photos[3]) for path in photos[:2]]
     for one, other in zip(together, alone, strict=True):
         assert [hit.image_id for hit in one] == [hit.image_id for hit in other]
+
+
+def test_a_text_is_searched_with_alone_and_with_a_picture(tmp_path):
+    settings, mini = load_settings(imgsearch_home=tmp_path / "home"), load_encoder("mini")
+    with Gallery.open("words", encoder=mini, create=True, settings=settings) as gallery:
+        rows, _ = rows_and_vectors(mini.dim, 3)
+        dog, car, sofa = mini.encode_text(["dog", "car", "sofa"])
+        gallery.store(rows, {r.image_id: v for r, v in zip(rows, (dog, car, sofa), strict=True)})
+        hits = gallery.search(text="cars", top_k=3)
+        assert (hits[0].image_id, hits[0].score) == (rows[1].image_id, pytest.approx(1, abs=1e-5))
+        both = gallery.search(dog, text="sofa", unlike=[rows[1].image_id], top_k=3)
+        assert {hit.image_id for hit in both} == {rows[0].image_id, rows[2].image_id}
+        assert both[0].score == pytest.approx(both[1].score, abs=0.1)
+        with pytest.raises(EncoderError, match="does not know the word 'unicorn'"):
+            gallery.search(text="unicorn")
+
+
+def test_a_text_needs_an_encoder_with_a_text_tower(gallery, photos):
+    gallery.add(photos)
+    with pytest.raises(EncoderError, match=r"has no text tower.*mini"):
+        gallery.search(text="dog")
 
 
 def test_what_makes_no_query_is_refused(gallery, photos):

@@ -20,6 +20,7 @@ _NAMES = {
     "protocols": ("Protocol", "prepare"),
     "report": ("evaluate_collections", "write_evaluations"),
     "scoring": ("Evaluation", "Score", "Task", "evaluate", "task"),
+    "topics": ("JudgedTopics",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -171,13 +171,8 @@ def prepare(
         paths=paths,
         queries=np.array([n in in_queries for n in here] + [False] * len(others)),
         gallery=np.array([n in in_gallery for n in here] + [True] * len(others)),
-        about={
-            "collection": gallery.name,
-            "encoder": gallery.row.encoder,
-            "license": license_of(gallery.row.encoder),
-            "fingerprint": gallery.row.fingerprint,
-            "identity": gallery.row.identity,
-            "index": str(gallery.row.index),
+        about=described(gallery)
+        | {
             "dataset": dataset.root.name,
             "protocol": str(protocol),
             "single_label_classes": list(classes),
@@ -185,6 +180,18 @@ def prepare(
             "missing_images": len(wanted) - len(here),
         },
     )
+
+
+def described(gallery: Gallery) -> dict:
+    """What a report says of a collection."""
+    return {
+        "collection": gallery.name,
+        "encoder": gallery.row.encoder,
+        "license": license_of(gallery.row.encoder),
+        "fingerprint": gallery.row.fingerprint,
+        "identity": gallery.row.identity,
+        "index": str(gallery.row.index),
+    }
 
 
 def _image_ids(

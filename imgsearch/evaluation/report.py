@@ -15,6 +15,7 @@ from imgsearch.evaluation.comparison import Comparison, compare
 from imgsearch.evaluation.index_sweep import IndexPoint
 from imgsearch.evaluation.protocols import Protocol, prepare
 from imgsearch.evaluation.scoring import ALL, KS, LEVELS, Evaluation
+from imgsearch.evaluation.topics import JudgedTopics
 from imgsearch.gallery import Gallery
 from imgsearch.io import absolute, atomic, csv_text, versions, write_figure, write_json
 
@@ -23,7 +24,7 @@ SUMMARY = ("about", "counts", "headline", "summary")
 
 
 def evaluate_collections(
-    dataset: Dataset,
+    dataset: Dataset | JudgedTopics,
     collections: Sequence[str] = (),
     *,
     protocol: str = "train -> val",
@@ -38,12 +39,13 @@ def evaluate_collections(
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : Dataset or JudgedTopics
         The ground truth.
     collections : sequence of str
         ``DEFAULT_TABLE`` if empty.
     protocol : str
-        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
+        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``; judged topics
+        have none.
     ks : sequence of int
         Depths of P@k, R@k and nDCG@k.
     seed : int
@@ -82,7 +84,7 @@ def evaluate_collections(
 
 def evaluate_gallery(
     gallery: Gallery,
-    dataset: Dataset,
+    dataset: Dataset | JudgedTopics,
     protocol: str = "train -> val",
     *,
     ks: Sequence[int] = KS,
@@ -97,10 +99,11 @@ def evaluate_gallery(
     ----------
     gallery : Gallery
         It contains the images of the dataset, from whatever path they were added.
-    dataset : Dataset
+    dataset : Dataset or JudgedTopics
         The ground truth.
     protocol : str
-        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
+        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``; judged topics
+        have none.
     ks : sequence of int
         Depths of P@k, R@k and nDCG@k.
     seed : int
@@ -128,7 +131,10 @@ def evaluate_gallery(
     parsed, name = Protocol.parse(protocol, distractors=distractors), gallery.name
     report = progress or (lambda _: None)
     report(f"reading {name} and the annotations")
-    task = prepare(gallery, dataset, parsed, allow_missing=allow_missing, progress=progress)
+    if isinstance(dataset, JudgedTopics):
+        task = dataset.task(gallery, allow_missing=allow_missing)
+    else:
+        task = prepare(gallery, dataset, parsed, allow_missing=allow_missing, progress=progress)
     report(f"ranking {len(task.gallery):,} images for {len(task.queries):,} queries in {name}")
     return scoring.evaluate(task, ks=ks, seed=seed)
 

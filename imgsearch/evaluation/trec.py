@@ -8,7 +8,7 @@ that is not below the one before it is lowered by the smallest possible step.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,20 @@ def write_qrels(path: str | Path, task: Task, *, view: str = ALL) -> Path:
                 f"{query} 0 {names[task.gallery[i]]} {gains[i]}\n" for i in np.flatnonzero(gains)
             )
     return absolute(path)
+
+
+def write_judgments(path: str | Path, judged: Mapping[str, Mapping[int, int]]) -> Path:
+    """Write judgments: by topic and image id, 1 relevant, 0 not, -1 pooled but not judged."""
+    with atomic(path, "w") as file:
+        for topic, values in judged.items():
+            name = topic_name(topic)
+            file.writelines(f"{name} 0 {image} {value}\n" for image, value in values.items())
+    return absolute(path)
+
+
+def topic_name(topic: str) -> str:
+    """Name of a topic in these files, which separate columns by spaces."""
+    return re.sub(r"\s+", "-", topic)
 
 
 def write_run(

@@ -237,14 +237,21 @@ async def query_thumbnail(
 
 @router.post("/collections/{name}/search")
 async def search(request: Request, name: Name, asked: SearchRequest, service: Use) -> SearchAnswer:
-    """Find the images most similar to a stored image, an uploaded picture or a text."""
-    given = [v for v in (asked.image_id, asked.query_id, asked.text) if v is not None]
-    if len(given) != 1:
-        raise HTTPException(422, "Give exactly one of image_id, query_id and text.")
-    query = service.query(asked.query_id) if asked.query_id is not None else given[0]
+    """Find the images most similar to a stored image, an uploaded picture, words or examples."""
+    if asked.image_id is not None and asked.query_id is not None:
+        raise HTTPException(422, "Give either image_id or query_id.")
     where = _admitted(request, asked.where)
-    where = None if where is None else json.dumps(where)
-    plan = Plan(name, asked.offset + asked.limit, asked.box, where, tuple(asked.exclude))
+    plan = Plan(
+        name,
+        asked.offset + asked.limit,
+        asked.box,
+        None if where is None else json.dumps(where),
+        tuple(asked.exclude),
+        asked.text,
+        tuple(asked.like),
+        tuple(asked.unlike),
+    )
+    query = asked.image_id if asked.query_id is None else service.query(asked.query_id)
     hits = await service.search(plan, query)
     return SearchAnswer(
         hits=[

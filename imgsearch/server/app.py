@@ -18,6 +18,8 @@ from starlette.staticfiles import StaticFiles
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
+    EncoderError,
+    EncoderMismatch,
     ImageError,
     ImageNotFound,
     ImgSearchError,
@@ -40,6 +42,8 @@ STATUS: list[tuple[type[ImgSearchError], int]] = [
     (ImageNotFound, 404),
     (ConfigError, 400),
     (ImageError, 400),
+    (EncoderMismatch, 500),
+    (EncoderError, 400),  # it reads no words, or not these
     (StoreBusy, 503),
     (StoreUnavailable, 503),
     (ImgSearchError, 500),

@@ -62,8 +62,9 @@ async def knn(request: Request, service: Use) -> list[dict[str, Any]]:
     asked = parsed(KnnRequest, await request.body())
     name = asked.indice_name or service.options.collection
     plan = Plan(name, max(asked.num_images, asked.num_result_ids or 0))
+    query: Any = None
     if asked.text:
-        query: Any = asked.text
+        plan = plan._replace(text=asked.text)
     elif asked.image:
         try:
             query = base64.b64decode(asked.image)

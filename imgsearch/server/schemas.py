@@ -73,7 +73,7 @@ class About(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """A query: exactly one of `image_id`, `query_id` and `text`."""
+    """A query of one or several parts: a picture, words, examples and counter-examples."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -81,7 +81,7 @@ class SearchRequest(BaseModel):
             "examples": [
                 {"image_id": "6917529027641081856", "limit": 20},
                 {"query_id": "Zk3x…", "box": [10, 20, 300, 200], "where": {"label": "cat"}},
-                {"text": "a red car", "limit": 50, "offset": 50},
+                {"text": "a red car", "like": ["6917529027641081856"], "offset": 50},
             ]
         },
     )
@@ -89,6 +89,8 @@ class SearchRequest(BaseModel):
     image_id: ImageId | None = Field(None, description="a stored image")
     query_id: str | None = Field(None, max_length=64, description="an uploaded picture")
     text: str | None = Field(None, min_length=1, max_length=1000)
+    like: list[ImageId] = Field([], max_length=100, description="examples")
+    unlike: list[ImageId] = Field([], max_length=100, description="counter-examples")
     box: tuple[int, int, int, int] | None = Field(
         None, description="left, upper, right, lower in pixels of the upright picture"
     )

@@ -66,6 +66,9 @@ class Plan(NamedTuple):
     box: images.Box | None = None
     where: str | None = None  # JSON
     exclude: tuple[int, ...] = ()
+    text: str | None = None
+    like: tuple[int, ...] = ()
+    unlike: tuple[int, ...] = ()
 
 
 class Service:
@@ -160,17 +163,19 @@ class Service:
 
     # ------------------------------------------------------------ searches
 
-    async def search(self, plan: Plan, query: Any) -> Hits:
-        """Search together with what else is waiting."""
+    async def search(self, plan: Plan, query: Any = None) -> Hits:
+        """Search with a picture, a vector, an image_id or nothing but the plan, in a batch."""
         return await self.batcher.submit(plan, query)
 
     def _search(self, plan: Plan, queries: list) -> Sequence[Hits | ImgSearchError]:
         gallery = self.gallery(plan.collection)
         self._encoders.setdefault(gallery.row.fingerprint, gallery.encoder)
+        how = plan._asdict() | {"where": None if plan.where is None else json.loads(plan.where)}
+        del how["collection"]
         try:
-            where = None if plan.where is None else json.loads(plan.where)
-            how = {"where": where, "box": plan.box, "exclude": plan.exclude}
-            return gallery.search(_encoded(gallery, queries), plan.top_k, **how)
+            if queries[0] is None:  # such plans are the same as a whole
+                return [gallery.search(**how)] * len(queries)
+            return gallery.search(queries, **how)
         except ImgSearchError as error:
             if len(queries) == 1:
                 return [error]
@@ -232,16 +237,6 @@ class Service:
             for _, reason in gallery.add(path, progress=False).failures:
                 raise ImageError(path, reason)
         return self.image(name, info.image_id)
-
-
-def _encoded(gallery: Gallery, queries: list) -> list:
-    """Replace texts by their vectors."""
-    texts = [query for query in queries if isinstance(query, str)]
-    try:
-        vectors = iter(gallery.encoder.encode_text(texts) if texts else ())
-    except EncoderError as error:  # what was asked is wrong, not the encoder
-        raise ConfigError(error.name, error.reason) from error
-    return [next(vectors) if isinstance(query, str) else query for query in queries]
 
 
 def service(request: Request) -> Service:

@@ -215,7 +215,10 @@ export function createGrid(element, options = {}) {
 
   function reveal(tile) {
     const { top, bottom } = tile.getBoundingClientRect();
-    if (top < 0 || bottom > window.innerHeight) bar.scrollIntoView({ block: "start" });
+    if (top >= 0 && bottom <= window.innerHeight) return;
+    const panel = root.closest(".imgsearch"); // with the query, if the first tile then fits too
+    const fits = panel && bottom - panel.getBoundingClientRect().top < 0.85 * window.innerHeight;
+    (fits ? panel : bar).scrollIntoView({ block: "start" });
   }
 
   update({});

@@ -1,4 +1,4 @@
-"""How values of attributes are stored, and how a filter becomes SQL.
+"""Attributes of files in both tables, and filters as SQL.
 
 Each value is stored as bytes that sort as the values do. Whatever a filter asks is so a comparison
 of bytes, which every database answers alike, and nothing that a user writes becomes SQL.
@@ -7,13 +7,13 @@ of bytes, which every database answers alike, and nothing that a user writes bec
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
-from imgsearch.filters import FIELDS, And, Condition, Filter, Not, Or, Span
+from imgsearch.filters import FIELDS, And, Condition, Filter, Not, Or, Span, check_attributes
 from imgsearch.stores.schema import attributes, images
 
 _TEXT, _NUMBER, _TRUTH = b"t", b"n", b"b"  # the first byte of a value tells its type
@@ -55,6 +55,84 @@ def values_of(given: Mapping[str, Any]) -> Iterator[tuple[str, int, bytes]]:
             yield name, position, element
         if not value:
             yield name, 1, _NO_ELEMENT
+
+
+def attributes_of(rows: Iterable[tuple[str, int, bytes]]) -> dict[str, Any]:
+    """The reverse of :func:`values_of`, for rows sorted by name and position."""
+    found: dict[str, Any] = {}
+    for name, position, value in rows:
+        if position == 0:
+            found[name] = decode(value)
+            continue
+        elements = found.setdefault(name, [])
+        if value != _NO_ELEMENT:
+            elements.append(decode(value))
+    return found
+
+
+def write(
+    link: sa.Connection,
+    collection_id: int,
+    given: Mapping[bytes, dict[str, Any]],
+    *,
+    replace: bool = False,
+) -> int:
+    """Set attributes by key of the path, in both tables; count the keys that are there."""
+    query = sa.select(images.c.path_key, images.c.attributes).where(
+        images.c.collection_id == collection_id, images.c.path_key.in_(given)
+    )
+    there, changed = dict(map(tuple, link.execute(query))), {}
+    for key, before in there.items():
+        now = given[key] if replace or not before else check_attributes(before | given[key])
+        now = {name: value for name, value in now.items() if value is not None}
+        if now != before:
+            changed[key] = now
+    if not changed:
+        return len(there)
+    _write_documents(link, collection_id, changed)
+    link.execute(
+        sa.delete(attributes).where(
+            attributes.c.collection_id == collection_id, attributes.c.path_key.in_(changed)
+        )
+    )
+    rows = [
+        {"collection_id": collection_id, "path_key": key, "name": n, "position": p, "value": v}
+        for key, now in changed.items()
+        for n, p, v in values_of(now)
+    ]
+    if rows:
+        link.execute(sa.insert(attributes), rows)
+    return len(there)
+
+
+def restore(link: sa.Connection, collection_id: int, keys: Sequence[bytes]) -> None:
+    """Give rows of `images` the attributes that were kept when rows of their paths were removed."""
+    kept, found = attributes.c, {}
+    same = sa.and_(images.c.collection_id == kept.collection_id, images.c.path_key == kept.path_key)
+    query = (
+        sa.select(kept.path_key, kept.name, kept.position, kept.value)
+        .join_from(attributes, images, same)
+        .where(kept.collection_id == collection_id, kept.path_key.in_(keys))
+        .where(images.c.attributes.is_(sa.null()))
+        .order_by(kept.path_key, kept.name, kept.position)
+    )
+    for key, *value in link.execute(query):
+        found.setdefault(key, []).append(value)
+    if found:
+        documents = {key: attributes_of(rows) for key, rows in found.items()}
+        _write_documents(link, collection_id, documents)
+
+
+def _write_documents(
+    link: sa.Connection, collection_id: int, documents: Mapping[bytes, dict[str, Any]]
+) -> None:
+    update = (
+        sa.update(images)
+        .where(images.c.collection_id == collection_id)
+        .where(images.c.path_key == sa.bindparam("key"))
+        .values(attributes=sa.bindparam("now"))
+    )
+    link.execute(update, [{"key": key, "now": now} for key, now in documents.items()])
 
 
 def has_value() -> sa.ColumnElement[bool]:

@@ -9,8 +9,6 @@ exact
     The score of every image that fulfils it was computed.
 over-fetched
     An ordinary search for more than is wanted found enough of them.
-filtered
-    The index searched among them, with far more candidates than usual.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from imgsearch.stores.vectors import MAX_TOP_K, VectorStore
 FEW = 1_000
 """Images for which to compute every score costs about as much as an ordinary search."""
 
-FIRST, LAST = 8, 200
+FIRST, LAST = 8, 128
 """How many hits are fetched at first for each one that is wanted, and at most."""
 
 
@@ -54,8 +52,7 @@ def search(
         answers = _over_fetched(vectors, collection, queries, top_k, among, search_params)
     left = [i for i in range(len(queries)) if i not in answers]
     if left:
-        way = _exact if len(among) <= MAX_TOP_K else _filtered
-        found = way(vectors, collection, queries[left], top_k, among)
+        found = _exact(vectors, collection, queries[left], top_k, among)
         answers |= zip(left, found, strict=True)
     return [answers[i] for i in range(len(queries))]
 
@@ -68,18 +65,23 @@ def _over_fetched(
     among: np.ndarray,
     search_params: dict[str, int] | None,
 ) -> dict[int, Answer]:
-    """Answers to those queries near which enough images fulfil the filter."""
+    """Answers to those queries near which enough images fulfil the filter.
+
+    Where none of the first hits does, none is near: they would come from the end of a long list,
+    where an index is unreliable.
+    """
     answers: dict[int, Answer] = {}
+    fulfil: dict[int, np.ndarray] = {}
     left, wanted = list(range(len(queries))), FIRST * top_k
     while left and wanted <= min(LAST * top_k, MAX_TOP_K):
         found = vectors.search(
             collection, queries[left], wanted, thorough=True, search_params=search_params
         )
         for i, (ids, scores) in zip(left, found, strict=True):
-            fulfil = np.flatnonzero(np.isin(ids, among))[:top_k]
-            if len(fulfil) == top_k:
-                answers[i] = Answer(ids[fulfil], scores[fulfil], "over-fetched")
-        left = [i for i in left if i not in answers]
+            fulfil[i] = np.flatnonzero(np.isin(ids, among))[:top_k]
+            if len(fulfil[i]) == top_k:
+                answers[i] = Answer(ids[fulfil[i]], scores[fulfil[i]], "over-fetched")
+        left = [i for i in left if i not in answers and len(fulfil[i])]
         wanted *= 4
     return answers
 
@@ -91,24 +93,22 @@ def _exact(
 
     If it passes over some nevertheless, their vectors are read.
     """
-    found = vectors.search(collection, queries, len(among), among=among, thorough=True)
-    if any(len(ids) < len(among) for ids, _ in found):
-        found = _products(queries, *vectors.get(collection, among))
-    return [Answer(ids[:top_k], scores[:top_k], "exact") for ids, scores in found]
+    parts = []
+    for start in range(0, len(among), MAX_TOP_K):
+        part = among[start : start + MAX_TOP_K]
+        found = vectors.search(collection, queries, len(part), among=part, thorough=True)
+        if any(len(ids) < len(part) for ids, _ in found):
+            ids, stored = vectors.get(collection, part)
+            found = [(ids, scores) for scores in _cosines(queries, stored)]
+        parts.append(found)
+    answers = []
+    for of_query in zip(*parts, strict=True):
+        ids, scores = map(np.concatenate, zip(*of_query, strict=True))
+        best = np.lexsort((ids, -scores))[:top_k]
+        answers.append(Answer(ids[best], scores[best], "exact"))
+    return answers
 
 
-def _products(
-    queries: np.ndarray, ids: np.ndarray, stored: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _cosines(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
     queries, stored = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, stored))
-    scores = queries @ stored.T
-    orders = (np.lexsort((ids, -row)) for row in scores)
-    return [(ids[order], row[order]) for order, row in zip(orders, scores, strict=True)]
-
-
-def _filtered(
-    vectors: VectorStore, collection: str, queries: np.ndarray, top_k: int, among: np.ndarray
-) -> list[Answer]:
-    """Ask the index for as many as it can give, so that it does not stop early."""
-    found = vectors.search(collection, queries, MAX_TOP_K, among=among, thorough=True)
-    return [Answer(ids[:top_k], scores[:top_k], "filtered") for ids, scores in found]
+    return queries @ stored.T

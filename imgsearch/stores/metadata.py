@@ -31,6 +31,7 @@ from imgsearch.io import absolute
 from imgsearch.stores import attributes as values
 from imgsearch.stores.schema import attributes, collections, images, runs
 from imgsearch.stores.sql import Database
+from imgsearch.stores.topics import Topics
 
 QUIET = timedelta(minutes=2)
 """A running ingest that has not updated its row for so long is stale."""
@@ -119,12 +120,16 @@ class RunRow(NamedTuple):
 
 
 class FileState(NamedTuple):
-    """What shows whether a file has changed since it was ingested."""
+    """What shows whether a file has changed since it was ingested.
+
+    `has_gps` is None where the file was not read for its Exif data yet.
+    """
 
     size: int
     mtime_ns: int
     image_id: int
     state: str
+    has_gps: bool | None
 
 
 class Counts(NamedTuple):
@@ -145,7 +150,7 @@ class MetadataStore:
 
     def __init__(self, settings: Settings):
         self._sql = Database(settings)
-        self.where = self._sql.where
+        self.where, self.topics = self._sql.where, Topics(self._sql)
         self._matching: dict[tuple[int, str], tuple[Any, np.ndarray]] = {}
 
     @classmethod
@@ -247,7 +252,10 @@ class MetadataStore:
 
         def work(link: sa.Connection) -> None:
             link.execute(self._upsert(), ordered)
-            _set_attributes(link, number, given, replace=False)
+            for keys in _parts(written):
+                values.restore(link, number, keys)
+            for keys in _parts(given):
+                values.write(link, number, {key: given[key] for key in keys})
 
         if ordered:  # a row that is pending fulfils no filter: `commit` gives the revision
             self._write(number, work) if given else self._sql.write(work)
@@ -284,9 +292,16 @@ class MetadataStore:
         else:
             self._change(self._id(collection), [change], paths)
 
-    def remove(self, collection: str | int, paths: Iterable[str]) -> None:
-        """Remove rows by path, whatever their state."""
-        changes = sa.delete(attributes), sa.delete(images)
+    def remove(
+        self, collection: str | int, paths: Iterable[str], *, keep_attributes: bool = False
+    ) -> None:
+        """Remove rows by path, whatever their state.
+
+        Attributes that are kept come back when the path is stored again.
+        """
+        changes = (
+            [sa.delete(images)] if keep_attributes else [sa.delete(attributes), sa.delete(images)]
+        )
         self._change(self._id(collection), changes, paths)
 
     def set_attributes(
@@ -303,9 +318,14 @@ class MetadataStore:
         checked = {_key(path): check_attributes(change) for path, change in given.items()}
         with self.exclusive(collection):
             number = self._id(collection)
-            return self._write(
-                number, lambda link: _set_attributes(link, number, checked, replace=replace)
-            )
+
+            def work(link: sa.Connection) -> int:
+                return sum(
+                    values.write(link, number, {key: checked[key] for key in keys}, replace=replace)
+                    for keys in _parts(checked)
+                )
+
+            return self._write(number, work)
 
     def _change(self, number: int, changes: Sequence[Any], paths: Iterable[str]) -> None:
         """Change rows by path in one transaction; paths that are not stored are passed over."""
@@ -528,7 +548,7 @@ class MetadataStore:
             "host": socket.gethostname()[:255],
             "pid": os.getpid(),
             "pid_started": _process_start(os.getpid()),
-            "who": _user(),
+            "who": user_name(),
         }
         return self._sql.write(
             lambda link: int(link.execute(sa.insert(runs), values).inserted_primary_key[0])
@@ -565,38 +585,6 @@ class MetadataStore:
 def _of(change: Any, number: int, condition: Any) -> Any:
     """A change of those rows of a collection's table that fulfil a condition."""
     return change.where(change.table.c.collection_id == number, condition)
-
-
-def _set_attributes(
-    link: sa.Connection, number: int, given: Mapping[bytes, dict[str, Any]], *, replace: bool
-) -> int:
-    """Write attributes by key into both tables, and count the keys that are there."""
-    count = 0
-    update = sa.update(images).values(attributes=sa.bindparam("now"))
-    update = _of(update, number, images.c.path_key == sa.bindparam("key"))
-    for keys in _parts(given):
-        query = sa.select(images.c.path_key, images.c.attributes)
-        query = query.where(images.c.collection_id == number, images.c.path_key.in_(keys))
-        there = dict(map(tuple, link.execute(query)))
-        count += len(there)
-        changed = {}
-        for key, before in there.items():
-            now = given[key] if replace or not before else check_attributes(before | given[key])
-            now = {name: value for name, value in now.items() if value is not None}
-            if now != before:
-                changed[key] = now
-        if not changed:
-            continue
-        link.execute(update, [{"key": key, "now": now} for key, now in changed.items()])
-        link.execute(_of(sa.delete(attributes), number, attributes.c.path_key.in_(changed)))
-        rows = [
-            {"collection_id": number, "path_key": key, "name": n, "position": p, "value": v}
-            for key, now in changed.items()
-            for n, p, v in values.values_of(now)
-        ]
-        if rows:
-            link.execute(sa.insert(attributes), rows)
-    return count
 
 
 def _joined(collection: str, condition: Any, *columns: sa.Column) -> sa.Select:
@@ -669,7 +657,8 @@ def _process_start(pid: int) -> str:
     return shown.stdout.strip()
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Name of the user of this process."""
     try:
         return getpass.getuser()[:255]
     except (KeyError, OSError):  # a container without this user

@@ -152,6 +152,32 @@ runs = sa.Table(
     sqlite_autoincrement=True,
     **_options,
 )
+topics = sa.Table(
+    "imgsearch_topics",
+    tables,
+    sa.Column("topic_id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("name", sa.String(190), nullable=False, unique=True),
+    sa.Column("query", _Text, nullable=False),
+    sa.Column("collection", sa.String(64), nullable=False),
+    sa.Column("created_at", _Time, nullable=False, default=_now),
+    sa.Column("updated_at", _Time, nullable=False, default=_now, onupdate=_now),
+    sqlite_autoincrement=True,
+    **_options,
+)
+judgments = sa.Table(
+    "imgsearch_judgments",
+    tables,
+    sa.Column("judgment_id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("topic_id", _Id, nullable=False, index=True),
+    sa.Column("image_id", sa.BigInteger, nullable=False),
+    sa.Column("value", sa.Integer, nullable=False),
+    sa.Column("depth", sa.Integer),
+    sa.Column("collection", sa.String(64), nullable=False),
+    sa.Column("who", sa.String(255), nullable=False),
+    sa.Column("judged_at", _Time, nullable=False, default=_now),
+    sqlite_autoincrement=True,
+    **_options,
+)
 _runs_by_collection = sa.Index("imgsearch_runs_by_collection", runs.c.collection)
 
 
@@ -173,7 +199,13 @@ def _add_attributes(link: sa.Connection) -> None:
     _images_by_id.create(link)
 
 
-MIGRATIONS = {2: _index_runs_by_collection, 3: _add_attributes}
+def _add_topics(link: sa.Connection) -> None:
+    """Version 4: topics and what was judged relevant to them."""
+    for table in (topics, judgments):
+        table.create(link, checkfirst=True)
+
+
+MIGRATIONS = {2: _index_runs_by_collection, 3: _add_attributes, 4: _add_topics}
 """What makes each version out of the one before it. MySQL commits every change of a table
 at once, so a migration that was interrupted runs again: it must not mind what is done."""
 

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from imgsearch.ingestion import ingest
 from tests.helpers import paint
 
 V1 = "/api/v1"
@@ -127,6 +128,29 @@ def test_visitors_learn_nothing_of_folders_by_filters(server, where):
     assert answer.json()["total"] == 0
 
 
+def test_examples_and_counter_examples_are_searched_with(server):
+    first, second, third = (an_id(server, place) for place in range(3))
+    hits = find(server.visitor, like=[first, second], unlike=[third], limit=20)
+    assert len(hits) == 17
+    assert not {first, second, third} & {hit["image_id"] for hit in hits}
+    ids = list(map(int, (first, second))), [int(third)]
+    found = server.service.gallery("served").search(None, 20, like=ids[0], unlike=ids[1])
+    assert [hit["image_id"] for hit in hits] == [str(hit.image_id) for hit in found]
+    both = find(server.visitor, image_id=third, like=[first], limit=20)
+    assert both[0]["image_id"] == third
+
+
+def test_words_are_searched_with_where_the_encoder_reads_them(start, photos, collection):
+    running = start(collection=collection)
+    ingest(photos, collection, encoder="mini", settings=running.options.settings)
+    about = f"{V1}/collections/{collection}"
+    assert running.visitor.get(about).json()["text"] is True
+    for query in ({"text": "a cat"}, {"text": "a cat", "like": [an_id(running)], "limit": 3}):
+        assert running.visitor.post(f"{about}/search", json=query).json()["hits"]
+    body = {"text": "a dog", "modality": "image", "num_images": 3, "indice_name": collection}
+    assert len(running.visitor.post("/knn-service", json=body).json()) == 3
+
+
 def test_an_uploaded_picture_and_a_part_of_it_are_searched_with(server, photos):
     data = (photos / "07.png").read_bytes()
     answer = server.visitor.post(f"{V1}/queries", files={"image": data})
@@ -148,8 +172,10 @@ def test_an_uploaded_picture_and_a_part_of_it_are_searched_with(server, photos):
 @pytest.mark.parametrize(
     ("query", "status"),
     [
-        ({}, 422),
-        ({"image_id": 1, "text": "a"}, 422),
+        ({}, 400),
+        ({"image_id": 1, "query_id": "a"}, 422),
+        ({"box": [0, 0, 1, 1], "like": [1]}, 400),
+        ({"like": [1]}, 404),
         ({"image_id": 1}, 404),
         ({"image_id": "x"}, 422),
         ({"query_id": "x"}, 404),

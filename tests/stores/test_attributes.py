@@ -247,7 +247,7 @@ def test_a_remembered_answer_is_forgotten_with_every_change(store, config):  # n
         each_time(lambda: other.commit("c", ["/1", "/2"]), [1])
         each_time(lambda: store.set_attributes("c", {"/2": cat}), [1, 2])
         each_time(lambda: other.set_attributes("c", {"/1": {"label": None}}), [2])
-        each_time(lambda: other.prepare("c", [row("/2", 3)]), [])
+        other.prepare("c", [row("/2", 3)])
         each_time(lambda: other.commit("c", ["/2"]), [3])
         each_time(lambda: store.mark_deleting("c", ["/2"]), [])
         each_time(lambda: other.remove("c", ["/2"]), [])
@@ -300,6 +300,21 @@ def test_attributes_belong_to_the_path_whatever_its_content(store):  # noqa: F81
     store.commit("c", ["/a/1"])
     assert store.by_path("c", ["/a/1"])["/a/1"].attributes == {}
     assert store.matching("c", {"label": {"exists": True}}).tolist() == []
+
+
+def test_attributes_outlive_a_change_of_content_that_was_interrupted(store):  # noqa: F811
+    given = {"label": "cat", "tags": ["b", "a"], "none": [], "n": 1.5, "yes": True}
+    store.create_collection(ROW)
+    store.prepare("c", [row("/a/1", 1, attributes=given), row("/a/2", 2)])
+    store.commit("c", ["/a/1"])
+    store.prepare("c", [row("/a/1", 7)])
+    store.remove("c", ["/a/1"], keep_attributes=True)  # as recovery does
+    assert store.matching("c", {"label": "cat"}).tolist() == []
+    assert store.attribute_values("c") == {}
+    store.prepare("c", [row("/a/1", 7, attributes={"n": 2}), row("/a/2", 2)])
+    store.commit("c", ["/a/1"])
+    assert store.by_path("c", ["/a/1"])["/a/1"].attributes == given | {"n": 2}
+    assert store.matching("c", {"tags": "a", "n": 2, "yes": True}).tolist() == [7]
 
 
 def test_a_collection_made_again_has_none_of_the_attributes_of_before(store):  # noqa: F811

@@ -179,7 +179,7 @@ def test_ids_and_rows_of_content_in_two_places(filled):
     assert [r.path for r in filled.by_id("c", [2, 9])[2]] == ["/a/2", "/b/2 again"]
     assert filled.checksums("c") == dict.fromkeys([1, 2, 2**63 - 1], 2**32 - 1)
     assert filled.known("c", "/a/") == {
-        f"/a/{i}": (10**12, 1_700_000_000_123_456_789, i, "ready") for i in (1, 2)
+        f"/a/{i}": (10**12, 1_700_000_000_123_456_789, i, "ready", None) for i in (1, 2)
     }
 
 

@@ -1,0 +1,299 @@
+"""Searches with judgments: a session refines its query by what the user judges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from imgsearch import config
+from imgsearch.errors import ConfigError
+from imgsearch.evaluation.trec import write_judgments
+from imgsearch.gallery import Gallery
+from imgsearch.hits import Hit, Hits
+from imgsearch.io import absolute, atomic, csv_text
+from imgsearch.stores.metadata import MetadataStore, user_name
+from imgsearch.stores.topics import Judgment, TopicRow
+
+
+class Session:
+    """A named topic that is searched and judged. Opened by :meth:`open`.
+
+    Query, filter and judgments are kept in the metadata store at once, so that another
+    kernel can resume the session by its name.
+
+    Attributes
+    ----------
+    gallery : Gallery
+        What is searched.
+    topic : str
+        The name.
+    who : str
+        Who judges; the name of the user if not given.
+    """
+
+    def __init__(self, gallery: Gallery, row: TopicRow, who: str):
+        self.gallery, self.topic, self.who = gallery, row.name, who
+        self._row, self._topics = row, gallery.metadata.topics
+
+    @classmethod
+    def open(
+        cls,
+        gallery: Gallery,
+        topic: str,
+        query: object = None,
+        *,
+        text: str | None = None,
+        like: Iterable = (),
+        unlike: Iterable = (),
+        weights: Mapping[str, float] | None = None,
+        where: Mapping | None = None,
+        who: str | None = None,
+    ) -> Session:
+        """Start a session, or resume the one of this name.
+
+        Parameters
+        ----------
+        gallery : Gallery
+            What is searched.
+        topic : str
+            Name of the session, 1 to 190 characters.
+        query, text, like, unlike, weights, where
+            As for :meth:`Gallery.search`; pictures are stored images or paths of files. If
+            any is given, they replace the saved query; the judgments stay.
+        who : str, optional
+            Who judges; the name of the user if left out.
+
+        Returns
+        -------
+        Session
+
+        Raises
+        ------
+        ConfigError
+            The name cannot be used, there is neither a query nor a saved session, or a
+            picture is neither stored nor a file.
+        """
+        given = {
+            "query": None if query is None else _reference(query),
+            "text": text,
+            "like": [_reference(one) for one in like],
+            "unlike": [_reference(one) for one in unlike],
+            "weights": dict(weights or {}),
+            "where": dict(where or {}),
+        }
+        given = {name: value for name, value in given.items() if value}
+        store = gallery.metadata.topics
+        row = store.save(topic, gallery.name, given) if given else store.get(topic)
+        return cls(gallery, row, who or user_name())
+
+    def __repr__(self) -> str:
+        values = self.judgments().values()
+        return (
+            f"<Session {self.topic!r} in {self.gallery.name!r}, {sum(values)} relevant and "
+            f"{len(values) - sum(values)} not>"
+        )
+
+    @property
+    def query(self) -> dict:
+        """The saved parts of the query and its filter, fit for JSON."""
+        return self._row.query
+
+    def search(self, top_k: int = 20, *, include_judged: bool = False) -> Hits:
+        """Search with the query and all judgments, by Rocchio's formula.
+
+        Images judged relevant count as examples, the others as counter-examples; see
+        :meth:`Gallery.search`.
+
+        Parameters
+        ----------
+        top_k : int
+            Maximum number of hits.
+        include_judged : bool
+            Whether images that were judged may be among the hits.
+
+        Returns
+        -------
+        Hits
+        """
+        return self._search(self.gallery, top_k, self.judgments(), include_judged)
+
+    def _search(
+        self, gallery: Gallery, top_k: int, judged: Mapping[int, bool], include: bool
+    ) -> Hits:
+        parts = parts_of(gallery, self.query)
+        where = parts.pop("where", None)
+        here = gallery.metadata.by_id(gallery.name, judged)
+        for image_id, rows in here.items():
+            parts["like" if judged[image_id] else "unlike"].append(rows[0])
+        return gallery.search(top_k=top_k, where=where, include_examples=include, **parts)
+
+    def judge(self, image: object, relevant: bool = True) -> None:
+        """Judge an image. When this returns, the judgment is kept.
+
+        Parameters
+        ----------
+        image : Hit, Image, int or path
+            A result, or a stored image, its id or its path.
+        relevant : bool
+            Whether it is what is looked for. A later judgment replaces an earlier one.
+
+        Raises
+        ------
+        ImageNotFound
+            The collection does not hold it.
+        StoreError
+            The metadata store failed; the judgment was not kept.
+        """
+        stored = image if isinstance(image, Hit) else self.gallery.get(image)
+        depth = stored.rank if isinstance(stored, Hit) else None
+        value = (stored.image_id, 1 if relevant else -1, depth)
+        self._judge([value], self.gallery)
+
+    def _judge(self, values: list[tuple[int, int, int | None]], gallery: Gallery) -> None:
+        topic, name = self._row.topic_id, gallery.name
+        self._topics.judge(topic, values, collection=name, who=self.who)
+
+    def undo(self) -> Judgment | None:
+        """Take back the last judgment of this user.
+
+        Returns
+        -------
+        Judgment or None
+            What was taken back; None if there was nothing.
+        """
+        return self._topics.undo(self._row.topic_id, self.who)
+
+    def judgments(self) -> dict[int, bool]:
+        """Whether each judged image is relevant, by image_id.
+
+        Returns
+        -------
+        dict of int to bool
+            In the order in which they were first judged.
+        """
+        return {i: relevant for i, relevant in self.pooled().items() if relevant is not None}
+
+    def pooled(self) -> dict[int, bool | None]:
+        """Whether each image that was judged or pooled is relevant, by image_id.
+
+        Returns
+        -------
+        dict of int to bool or None
+            None for an image that was pooled and not judged.
+        """
+        found: dict[int, bool | None] = {}
+        for one in self._topics.judgments(self._row.topic_id):
+            found[one.image_id] = one.value > 0 if one.value else found.get(one.image_id)
+        return found
+
+    def pool(self, galleries: Sequence[Gallery] = (), depth: int = 20) -> list[Hit]:
+        """Pool the first results of several collections for judging.
+
+        A comparison of encoders is fair if the results of each were judged to the same
+        depth: judge everything that this returns. What is pooled and not judged is kept as
+        such, and counts in inferred average precision.
+
+        Parameters
+        ----------
+        galleries : sequence of Gallery
+            Other collections of the same images, made with other encoders.
+        depth : int
+            How many results of each are pooled; those of the saved query, without judgments.
+
+        Returns
+        -------
+        list of Hit
+            What is still to be judged, the best ranks first.
+        """
+        before, found = self.pooled(), {}
+        for gallery in (self.gallery, *galleries):
+            hits = [h for h in self._search(gallery, depth, {}, False) if h.image_id not in found]
+            found |= {hit.image_id: hit for hit in hits}
+            new = [(hit.image_id, 0, hit.rank) for hit in hits if hit.image_id not in before]
+            self._judge(new, gallery)
+        left = [hit for hit in found.values() if before.get(hit.image_id) is None]
+        return sorted(left, key=lambda hit: (hit.rank, hit.image_id))
+
+    def write_qrels(self, path: str | Path) -> Path:
+        """Write the judgments for trec_eval: 1 relevant, 0 not, -1 pooled but not judged.
+
+        Parameters
+        ----------
+        path : path
+            The file; images are named by their ids.
+
+        Returns
+        -------
+        pathlib.Path
+        """
+        grades = {None: -1, True: 1, False: 0}
+        pooled = {image_id: grades[value] for image_id, value in self.pooled().items()}
+        return write_judgments(path, {self.topic: pooled})
+
+    def write_csv(self, path: str | Path) -> Path:
+        """Write every judgment with who made it, when, and at which rank it was seen.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Returns
+        -------
+        pathlib.Path
+        """
+        made = self._topics.judgments(self._row.topic_id)
+        stored = self.gallery.metadata.by_id(self.gallery.name, {one.image_id for one in made})
+        rows = [
+            {"topic": self.topic, "image_id": one.image_id, "value": one.value,
+             "path": stored[one.image_id][0].path if one.image_id in stored else "",
+             "depth": one.depth, "collection": one.collection, "who": one.who,
+             "judged_at": one.judged_at.isoformat()}
+            for one in made
+        ]  # fmt: skip
+        with atomic(path, "w") as file:
+            file.write(csv_text(rows))
+        return absolute(path)
+
+
+def list_sessions(settings: config.Settings | None = None) -> list[TopicRow]:
+    """List the saved sessions, those that were changed last first.
+
+    Parameters
+    ----------
+    settings : Settings, optional
+        Read from the environment if left out.
+
+    Returns
+    -------
+    list of TopicRow
+        Name, query, collection, times, and how many images were judged.
+    """
+    with MetadataStore.open(settings or config.load_settings()) as store:
+        return store.topics.all()
+
+
+def parts_of(gallery: Gallery, query: Mapping) -> dict:
+    """Return the arguments of :meth:`Gallery.search` of a saved query."""
+    parts = {"like": [], "unlike": []} | dict(query)
+    for name in ("like", "unlike"):
+        parts[name] = [_resolved(gallery, one) for one in parts[name]]
+    if "query" in parts:
+        parts["query"] = _resolved(gallery, parts["query"])
+    return parts
+
+
+def _reference(picture: object) -> dict[str, str]:
+    """What is saved of a picture: the id of a stored image, or the path of a file."""
+    image_id = picture if isinstance(picture, int) else getattr(picture, "image_id", None)
+    if image_id is not None:
+        return {"image_id": str(image_id)}
+    if isinstance(picture, str | Path):
+        return {"path": str(absolute(picture))}
+    raise ConfigError("query", "a session keeps stored images and paths: save the picture first")
+
+
+def _resolved(gallery: Gallery, reference: Mapping[str, str]) -> object:
+    if "path" in reference:
+        return reference["path"]
+    return gallery.get(int(reference["image_id"]))

@@ -1,0 +1,139 @@
+"""Topics: saved queries, and what people judged relevant to them.
+
+Judgments are appended and never changed; the last one of an image counts. They are known by
+content and not by collection, so that those of several encoders' results form one pool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from imgsearch.errors import ConfigError
+from imgsearch.stores.schema import judgments, topics
+from imgsearch.stores.sql import Database
+
+
+class TopicRow(NamedTuple):
+    """A topic: `query` has the parts of the query and its filter, `judged` counts images."""
+
+    topic_id: int
+    name: str
+    query: dict
+    collection: str
+    created_at: datetime
+    updated_at: datetime
+    judged: int = 0
+
+
+class Judgment(NamedTuple):
+    """What `who` said of an image: 1 relevant, -1 not relevant, 0 pooled for judging.
+
+    `depth` is the rank at which it was seen in the results of `collection`, if there was one.
+    """
+
+    judgment_id: int
+    image_id: int
+    value: int
+    depth: int | None
+    collection: str
+    who: str
+    judged_at: datetime
+
+
+class Topics:
+    """Topics of a metadata store."""
+
+    def __init__(self, sql: Database):
+        self._sql = sql
+
+    def save(self, name: str, collection: str, query: dict) -> TopicRow:
+        """Create a topic, or change its query and collection."""
+        if not 1 <= len(name) <= 190 or not name.isprintable() or name != name.strip():
+            raise ConfigError("topic", f"{name[:60]!r} is no name of 1 to 190 printable characters")
+        values = {"collection": collection, "query": json.dumps(query, sort_keys=True)}
+
+        def work(link: sa.Connection) -> None:
+            change = sa.update(topics).where(topics.c.name == name).values(values)
+            if not link.execute(change).rowcount:
+                link.execute(sa.insert(topics).values(name=name, **values))
+
+        self._sql.write(work)
+        return self.get(name)
+
+    def get(self, name: str) -> TopicRow:
+        """Return a topic; ConfigError if there is none of this name."""
+        found = self.all()
+        for row in found:
+            if row.name == name:
+                return row
+        known = ", ".join(row.name for row in found[:20]) or "(none)"
+        raise ConfigError("topic", f"there is no topic {name[:60]!r}; there are {known}")
+
+    def all(self) -> list[TopicRow]:
+        """All topics, those that were changed last first."""
+        number = sa.func.count(sa.distinct(judgments.c.image_id))
+        join = sa.and_(judgments.c.topic_id == topics.c.topic_id, judgments.c.value != 0)
+        columns = [topics.c[name] for name in TopicRow._fields[:-1]]
+        query = (
+            sa.select(*columns, number)
+            .select_from(topics.outerjoin(judgments, join))
+            .group_by(*columns)
+            .order_by(topics.c.updated_at.desc(), topics.c.topic_id.desc())
+        )
+        rows = [TopicRow(*row) for row in self._sql.read(query)]
+        return [row._replace(query=json.loads(row.query)) for row in rows]
+
+    def delete(self, name: str) -> None:
+        """Remove a topic and its judgments."""
+        number = self.get(name).topic_id
+
+        def work(link: sa.Connection) -> None:
+            link.execute(sa.delete(judgments).where(judgments.c.topic_id == number))
+            link.execute(sa.delete(topics).where(topics.c.topic_id == number))
+
+        self._sql.write(work)
+
+    def judge(
+        self,
+        topic_id: int,
+        values: Iterable[tuple[int, int, int | None]],
+        collection: str,
+        who: str,
+    ) -> None:
+        """Append judgments (image id, value, depth); when this returns, they are kept."""
+        rows = [
+            {"topic_id": topic_id, "image_id": image_id, "value": value, "depth": depth,
+             "collection": collection, "who": who}
+            for image_id, value, depth in values
+        ]  # fmt: skip
+        if rows:
+            self._sql.write(lambda link: link.execute(sa.insert(judgments), rows))
+
+    def undo(self, topic_id: int, who: str) -> Judgment | None:
+        """Remove and return the last judgment that `who` made; None if there is none."""
+
+        def work(link: sa.Connection) -> Judgment | None:
+            own = [judgments.c.topic_id == topic_id, judgments.c.who == who, judgments.c.value != 0]
+            last = sa.select(*_JUDGMENT).where(*own).order_by(judgments.c.judgment_id.desc())
+            row = link.execute(last.limit(1)).first()
+            if row is None:
+                return None
+            this = judgments.c.judgment_id == row.judgment_id
+            link.execute(sa.delete(judgments).where(this))
+            return Judgment(*row)
+
+        return self._sql.write(work)
+
+    def judgments(self, topic_id: int) -> list[Judgment]:
+        """Everything that was judged or pooled, in order of time."""
+        query = sa.select(*_JUDGMENT).where(judgments.c.topic_id == topic_id)
+        rows = self._sql.read(query.order_by(judgments.c.judgment_id))
+        return [Judgment(*row) for row in rows]
+
+
+_JUDGMENT = [judgments.c[name] for name in Judgment._fields]

@@ -1,0 +1,71 @@
+"""Topics and judgments, in SQLite and MariaDB."""
+
+from __future__ import annotations
+
+import pytest
+
+from imgsearch.errors import ConfigError
+from imgsearch.stores.metadata import MetadataStore
+
+
+@pytest.fixture
+def name(collection):
+    return f"röd bil 🚗 {collection}"
+
+
+@pytest.fixture
+def topics(stores):
+    with MetadataStore.open(stores) as store:
+        yield store.topics
+
+
+def judge(topics, row, *values, who="me", collection="a"):
+    topics.judge(row.topic_id, values, collection=collection, who=who)
+
+
+def test_a_topic_comes_back_as_saved_and_can_be_changed(topics, name):
+    first = topics.save(name, "a", {"text": "car", "where": {"width": {">=": 800}}})
+    assert (first.collection, first.judged) == ("a", 0)
+    assert first.query == {"text": "car", "where": {"width": {">=": 800}}}
+    topics.save(f"other {name}", "a", {"text": "dog"})
+    again = topics.save(name, "b", {"text": "cars"})
+    assert again.topic_id == first.topic_id
+    assert (again.collection, again.query) == ("b", {"text": "cars"})
+    assert again.created_at == first.created_at
+    assert {row.name for row in topics.all()} >= {name, f"other {name}"}
+    topics.delete(name)
+    with pytest.raises(ConfigError, match=r"there is no topic 'röd bil .*; there are .*other"):
+        topics.get(name)
+
+
+@pytest.mark.parametrize("wrong", ["", " cars", "a\nb", "x" * 191])
+def test_names_that_cannot_be_used_are_refused(topics, wrong):
+    with pytest.raises(ConfigError, match="is no name of 1 to 190 printable characters"):
+        topics.save(wrong, "a", {})
+
+
+def test_judgments_keep_their_order_and_who_made_them_where(topics, name):
+    row = topics.save(name, "a", {"text": "car"})
+    judge(topics, row, (2**62, 1, 3), (7, -1, None))
+    judge(topics, row, (7, 1, 1), who="she", collection="b")
+    judge(topics, row, (9, 0, 20))
+    judge(topics, row)
+    found = topics.judgments(row.topic_id)
+    assert [one[1:6] for one in found] == [
+        (2**62, 1, 3, "a", "me"), (7, -1, None, "a", "me"), (7, 1, 1, "b", "she"),
+        (9, 0, 20, "a", "me"),
+    ]  # fmt: skip
+    assert found[0].judged_at <= found[-1].judged_at
+    assert topics.get(name).judged == 2
+
+
+def test_undo_takes_back_the_last_judgment_of_the_same_person(topics, name):
+    row = topics.save(name, "a", {"text": "car"})
+    judge(topics, row, (1, 1, None))
+    judge(topics, row, (2, -1, None))
+    judge(topics, row, (3, 1, None), who="she")
+    judge(topics, row, (4, 0, None))
+    assert topics.undo(row.topic_id, "me").image_id == 2
+    assert topics.undo(row.topic_id, "me").image_id == 1
+    assert topics.undo(row.topic_id, "me") is None
+    assert [one.image_id for one in topics.judgments(row.topic_id)] == [3, 4]

@@ -1,0 +1,111 @@
+"""Sessions: searched, judged, taken back, resumed by another process, exported."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from imgsearch.errors import ConfigError, ImageNotFound
+from imgsearch.gallery import Gallery
+from imgsearch.queries import combine
+from imgsearch.sessions import Session, list_sessions
+from tests.helpers import paint, rows_and_vectors
+
+IMAGES = 40
+
+
+@pytest.fixture
+def rows_of(stores, encoder, collection):
+    with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as gallery:
+        rows, vectors = rows_and_vectors(encoder.dim, IMAGES)
+        gallery.store(rows, vectors)
+        yield gallery, rows, vectors
+
+
+def expected(vectors, like, unlike, left_out):
+    """Ids in the order of Rocchio's vector."""
+    parts = {"like": [vectors[i] for i in like], "unlike": [vectors[i] for i in unlike]}
+    query = combine(parts)
+    found = sorted(vectors, key=lambda i: (-float(vectors[i] @ query), i))
+    return [i for i in found if i not in left_out]
+
+
+def test_judgments_refine_the_query_and_leave_the_results(rows_of, collection):
+    gallery, rows, vectors = rows_of
+    a = rows[0].image_id
+    session = Session.open(gallery, collection, like=[a])
+    first = session.search(10)
+    assert [hit.image_id for hit in first] == expected(vectors, [a], [], {a})[:10]
+    good, bad = first[0].image_id, first[1].image_id
+    session.judge(first[0])
+    session.judge(first[1], relevant=False)
+    assert session.judgments() == {good: True, bad: False}
+    second = [hit.image_id for hit in session.search(10)]
+    assert second == expected(vectors, [a, good], [bad], {a, good, bad})[:10]
+    everything = [hit.image_id for hit in session.search(IMAGES, include_judged=True)]
+    assert set(everything) == set(vectors)
+
+
+def test_undo_gives_the_earlier_results_back(rows_of, collection):
+    gallery, rows, _ = rows_of
+    session = Session.open(gallery, collection, like=[rows[0]])
+    before = [hit.image_id for hit in session.search(10)]
+    session.judge(rows[5].path, relevant=False)
+    session.judge(rows[5].image_id)
+    assert session.judgments() == {rows[5].image_id: True}
+    assert session.undo().value == 1
+    assert session.judgments() == {rows[5].image_id: False}
+    assert session.undo().value == -1
+    assert session.undo() is None
+    assert [hit.image_id for hit in session.search(10)] == before
+
+
+def test_a_session_is_listed_and_resumed_elsewhere(rows_of, collection, stores, tmp_path):
+    gallery, rows, _ = rows_of
+    paint(tmp_path / "query.png", seed=1)
+    session = Session.open(
+        gallery, collection, tmp_path / "query.png", unlike=[rows[1]], weights={"unlike": 0.5},
+        where={"width": {">=": 100}}, who="she",
+    )  # fmt: skip
+    session.judge(rows[3])
+    with Gallery.open(gallery.name, settings=stores) as other:
+        again = Session.open(other, collection)
+        assert again.query == session.query
+        assert again.judgments() == {rows[3].image_id: True}
+        assert [h.image_id for h in again.search(5)] == [h.image_id for h in session.search(5)]
+        assert again.undo() is None, "it is another user's judgment"
+    listed = {row.name: row for row in list_sessions(stores)}[collection]
+    assert (listed.collection, listed.judged) == (gallery.name, 1)
+    changed = Session.open(gallery, collection, like=[rows[2]])
+    assert changed.query.keys() == {"like"}
+    assert changed.judgments() == {rows[3].image_id: True}
+
+
+def test_what_cannot_be_saved_or_judged_is_refused(rows_of, collection):
+    gallery, rows, _ = rows_of
+    with pytest.raises(ConfigError, match=f"there is no topic '{collection}'"):
+        Session.open(gallery, collection)
+    with pytest.raises(ConfigError, match="save the picture first"):
+        Session.open(gallery, collection, np.zeros((8, 8, 3), np.uint8))
+    session = Session.open(gallery, collection, like=[rows[0]])
+    with pytest.raises(ImageNotFound):
+        session.judge(12345)
+    assert session.judgments() == {}
+
+
+def test_judgments_are_handed_on_as_csv_and_qrels(rows_of, collection, tmp_path):
+    gallery, rows, _ = rows_of
+    session = Session.open(gallery, collection, like=[rows[0]], who="me")
+    hit = session.search(3)[2]
+    session.judge(hit)
+    session.judge(rows[9], relevant=False)
+    with session.write_csv(tmp_path / "a.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["image_id"], row["value"], row["depth"], row["who"]) for row in table] == [
+        (str(hit.image_id), "1", "3", "me"), (str(rows[9].image_id), "-1", "", "me"),
+    ]  # fmt: skip
+    assert table[0]["path"] == hit.path
+    lines = session.write_qrels(tmp_path / "a.qrels").read_text().splitlines()
+    assert lines == [f"{collection} 0 {hit.image_id} 1", f"{collection} 0 {rows[9].image_id} 0"]
