@@ -410,13 +410,13 @@ HEADLINES = [
     ),
     (
         "start",
-        r"`make app`, page: later visits",
-        "page of `make app`, seen before",
+        r"`make app`, page: first paint",
+        "page of `make app`: first paint",
     ),
     (
         "start",
-        r"`make app`, panel .*: later visits",
-        "… with its panel drawn",
+        r"`make app`, results of a stored picture",
+        "… results of a stored picture after a click",
     ),
     (
         "judging",

@@ -97,11 +97,6 @@ class Settings(BaseSettings):
     imgsearch_timeout: float = Field(
         10.0, gt=0, description="seconds without an answer after which a server counts as down"
     )
-    imgsearch_confined: bool | None = Field(
-        None,
-        description="whether the search panel shows no folder and reaches no file outside the "
-        "collections; unset, it does so unless JupyterLab or VS Code started the kernel",
-    )
     milvus_uri: str | None = Field(None, description="a Milvus server, http://host:port")
     milvus_token: SecretStr | None = Field(None, description="user:password or API key of Milvus")
     milvus_host: str | None = Field(None, description="host of Milvus, instead of MILVUS_URI")

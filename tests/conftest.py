@@ -109,7 +109,6 @@ _LONGEST = [
     "tests/notebooks/test_admin.py",
     "tests/test_maintenance.py",
     "tests/test_real_photographs.py",
-    "tests/browser/test_app.py",
     "tests/test_ingestion.py",
     "tests/encoders/test_loading.py",
     "tests/encoders/test_onnx.py",

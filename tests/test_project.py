@@ -169,6 +169,11 @@ def test_the_image_is_built_from_files_that_are_sent_to_the_builder():
             assert (ROOT / source).exists(), source
 
 
+def test_the_lab_listens_on_loopback():
+    settings = json.loads(_text("jupyter/jupyter_server_config.json"))
+    assert settings["ServerApp"]["ip"] == "127.0.0.1"
+
+
 # ---- notebooks ---------------------------------------------------------------------------------
 
 

@@ -25,11 +25,9 @@ def output_folder(settings: config.Settings) -> Path:
 
 
 class FirstSteps(ipw.VBox):
-    """A button that ingests the sample, unless the panel is confined, and a link to ingest."""
+    """A button that ingests the sample, and a link to ingest."""
 
-    def __init__(
-        self, owner: panel.Panel, loaded: Callable[[str], None], *, confined: bool = False
-    ):
+    def __init__(self, owner: panel.Panel, loaded: Callable[[str], None]):
         self.load = owner.button("Load the sample", self._load, "Takes ten seconds", "primary")
         super().__init__(
             [
@@ -39,7 +37,7 @@ class FirstSteps(ipw.VBox):
             ]
         )
         self._owner, self._loaded = owner, loaded
-        panel.set_visible(self.load, visible=SAMPLE.is_dir() and not confined)
+        panel.set_visible(self.load, visible=SAMPLE.is_dir())
         panel.set_visible(self, visible=False)
 
     def _load(self) -> None:

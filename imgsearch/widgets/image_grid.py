@@ -112,8 +112,8 @@ class Grid(Widget):
         self.send({"type": "reveal"})
 
 
-def tile(key: object, image: Hit | Image | ImageRow, action: str, *, path: bool = True) -> dict:
-    """Describe a stored image for a :class:`Grid`; `action` is read aloud, `path` can be copied."""
+def tile(key: object, image: Hit | Image | ImageRow, action: str) -> dict:
+    """Describe a stored image for a :class:`Grid`; `action` is read aloud."""
     name = printable(Path(image.path).name)
     thumb, reason = None, "no such file"
     try:
@@ -125,8 +125,8 @@ def tile(key: object, image: Hit | Image | ImageRow, action: str, *, path: bool 
     return {
         "key": str(key),
         "name": name,
-        "title": printable(image.path) if path else name,
-        "path": printable(image.path) if path else "",
+        "title": printable(image.path),
+        "path": printable(image.path),
         "alt": f"{name}, {image.width} by {image.height} pixels",
         "action": f"{action}: {name}" + ("" if thumb else f" ({reason})"),
         "score": f"{image.score:.3f}" if isinstance(image, Hit) else "",

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import ipywidgets as ipw
 import numpy as np
-from IPython import get_ipython
-from traitlets.log import get_logger
 
 from imgsearch import config, encoders, hits, images, plots
 from imgsearch.errors import (
     CollectionNotFound,
-    ConfigError,
     ImageError,
-    ImageNotFound,
     ImgSearchError,
     printable,
 )
@@ -41,15 +37,10 @@ HISTORY = 20
 HISTORY_BYTES = 2 * images.MAX_BYTES
 """Bytes that their uploads may take together."""
 
+MOST = 1_000
+"""Results that can be shown."""
+
 LEGEND = "Score: cosine similarity, 1 = same picture"
-
-
-def confined_by_default() -> bool:
-    """Whether visitors may reach this kernel: Voilà or something unknown started it."""
-    if any(name.startswith("VOILA_") for name in os.environ):
-        return True
-    started_by_user = {"JPY_SESSION_NAME", "VSCODE_PID"} & os.environ.keys()
-    return hasattr(get_ipython(), "kernel") and not started_by_user
 
 
 @dataclass(frozen=True)
@@ -82,9 +73,6 @@ class SearchPanel(panel.Panel):
         Number of results to start with, and to add with More.
     settings : Settings, optional
         Read from the environment if left out.
-    confined : bool, optional
-        Whether to show no folder and to reach no file outside the collections;
-        ``IMGSEARCH_CONFINED`` if left out.
 
     Attributes
     ----------
@@ -100,16 +88,9 @@ class SearchPanel(panel.Panel):
         top_k: int = 24,
         *,
         settings: config.Settings | None = None,
-        confined: bool | None = None,
     ):
         super().__init__(settings)
-        try:
-            explicit = self.settings.imgsearch_confined
-        except ConfigError:
-            explicit = None  # the first job shows what is wrong
-        choices = (confined, explicit, confined_by_default())
-        self.confined: bool = next(choice for choice in choices if choice is not None)
-        self.page, self.limit = top_k, 100 if self.confined else 1000
+        self.page = top_k
         self.hits: Hits | None = None
         self.query: Query | None = None
         self._history: list[Query] = []
@@ -130,7 +111,7 @@ class SearchPanel(panel.Panel):
         self.itself = panel.checkbox("Show the query among its results")
         self.title, self.details = ipw.HTML(), ipw.HTML()
         self.filters = image_grid.FilterBar()
-        self.grid = image_grid.Grid(picks=True, selecting="" if self.confined else "marks")
+        self.grid = image_grid.Grid(picks=True, selecting="marks")
         self.grid.on("pick", lambda key: self.attempt(self._pick, key))
         self.grid.on("open", lambda key: self.attempt(self._show_original, key))
         self.grid.on("more", lambda: self.attempt(self._more))
@@ -156,7 +137,7 @@ class SearchPanel(panel.Panel):
             self.chosen, self.tag, self.save_csv, self.save_parquet, self.save_grid, self.folder
         )
 
-        self.first_steps = first_steps.FirstSteps(self, self._open, confined=self.confined)
+        self.first_steps = first_steps.FirstSteps(self, self._open)
         self._tools = panel.row(self.collection, self.refresh, self.back, self.browse, self.export)
         self._content = panel.columns(
             [self.picture],
@@ -167,28 +148,11 @@ class SearchPanel(panel.Panel):
         )
         self.fill(self._tools, self.status, self.first_steps, self._content)
         panel.set_visible(self.first_steps, self._tools, self._content, visible=False)
-        # A visitor could learn names of folders from what a filter finds.
-        panel.set_visible(self.filters, self.export, visible=not self.confined)
         self._show_actions()
         self._enable_buttons()
 
     def __repr__(self) -> str:
         return f"Search panel of {self.collection.value or 'no collection'}; works in JupyterLab"
-
-    def error_text(self, error: Exception) -> str:
-        """Describe an error; a visitor of a confined panel sees no path of the server."""
-        if not self.confined:
-            return super().error_text(error)
-        if isinstance(error, ImageError):
-            text = f"{Path(error.path).name}: {error.reason}"
-        elif isinstance(error, ConfigError | CollectionNotFound | ImageNotFound):
-            text = str(error)
-        else:
-            text = os.sep
-        if os.sep in text:
-            get_logger().error("imgsearch panel", exc_info=error)
-            return "The server could not do this. Its log holds the details."
-        return text
 
     # ------------------------------------------------------------ what a user does
 
@@ -204,11 +168,9 @@ class SearchPanel(panel.Panel):
 
     def _typed(self, text: str) -> None:
         text = str(text).strip().strip("'\"")
-        if self._takes_words and (self.confined or not (os.sep in text or Path(text).is_file())):
+        if self._takes_words and not (os.sep in text or Path(text).is_file()):
             words = Query(f"“{printable(text)}”", None, 0, 0, text)
             self._search(lambda: words)
-        elif self.confined:  # the field is not shown, but a browser can send its value
-            raise ConfigError("Path", "cannot be used here; upload the image")
         else:
             self.search(text)
 
@@ -362,9 +324,8 @@ class SearchPanel(panel.Panel):
         self._takes_words = any(
             entry.text and entry.name == gallery.row.encoder for entry in encoders.list()
         )
-        label = [] if self.confined else ["Path of an image"]
-        label += ["words, such as “horse”"] if self._takes_words else []
-        self.picture.text_label = ", or ".join(label)
+        words = ", or words, such as “horse”" if self._takes_words else ""
+        self.picture.text_label = f"Path of an image{words}"
         if self.hits is None:
             self._show_stored(self._next_turn(), self.page)
         else:
@@ -377,7 +338,7 @@ class SearchPanel(panel.Panel):
 
     @property
     def _where(self) -> dict | None:
-        return None if self.confined else self.filters.where or None
+        return self.filters.where or None
 
     def _show_stored(self, turn: int, n: int) -> None:
         gallery, where = self._gallery(), self._where
@@ -410,7 +371,7 @@ class SearchPanel(panel.Panel):
         self._show_actions()
 
     def _tile(self, key: str, image: Hit | Image, action: str) -> dict:
-        return image_grid.tile(key, image, action, path=not self.confined)
+        return image_grid.tile(key, image, action)
 
     def _search(self, make: Callable[[], Query], top_k: int = 0) -> None:
         turn = self._next_turn()
@@ -423,7 +384,7 @@ class SearchPanel(panel.Panel):
             itself = () if query.image_id is None else {query.image_id}
             hits = gallery.search(
                 query.source if words is None else None,
-                min(top_k or self.page, self.limit),
+                min(top_k or self.page, MOST),
                 text=words,
                 box=query.box,
                 exclude=() if self.itself.value else itself,
@@ -448,7 +409,7 @@ class SearchPanel(panel.Panel):
 
     def _show(self, query: Query, hits: Hits, tiles: list[dict], known: int, held: bool) -> None:
         known -= held and not self.itself.value
-        left = min(known, self.limit) - len(hits)
+        left = min(known, MOST) - len(hits)
         matching = "matching " if self._where else ""
         summary = f"{len(hits):,} of {counted(known, f'{matching}image')}"
         self._show_tiles({str(hit.image_id): hit for hit in hits}, tiles, left, summary)
@@ -492,13 +453,12 @@ class SearchPanel(panel.Panel):
 
     def _facts(self, query: Query, hits: Hits) -> str:
         encoder, seconds = hits.encoder, hits.seconds
-        name = Path(encoder["name"]).name if self.confined else encoder["name"]
         ran = [str(encoder[key]) for key in ("device", "precision", "backend") if key in encoder]
         encode = f"encode {format_seconds(seconds['encode'])} on {' '.join(ran)}"
         if isinstance(query.source, Image) and query.box is None:
             encode = "stored vector"
         return (
-            f"Encoder {printable(name)} ({encoder['dim']} dimensions, "
+            f"Encoder {printable(encoder['name'])} ({encoder['dim']} dimensions, "
             f"fingerprint {encoder['fingerprint']}) · index {hits.index_spec} · "
             f"{encode} · "
             f"vector search {format_seconds(seconds['vectors'])}"

@@ -1,4 +1,4 @@
-"""JupyterLab and Voilà as users start them, on a copy of the notebooks, and a browser."""
+"""JupyterLab as users start it, on a copy of the notebooks, and a browser."""
 
 from __future__ import annotations
 
@@ -122,22 +122,6 @@ def lab(home, tmp_path_factory) -> Iterator[Server]:
             f"--LabApp.user_settings_dir={folder / 'settings'}",
         ],
         "is running at",
-    )
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def app(home, tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("app")
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    shutil.copy(PHOTOS[0], folder / "notebooks" / "private.jpg")
-    command = [sys.executable, "-m", "voila", "--no-browser", "--port={port}"]
-    server = Server(
-        folder,
-        _environment(folder, home),
-        [*command, "notebooks/search.ipynb", f"--token={TOKEN}"],
-        "is filled with",
     )
     yield server
     server.stop()
