@@ -332,7 +332,7 @@ const drop = createDrop($("drop"), {
 const crop = createCrop(drop.slot, { onBox: (box) => go({ box }) });
 const filters = createFilters($("filters"), { onChange: (where) => go({ where }) });
 const grid = createGrid($("grid"), {
-  endless: true, draggable: true, size: innerWidth < 640 ? 150 : 230,
+  endless: true, draggable: true, size: innerWidth < 640 ? 150 : innerWidth < 1200 ? 180 : 220,
   onPick: (key) => go({ open: key }, { opened: true }), onMore: moreImages,
 });
 grid.bar.append(button("Scores", () => {
