@@ -1,7 +1,7 @@
 // A justified grid of thumbnails with one tab stop.
 //
-//   const grid = createGrid(element, { onPick(key) {}, onOpen(key) {}, onSelect(keys) {}, onMore() {} });
-//   grid.update({ items, label, summary, legend, more, selecting, selected, size, busy, reveal });
+//   const grid = createGrid(element, { onPick(key) {}, onOpen(key) {}, onSelect(keys) {}, onMore() {}, onJudge(key, value) {}, onUndo() {} });
+//   grid.update({ items, label, summary, legend, more, judging, selecting, selected, size, busy, reveal });
 //   grid.bar.append(…);  // stands above the tiles
 //   grid.destroy();
 //
@@ -12,12 +12,13 @@
 // `onMore`; with the option `endless`, it is pressed when it comes into view. `selecting` is "" or
 // "marks" (a mark on each tile) or "tiles" (the tile itself selects). `reveal: true` scrolls to the
 // first tile if it is out of view. A callback that is left out removes what would call it.
+// `judging: true` shows ＋ and − on each tile, which call `onJudge` with 1 or -1.
 // Keys: arrows, Home and End move; Enter picks; o opens; Space selects, with Shift a range;
-// Ctrl+A selects all; Escape selects none.
+// Ctrl+A selects all; Escape selects none; y and n judge, u takes the last judgment back.
 import { button, DRAGGED, fileName, make, put, putChildren } from "./dom.js";
 
 export function createGrid(element, options = {}) {
-  const state = { items: [], label: "Images", summary: "", legend: "", more: "", selecting: "",
+  const state = { items: [], label: "Images", summary: "", legend: "", more: "", judging: false, selecting: "",
     selected: [], size: 150, busy: false, ...options };
   const tiles = new Map(); // by key
   let current = null; // key of the tile that Tab reaches
@@ -64,11 +65,15 @@ export function createGrid(element, options = {}) {
     if (options.onOpen) tile.append(open);
     const mark = button("✓", (event) => choose(key, event.shiftKey), { className: "imgsearch-corner imgsearch-mark", tabIndex: -1 });
     tile.append(mark);
+    const judge = (sign, value, name, title) => button(sign, () => options.onJudge(key, value), { className: `imgsearch-corner imgsearch-${name}`, tabIndex: -1, title });
+    const like = judge("＋", 1, "like", "More like this (y)");
+    const unlike = judge("−", -1, "unlike", "Less like this (n)");
+    if (options.onJudge) tile.append(like, unlike);
     tile.addEventListener("dragstart", (event) => {
       event.dataTransfer.setData(DRAGGED, key);
       event.dataTransfer.effectAllowed = "copy";
     });
-    return { tile, main, img, reason, picture, score, caption, open, mark, name: null };
+    return { tile, main, img, reason, picture, score, caption, open, mark, like, unlike, name: null };
   }
 
   function fill(part, item) {
@@ -85,6 +90,8 @@ export function createGrid(element, options = {}) {
     putChildren(part.caption, [part.name]);
     put(part.open, { hidden: !item.src, ariaLabel: `Open the original of ${item.name}` });
     put(part.mark, { hidden: state.selecting !== "marks", ariaLabel: `Select ${item.name}`, ariaPressed: String(selected) });
+    put(part.like, { hidden: !state.judging, ariaLabel: `More like ${item.name}` });
+    put(part.unlike, { hidden: !state.judging, ariaLabel: `Less like ${item.name}` });
     part.tile.classList.toggle("imgsearch-selected", selected);
     if (state.selecting === "tiles") part.main.ariaPressed = String(selected);
     else part.main.removeAttribute("aria-pressed");
@@ -166,6 +173,8 @@ export function createGrid(element, options = {}) {
     else if (key.toLowerCase() === "a" && command && state.selecting) all.click();
     else if (key === "Escape" && state.selected.length) select([]);
     else if (key === "o" && !command && options.onOpen) options.onOpen(current);
+    else if ((key === "y" || key === "n") && !command && state.judging) options.onJudge?.(current, key === "y" ? 1 : -1);
+    else if (key === "u" && !command && state.judging) options.onUndo?.();
     else return;
     event.preventDefault();
     event.stopPropagation();

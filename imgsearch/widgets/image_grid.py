@@ -75,7 +75,8 @@ class Grid(Widget):
     """Thumbnails, and a viewer for originals. It sends the key of an item.
 
     Messages are ``pick`` (the tile was clicked, if `picks`), ``open`` (the viewer needs the
-    original: :meth:`show_original`) and ``more``. Items are from :func:`tile`.
+    original: :meth:`show_original`), ``more``, ``judge`` (with 1 or -1) and ``undo``. Items are
+    from :func:`tile`.
     """
 
     _esm = module("images", "grid", "viewer")
@@ -84,6 +85,7 @@ class Grid(Widget):
     selected = traitlets.List(help="keys").tag(sync=True)
     selecting = traitlets.Unicode(help="empty, `marks` on the tiles, or the `tiles`").tag(sync=True)
     picks = traitlets.Bool(help="a click is sent, else it opens the viewer").tag(sync=True)
+    judging = traitlets.Bool(help="tiles have ＋ and −, if `picks`").tag(sync=True)
     size = traitlets.Int(150, help="of the tiles, pixels").tag(sync=True)
     label = traitlets.Unicode("Images", help="name for screen readers").tag(sync=True)
     summary = traitlets.Unicode().tag(sync=True)

@@ -1,7 +1,7 @@
 // Thumbnails, a viewer for originals, and downloads, in a notebook.
 // Ids are strings throughout: JavaScript's numbers end at 53 bits.
 
-const DESCRIBED = ["label", "summary", "legend", "more", "selecting"];
+const DESCRIBED = ["label", "summary", "legend", "more", "judging", "selecting"];
 
 function render({ model, el }) {
   el.dataset.lmSuppressShortcuts = "true"; // of JupyterLab, which would take Enter and letters
@@ -12,6 +12,8 @@ function render({ model, el }) {
     onPick: picks ? send("pick") : (key) => viewer.update({ current: key }),
     onOpen: (key) => viewer.update({ current: key }),
     onMore: () => model.send({ type: "more" }),
+    onJudge: picks ? (key, value) => model.send({ type: "judge", key, value }) : undefined,
+    onUndo: () => model.send({ type: "undo" }),
     onSelect: (keys) => {
       model.set("selected", keys);
       model.save_changes();

@@ -53,6 +53,7 @@ class Query:
     height: int
     source: bytes | Image | str
     box: Box | None = None
+    examples: tuple[tuple[bool, Hit], ...] = ()  # whether to be like each of them
 
     @property
     def picture(self) -> bytes | Path | None:
@@ -115,6 +116,10 @@ class SearchPanel(panel.Panel):
         self.grid.on("pick", lambda key: self.attempt(self._pick, key))
         self.grid.on("open", lambda key: self.attempt(self._show_original, key))
         self.grid.on("more", lambda: self.attempt(self._more))
+        self.grid.on("judge", lambda key, value: self.attempt(self._judge, key, value > 0))
+        self.grid.on("undo", lambda: self.attempt(self._undo))
+        self.examples = ipw.TagsInput()
+        self.watch(self.examples, self._examples_changed)
         self.watch(self.collection, self._collection_changed)
         self.watch(self.itself, self._again)
         self.watch(self.filters, self._filter_changed, "where")
@@ -143,6 +148,7 @@ class SearchPanel(panel.Panel):
             [self.picture],
             [
                 panel.row(self.title, self.itself),
+                self.examples,
                 *(self.filters, self._actions, self.grid, self.details),
             ],
         )
@@ -196,6 +202,23 @@ class SearchPanel(panel.Panel):
     def _box_drawn(self, box: list | None) -> None:
         if self.query is not None:
             self.search(replace(self.query, box=tuple(map(int, box)) if box else None))
+
+    def _judge(self, key: str, liked: bool) -> None:
+        if self.query is not None and isinstance(hit := self._shown.get(key), Hit):
+            self._search_examples((*self.query.examples, (liked, hit)))
+
+    def _undo(self) -> None:
+        if self.query is not None and self.query.examples:
+            self._search_examples(self.query.examples[:-1])
+
+    def _examples_changed(self) -> None:
+        kept, given = self.examples.value, self.query.examples if self.query else ()
+        pairs = zip(_chips(given), given, strict=True)
+        self._search_examples(tuple(one for chip, one in pairs if chip in kept))
+
+    def _search_examples(self, examples: tuple) -> None:
+        if self.query is not None:
+            self.search(replace(self.query, examples=examples))
 
     def _filter_changed(self) -> None:
         if self.hits is None:
@@ -358,7 +381,8 @@ class SearchPanel(panel.Panel):
             "Click one to search with it",
         )
         self.title.value = self.details.value = ""
-        panel.set_visible(self.itself, visible=False)
+        self.grid.judging = False
+        panel.set_visible(self.itself, self.examples, visible=False)
         self._enable_buttons()
         self.status.show("")
 
@@ -386,6 +410,8 @@ class SearchPanel(panel.Panel):
                 query.source if words is None else None,
                 min(top_k or self.page, MOST),
                 text=words,
+                like=[hit for liked, hit in query.examples if liked],
+                unlike=[hit for liked, hit in query.examples if not liked],
                 box=query.box,
                 exclude=() if self.itself.value else itself,
                 where=where,
@@ -408,12 +434,13 @@ class SearchPanel(panel.Panel):
         self.submit(work, "Searching …")
 
     def _show(self, query: Query, hits: Hits, tiles: list[dict], known: int, held: bool) -> None:
-        known -= held and not self.itself.value
+        known -= (held and not self.itself.value) + len(query.examples)
         left = min(known, MOST) - len(hits)
         matching = "matching " if self._where else ""
         summary = f"{len(hits):,} of {counted(known, f'{matching}image')}"
         self._show_tiles({str(hit.image_id): hit for hit in hits}, tiles, left, summary)
         self.grid.label, self.grid.legend = "Results, best first", LEGEND
+        self.grid.judging = True
         same = self.query is not None and self.query.source is query.source
         if self._history and same and self._history[-1].box is not None and query.box is not None:
             self._history[-1] = query  # a box that is being adjusted is one step
@@ -425,6 +452,7 @@ class SearchPanel(panel.Panel):
             self._history.pop(0)
         self.query, self.hits = query, hits
         self._show_query(query, same)
+        self._show_examples(query)
         what = "Similar to a part of" if query.box else "Similar to"
         what = "Results for" if isinstance(query.source, str) else what
         self.title.value = panel.heading(f"{what} {query.name}")
@@ -432,6 +460,13 @@ class SearchPanel(panel.Panel):
         panel.set_visible(self.itself, visible=held)
         self._enable_buttons()
         self.status.show("" if hits else "There is no other image to compare with.")
+
+    def _show_examples(self, query: Query | None) -> None:
+        chips = _chips(query.examples if query else ())
+        self._muted.add(self.examples)
+        self.examples.allowed_tags, self.examples.value = chips, chips
+        self._muted.discard(self.examples)
+        panel.set_visible(self.examples, visible=bool(chips))
 
     def _show_query(self, query: Query, same: bool) -> None:
         with self.picture.hold_sync():
@@ -475,6 +510,17 @@ def _query_of(source: bytes | Path | Image, name: str = "") -> Query:
     name = name or printable(Path(str(source)).name)
     info = images.probe(data, path=name)
     return Query(name, info.image_id, info.width, info.height, data)
+
+
+def _chips(examples: tuple[tuple[bool, Hit], ...]) -> list[str]:
+    """Different labels of examples and counter-examples."""
+    chips: list[str] = []
+    for liked, hit in examples:
+        chip = f"{'＋' if liked else '−'} {printable(Path(hit.path).name)}"
+        while chip in chips:
+            chip += "′"
+        chips.append(chip)
+    return chips
 
 
 def _holds(gallery: Gallery, image_id: int, where: dict | None) -> bool:

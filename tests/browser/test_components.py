@@ -189,6 +189,20 @@ def test_the_grid_is_one_tab_stop_and_has_keys(open_page):
     assert _focused(page) == f"Search with {NAMES[4]}"
 
 
+def test_images_are_judged_with_keys_and_buttons(open_page):
+    page = open_page()
+    page.get_by_role("button", name=f"Search with {NAMES[0]}").focus()
+    page.keyboard.press("y")  # nothing: there are no results to judge
+    page.evaluate("grid.update({ judging: true })")
+    for key in ("ArrowRight", "y", "ArrowRight", "n", "u"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name=f"More like {NAMES[4]}").click()
+    page.get_by_role("button", name=f"Less like {NAMES[3]}").click()
+    assert _calls(page, "judge") == [["1", 1], ["2", -1], ["4", 1], ["3", -1]]
+    assert len(_calls(page, "undo")) == 1
+    assert _calls(page, "pick") == []
+
+
 @pytest.mark.parametrize("selecting", ["marks", "tiles"])
 def test_images_are_selected_one_by_one_in_ranges_and_all(open_page, selecting):
     page = open_page()

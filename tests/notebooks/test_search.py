@@ -22,6 +22,14 @@ def click(i, kind="pick"):
 def more():
     panel.grid._handle_custom_msg({"type": "more"}, [])
 
+def judge(i, value):
+    panel.grid._handle_custom_msg(
+        {"type": "judge", "key": panel.grid.items[i]["key"], "value": value}, []
+    )
+
+def undo():
+    panel.grid._handle_custom_msg({"type": "undo"}, [])
+
 def draw(*box):
     panel.picture._handle_custom_msg({"type": "box", "box": list(box) or None}, [])
 
@@ -107,6 +115,21 @@ def test_a_click_on_a_result_searches_with_it_and_back_returns(uploaded):
     assert second[1] != first
     assert uploaded("panel.back.click()", "names()") == first
     assert uploaded("", "panel.back.disabled") is True
+
+
+def test_results_become_examples_that_can_be_taken_back(uploaded):
+    first = uploaded("", "names()")
+    second = uploaded("judge(0, 1)", "[names(), list(panel.examples.value), panel.grid.summary]")
+    assert second[1:] == [[f"＋ {first[0]}"], "10 of 10 images"]
+    assert set(second[0]) == set(first[1:])
+    worst = second[0][-1]
+    third = uploaded("judge(-1, -1)", "[names(), list(panel.examples.value)]")
+    assert third[1] == [f"＋ {first[0]}", f"− {worst}"]
+    assert len(third[0]) == 9
+    assert uploaded("panel.examples.value = panel.examples.value[1:]", "len(names())") == 10
+    assert uploaded("", "list(panel.examples.value)") == [f"− {worst}"]
+    assert uploaded("undo()", "[names(), visible(panel.examples)]") == [first, False]
+    assert uploaded("judge(0, 1); panel.wait(100); panel.back.click()", "names()") == first
 
 
 def test_a_tile_can_be_dragged_onto_the_query(uploaded):
