@@ -216,16 +216,24 @@ def plain_milvus(uri: str, data: Clusters, result: Result, idle: Callable[[], No
         )  # fmt: skip
         return [hit["id"] for hit in hits]
 
+    everything = np.arange(len(rows))
+    until, found = time.monotonic() + 120, 0.0
+    while found < 0.99 and time.monotonic() < until:  # it goes on loading after it says it has
+        true = [data.exact(i, everything) for i in range(QUERIES)]
+        found = recall([search(query, "") for query in data.queries], true)
+        idle()
+    result.add(f"Milvus 2.3.5 by an expression: recall@{TOP} without a filter", found)
     for share, number in SHARES.items():
         for relation in ("scattered", "apart"):
             filters = [getattr(data, relation)(i, number) for i in range(QUERIES)]
-            found, seconds = [], []
-            for query, (_, expression, _) in zip(data.queries, filters, strict=True):
-                start = time.perf_counter()
-                found.append(search(query, expression))
-                seconds.append(time.perf_counter() - start)
+            for _ in range(2):  # the first time, to warm up
+                hits, seconds = [], []
+                for query, (_, expression, _) in zip(data.queries, filters, strict=True):
+                    start = time.perf_counter()
+                    hits.append(search(query, expression))
+                    seconds.append(time.perf_counter() - start)
             true = [data.exact(i, among) for i, (_, _, among) in enumerate(filters)]
             kind = f"Milvus 2.3.5 by an expression, {share} {relation}"
-            result.add(f"{kind}: recall@{TOP}", recall(found, true))
+            result.add(f"{kind}: recall@{TOP}", recall(hits, true))
             result.add(f"{kind}: search by a vector", 1000 * median(seconds), "ms")
     client.drop_collection("plain")
