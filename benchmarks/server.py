@@ -115,7 +115,7 @@ def run(options: Options, result: Result) -> None:
     process, port = start(home, options.work)
     watch_server(process.pid)
     try:
-        asyncio.run(measure(port, 8, 3, pictures))  # warm
+        asyncio.run(measure(port, 8, 10, pictures))  # until a faster backend is loaded
         one = asyncio.run(measure(port, 1, seconds, pictures))
         many = asyncio.run(measure(port, CLIENTS, seconds, pictures))
         result.add("one client: requests a second", one.rate, "/s")
