@@ -30,7 +30,7 @@ def _in_view(page, locator) -> bool:
 
 
 def _upload(page, *files) -> None:
-    page.locator("input[type=file]").set_input_files(list(files))
+    page.get_by_label("Pictures to search with").set_input_files(list(files))
 
 
 def _wait_for(condition) -> None:
