@@ -152,10 +152,10 @@ def test_the_demo_says_in_a_few_lines_what_it_did_and_what_comes_next(printed, c
     assert "papermill" not in text
     assert "make lab" in text
     assert "Run All Cells" in text
-    for name in ("search.png", "evaluation-classes.png"):
+    for name in ("search.png", "evaluation-classes.png", "words/search.png"):
         assert name in text
         assert (clone / "output" / "demo" / name).is_file()
-    for name in ("ingest", "search", "evaluation"):
+    for name in ("ingest", "search", "evaluation", "words/search"):
         saved = json.loads((clone / "output" / "demo" / f"{name}.ipynb").read_text())
         outputs = [output for cell in saved["cells"] for output in cell.get("outputs", ())]
         assert outputs
