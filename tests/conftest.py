@@ -100,7 +100,11 @@ def pytest_unconfigure(config):
 # Files that take longest, and so are begun first.
 _LONGEST = [
     "tests/notebooks/test_evaluation.py",
+    "tests/browser/test_first_hour.py",
     "tests/browser/test_lab.py",
+    "tests/server/test_page.py",
+    "tests/server/test___main__.py",
+    "tests/server/test_schemas.py",
     "tests/stores/test_embedded.py",
     "tests/guarantees/test_servers.py",
     "tests/guarantees/test_strangers.py",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -110,3 +112,9 @@ def peak_memory():
     return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024
 """
 """Defines ``peak_memory()`` in a program: the most memory that it has held so far, in bytes."""
+
+
+def run_async(work):
+    """Run a coroutine in a thread: the browser's event loop may be running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -9,6 +9,7 @@ import pytest
 
 from imgsearch.server import batching
 from imgsearch.server.batching import Batcher
+from tests.helpers import run_async
 
 
 def test_what_arrives_while_others_run_becomes_one_batch():
@@ -26,7 +27,7 @@ def test_what_arrives_while_others_run_becomes_one_batch():
         may_go.set()
         return await asyncio.gather(*tasks)
 
-    assert asyncio.run(main()) == [f"{'ab'[n % 2]}{n}" for n in range(40)]
+    assert run_async(main()) == [f"{'ab'[n % 2]}{n}" for n in range(40)]
     assert sum(sizes) == 40
     assert max(sizes) == batching.SIZE
     assert all(len({query % 2 for query in queries}) == 1 for _, queries in calls)
@@ -43,7 +44,7 @@ def test_an_error_reaches_the_request_that_it_belongs_to():
         asked = [batcher.submit("a", n) for n in range(3)] + [batcher.submit("broken", 0)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    first, second, third, fourth = asyncio.run(main())
+    first, second, third, fourth = run_async(main())
     assert (first, third) == (0, 2)
     assert isinstance(second, ValueError)
     assert isinstance(fourth, KeyError)
@@ -65,7 +66,7 @@ def test_a_request_that_was_given_up_disturbs_no_other():
         may_go.set()
         return await second
 
-    assert asyncio.run(main()) == 2
+    assert run_async(main()) == 2
 
 
 @pytest.mark.parametrize("broken", [b"\x89PNG\r\n\x1a\n broken", b"no picture"])

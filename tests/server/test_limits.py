@@ -9,6 +9,7 @@ from fastapi import HTTPException
 
 from imgsearch.server import limits
 from imgsearch.server.limits import MAX_BODY, MAX_JSON, Queue, RateLimit
+from tests.helpers import run_async
 
 
 def test_a_client_that_asks_too_often_is_told_to_wait(start):
@@ -67,4 +68,4 @@ def test_a_body_that_does_not_arrive_is_given_up(server, monkeypatch):
         writer.close()
         return answer
 
-    assert b" 408 " in asyncio.run(send_half())
+    assert b" 408 " in run_async(send_half())
