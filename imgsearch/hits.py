@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from imgsearch import images, plots
+from imgsearch import images
 from imgsearch.errors import ImageError, printable
 from imgsearch.io import absolute
 
@@ -257,7 +257,7 @@ def _tile(hit: Hit) -> str:
     name = html.escape(printable(Path(hit.path).name))
     size = f"width:{SIDE}px;height:{SIDE}px"
     try:
-        data = base64.b64encode(plots.jpeg(Path(hit.path), SIDE)).decode()
+        data = base64.b64encode(images.jpeg(Path(hit.path), SIDE)).decode()
         shown = (
             f"<img src='data:image/jpeg;base64,{data}' alt='{name}' "
             f"style='{size};object-fit:contain'>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,13 +80,6 @@ def thumbnail(source: images.Source, side: int = THUMBNAIL) -> Image.Image:
     picture = images.decode(source, draft=side)
     picture.thumbnail((side, side))
     return picture
-
-
-def jpeg(source: images.Source, side: int) -> bytes:
-    """Return a picture as a JPEG whose longest side is `side` pixels at most."""
-    buffer = io.BytesIO()
-    thumbnail(source, side).save(buffer, "JPEG", quality=82)
-    return buffer.getvalue()
 
 
 def tile_grid(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
-from imgsearch import config
+from imgsearch import config, images
 from imgsearch.datasets import Voc
 from imgsearch.errors import ConfigError, ImageError, printable
 from imgsearch.evaluation import index_sweep, plots, report
@@ -382,7 +382,7 @@ def _case(case: Case) -> str:
 
 def _picture(path: str, name: str, lines: Sequence[str], kind: str) -> str:
     try:
-        data = base64.b64encode(image_grid.jpeg(Path(path), TILE)).decode()
+        data = base64.b64encode(images.jpeg(Path(path), TILE)).decode()
         shown = (
             f'<img alt="{escape(name)}" title="{escape(printable(path))}" '
             f'src="data:image/jpeg;base64,{data}">'

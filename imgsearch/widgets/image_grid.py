@@ -15,7 +15,6 @@ import traitlets
 from imgsearch import images
 from imgsearch.errors import ImageError, printable
 from imgsearch.hits import Hit, Image
-from imgsearch.plots import jpeg
 from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets.formatting import format_bytes
 
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parents[1] / "static"
 """The components, which the web page uses too."""
-
-SHOWN_BY_BROWSERS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF"}
-"""Formats whose files are sent as they are; originals of other formats are sent as JPEG."""
-
-LARGEST_JPEG = 65_500
-"""Longest side that JPEG allows, pixels."""
 
 THUMBNAIL = 320
 """Longest side of a thumbnail, pixels."""
@@ -44,7 +37,7 @@ def module(adapter: str, *components: str) -> str:
 
 @lru_cache(maxsize=2_000)  # some 20 kB each
 def _stored_jpeg(path: str, image_id: int) -> bytes:
-    return jpeg(Path(path), THUMBNAIL)
+    return images.jpeg(Path(path), THUMBNAIL)
 
 
 def png(figure: Figure, dpi: int) -> bytes:
@@ -102,8 +95,8 @@ class Grid(Widget):
             info = images.probe(data)
             kind = info.format
             note = f"{info.width} × {info.height} pixels, {kind}, {format_bytes(len(data))}"
-            if kind not in SHOWN_BY_BROWSERS:
-                kind, data = "JPEG", jpeg(data, LARGEST_JPEG)
+            if kind not in images.SHOWN_BY_BROWSERS:
+                kind, data = "JPEG", images.jpeg(data)
         except ImageError as error:
             self.send(answer | {"error": f"The original cannot be shown: {error.reason}"})
         else:

@@ -479,7 +479,7 @@ class SearchPanel(panel.Panel):
                 self.picture.note += f", {query.width} × {query.height} pixels"
             with suppress(ImageError):  # a stored image can be searched with without its file
                 if query.picture is not None:
-                    self.picture.picture = plots.jpeg(query.picture, PREVIEW)
+                    self.picture.picture = images.jpeg(query.picture, PREVIEW)
         self.grid.query, self.grid.query_name = self.picture.picture, query.name
 
     def _enable_buttons(self) -> None:
