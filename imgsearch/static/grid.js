@@ -12,7 +12,7 @@
 // `onMore`; with the option `endless`, it is pressed when it comes into view. `selecting` is "" or
 // "marks" (a mark on each tile) or "tiles" (the tile itself selects). `reveal: true` scrolls to the
 // first tile if it is out of view. A callback that is left out removes what would call it.
-// `judging: true` shows ＋ and − on each tile, which call `onJudge` with 1 or -1.
+// `judging: true` shows + and − on each tile, which call `onJudge` with 1 or -1.
 // Keys: arrows, Home and End move; Enter picks; o opens; Space selects, with Shift a range;
 // Ctrl+A selects all; Escape selects none; y and n judge, u takes the last judgment back.
 import { button, DRAGGED, fileName, make, put, putChildren } from "./dom.js";
@@ -66,7 +66,7 @@ export function createGrid(element, options = {}) {
     const mark = button("✓", (event) => choose(key, event.shiftKey), { className: "imgsearch-corner imgsearch-mark", tabIndex: -1 });
     tile.append(mark);
     const judge = (sign, value, name, title) => button(sign, () => options.onJudge(key, value), { className: `imgsearch-corner imgsearch-${name}`, tabIndex: -1, title });
-    const like = judge("＋", 1, "like", "More like this (y)");
+    const like = judge("+", 1, "like", "More like this (y)");
     const unlike = judge("−", -1, "unlike", "Less like this (n)");
     if (options.onJudge) tile.append(like, unlike);
     tile.addEventListener("dragstart", (event) => {

@@ -78,7 +78,7 @@ class Grid(Widget):
     selected = traitlets.List(help="keys").tag(sync=True)
     selecting = traitlets.Unicode(help="empty, `marks` on the tiles, or the `tiles`").tag(sync=True)
     picks = traitlets.Bool(help="a click is sent, else it opens the viewer").tag(sync=True)
-    judging = traitlets.Bool(help="tiles have ＋ and −, if `picks`").tag(sync=True)
+    judging = traitlets.Bool(help="tiles have + and −, if `picks`").tag(sync=True)
     size = traitlets.Int(150, help="of the tiles, pixels").tag(sync=True)
     label = traitlets.Unicode("Images", help="name for screen readers").tag(sync=True)
     summary = traitlets.Unicode().tag(sync=True)

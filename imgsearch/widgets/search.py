@@ -516,7 +516,7 @@ def _chips(examples: tuple[tuple[bool, Hit], ...]) -> list[str]:
     """Different labels of examples and counter-examples."""
     chips: list[str] = []
     for liked, hit in examples:
-        chip = f"{'＋' if liked else '−'} {printable(Path(hit.path).name)}"
+        chip = f"{'+' if liked else '−'} {printable(Path(hit.path).name)}"
         while chip in chips:
             chip += "′"
         chips.append(chip)

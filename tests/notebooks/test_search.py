@@ -120,11 +120,11 @@ def test_a_click_on_a_result_searches_with_it_and_back_returns(uploaded):
 def test_results_become_examples_that_can_be_taken_back(uploaded):
     first = uploaded("", "names()")
     second = uploaded("judge(0, 1)", "[names(), list(panel.examples.value), panel.grid.summary]")
-    assert second[1:] == [[f"＋ {first[0]}"], "10 of 10 images"]
+    assert second[1:] == [[f"+ {first[0]}"], "10 of 10 images"]
     assert set(second[0]) == set(first[1:])
     worst = second[0][-1]
     third = uploaded("judge(-1, -1)", "[names(), list(panel.examples.value)]")
-    assert third[1] == [f"＋ {first[0]}", f"− {worst}"]
+    assert third[1] == [f"+ {first[0]}", f"− {worst}"]
     assert len(third[0]) == 9
     assert uploaded("panel.examples.value = panel.examples.value[1:]", "len(names())") == 10
     assert uploaded("", "list(panel.examples.value)") == [f"− {worst}"]
