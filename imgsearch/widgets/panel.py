@@ -197,7 +197,10 @@ class Panel(ipw.VBox):
                     self._idle.notify_all()
                     return
                 job = self._jobs.popleft()
-            job()
+            try:
+                job()
+            except Exception as error:  # of the widgets themselves, such as a closed connection
+                get_logger().error("imgsearch panel", exc_info=error)
 
     def wait(self, timeout: float = 120.0) -> None:
         """Wait until no job is left, `timeout` seconds at most; for scripts and tests."""

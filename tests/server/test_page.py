@@ -259,7 +259,11 @@ def test_a_picture_that_the_server_forgot_is_sent_again(open_page):
 
 def _drag(page, *, finger: bool) -> None:
     """Draw a box over the middle of the picture."""
-    area = page.locator(".imgsearch-crop-surface").bounding_box()
+    surface = page.locator(".imgsearch-crop-surface")
+    loaded = "it => it.querySelector('img').complete && it.querySelector('img').width > 0"
+    page.wait_for_function(loaded, arg=surface.element_handle())
+    surface.hover()  # once it stays where it is
+    area = surface.bounding_box()
     start, end = (
         (area["x"] + share * area["width"], area["y"] + share * area["height"])
         for share in (0.25, 0.75)
