@@ -11,6 +11,7 @@ from imgsearch.evaluation.trec import write_judgments
 from imgsearch.gallery import Gallery
 from imgsearch.hits import Hit, Hits
 from imgsearch.io import absolute, atomic, csv_text
+from imgsearch.sources import stored_id
 from imgsearch.stores.metadata import MetadataStore, user_name
 from imgsearch.stores.topics import Judgment, TopicRow
 
@@ -285,7 +286,7 @@ def parts_of(gallery: Gallery, query: Mapping) -> dict:
 
 def _reference(picture: object) -> dict[str, str]:
     """What is saved of a picture: the id of a stored image, or the path of a file."""
-    image_id = picture if isinstance(picture, int) else getattr(picture, "image_id", None)
+    image_id = stored_id(picture)
     if image_id is not None:
         return {"image_id": str(image_id)}
     if isinstance(picture, str | Path):

@@ -67,21 +67,24 @@ class Topics:
 
     def get(self, name: str) -> TopicRow:
         """Return a topic; ConfigError if there is none of this name."""
-        found = self.all()
-        for row in found:
-            if row.name == name:
-                return row
-        known = ", ".join(row.name for row in found[:20]) or "(none)"
+        found = self._read(topics.c.name == name)
+        if found:
+            return found[0]
+        known = ", ".join(row.name for row in self.all()[:20]) or "(none)"
         raise ConfigError("topic", f"there is no topic {name[:60]!r}; there are {known}")
 
     def all(self) -> list[TopicRow]:
         """All topics, those that were changed last first."""
+        return self._read(sa.true())
+
+    def _read(self, condition: sa.ColumnElement[bool]) -> list[TopicRow]:
         number = sa.func.count(sa.distinct(judgments.c.image_id))
         join = sa.and_(judgments.c.topic_id == topics.c.topic_id, judgments.c.value != 0)
         columns = [topics.c[name] for name in TopicRow._fields[:-1]]
         query = (
             sa.select(*columns, number)
             .select_from(topics.outerjoin(judgments, join))
+            .where(condition)
             .group_by(*columns)
             .order_by(topics.c.updated_at.desc(), topics.c.topic_id.desc())
         )
