@@ -11,6 +11,7 @@ from benchmarks.common import (
     Options,
     Result,
     copies,
+    fill,
     interleaved,
     lookalikes,
     median,
@@ -49,19 +50,6 @@ def run(options: Options, result: Result) -> None:
             repeated(gallery, photos, vectors, {"": encoder, "the same": kept}, options, result)
             if size == SIZES[-1]:
                 batch(gallery, files, vectors, result, options)
-
-
-def fill(gallery, vectors: np.ndarray) -> None:
-    from imgsearch.stores.metadata import ImageRow
-
-    for at in range(0, len(vectors), 2_000):
-        part = range(at, min(at + 2_000, len(vectors)))
-        rows = [
-            ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
-            for i in part
-        ]
-        gallery.store(rows, {i: vectors[i] for i in part})
-    gallery.flush()
 
 
 def repeated(

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.common import (
     Options,
     Result,
+    fill,
     interleaved,
     median,
     photographs,
@@ -110,21 +111,13 @@ def measure(
     idle: Callable[[], None] = lambda: None,
 ) -> None:
     from imgsearch.gallery import Gallery
-    from imgsearch.stores.metadata import ImageRow
 
     size = len(data.vectors)
     with Gallery.open("filters", create=True, encoder=encoder, settings=settings) as gallery:
-        rows = [
-            ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
-            for i in range(size)
-        ]
-        for at in range(0, size, 2_000):
-            part = range(at, min(at + 2_000, size))
-            gallery.store(rows[part.start : part.stop], {i: data.vectors[i] for i in part})
-        gallery.flush()
+        fill(gallery, data.vectors)
         if lease := gallery.vectors.connection.lease:
             watch_server(lease.pid)
-        given = {row.path: data.attributes(row.image_id) for row in rows}
+        given = {image.path: data.attributes(image.image_id) for image in gallery}
         start = time.perf_counter()
         gallery.set_attributes(given)
         goal = {"most": 5} if gallery.vectors.embedded else {}

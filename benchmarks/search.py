@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.common import (
     Options,
     Result,
+    fill,
     interleaved,
     lookalikes,
     median,
@@ -197,20 +198,12 @@ def whole_call(photos: list[Path], vectors: np.ndarray, options: Options, result
     from imgsearch.config import load_settings
     from imgsearch.encoders import load_encoder
     from imgsearch.gallery import Gallery
-    from imgsearch.stores.metadata import ImageRow
 
     home = load_settings(imgsearch_home=options.work / "whole", imgsearch_backend="auto")
     name = RESNET
     encoder = load_encoder(name, settings=home)
     with Gallery.open("whole", create=True, encoder=encoder, settings=home) as gallery:
-        for at in range(0, len(vectors), 2_000):
-            part = range(at, min(at + 2_000, len(vectors)))
-            rows = [
-                ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
-                for i in part
-            ]
-            gallery.store(rows, {i: vectors[i] for i in part})
-        gallery.flush()
+        fill(gallery, vectors)
         contents = [path.read_bytes() for path in photos[:50]]
         turn = iter(np.resize(np.arange(len(contents)), 10**6))
 
