@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure(part: str, photos: Path, quick: bool, milvus: Path | None) -> int:
-    milvus = milvus or common.ROOT / ".venv-milvus"
+    milvus = milvus.absolute() if milvus else common.ROOT / ".venv-milvus"
     here = Path(tempfile.mkdtemp(prefix=f"imgsearch-{part}-"))
     options = common.Options(
         photos, quick, here, milvus if (milvus / "bin" / "python").exists() else None

@@ -224,9 +224,8 @@ class Collection:
             rows = [row for row in rows if row.image_id in crcs]
             content = {row.path: row.image_id for row in rows}
             # The new rows overwrite these, so that a crash leaves no vector without a row.
-            self._hide(
-                [r for r in stored if content.get(r.path, r.image_id) != r.image_id], keep=ids
-            )
+            old = [row for row in stored if content.get(row.path, row.image_id) != row.image_id]
+            self._hide(old, "replaced", keep=ids)
             self._prepare(rows, crcs)
             self._upsert(new)
             self.metadata.commit(self.row.id, content)
@@ -277,17 +276,16 @@ class Collection:
             self._delete(rows)
         return len(rows)
 
-    def _delete(self, rows: Sequence[ImageRow], *, keep_attributes: bool = False) -> None:
+    def _delete(self, rows: Sequence[ImageRow]) -> None:
         if rows:
-            self._hide(rows)
-            paths = [row.path for row in rows]
-            self.metadata.remove(self.row.id, paths, keep_attributes=keep_attributes)
+            self._hide(rows, "deleting")
+            self.metadata.remove(self.row.id, [row.path for row in rows])
 
-    def _hide(self, rows: Sequence[ImageRow], keep: Iterable[int] = ()) -> None:
-        """Mark rows as ``deleting``, and delete their vectors unless other rows need them."""
+    def _hide(self, rows: Sequence[ImageRow], state: str, keep: Iterable[int] = ()) -> None:
+        """Hide rows in a state, and delete their vectors unless other rows need them."""
         if not rows:
             return
-        self.metadata.mark_deleting(self.row.id, [row.path for row in rows])
+        self.metadata.hide(self.row.id, state, [row.path for row in rows])
         ids = {row.image_id for row in rows} - set(keep)
         needed = self.metadata.by_id(self.name, ids, states=("ready", "pending")) if ids else {}
         unneeded = sorted(ids - needed.keys())
@@ -305,7 +303,11 @@ class Collection:
             self.metadata.commit(self.row.id, stored)
             # The vectors of the others were never stored: the next ingest makes them.
             lost = [row for row in pending if row.image_id not in intact]
-            self._delete(lost, keep_attributes=True)
+            lost += [row for row in rows if row.state == "replaced"]
+            self._delete([row for row in lost if not row.attributes])
+            if kept := [row for row in lost if row.attributes]:
+                self._hide(kept, "replaced")
+                self.metadata.hide(self.row.id, "lost", [row.path for row in kept])
             return len(rows)
 
     def intact(self, rows: Iterable[ImageRow]) -> set[int]:
@@ -357,7 +359,7 @@ class Collection:
         If a store fails, calling it again completes the work.
         """
         with self.exclusive():
-            self.metadata.mark_deleting(self.name)
+            self.metadata.hide(self.name, "deleting")
             if self.name in self.vectors.collections():
                 self.vectors.drop(self.name)
             self.metadata.drop_collection(self.name)

@@ -25,7 +25,7 @@ from imgsearch.images import ImageFile, ImageInfo
 from imgsearch.io import absolute
 from imgsearch.overview import counted
 from imgsearch.stores import embedded
-from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
+from imgsearch.stores.metadata import WITH_VECTOR, CollectionRow, ImageRow, MetadataStore
 from imgsearch.stores.milvus_lite_patches import read_log
 from imgsearch.stores.vectors import VectorStore
 
@@ -169,7 +169,7 @@ def verify(
         report,
         missing_vectors=tuple(np.setdiff1d(np.fromiter(crcs, np.int64), stored).tolist()),
         wrong_vectors=tuple(sorted(wrong)),
-        orphan_vectors=tuple(np.setdiff1d(stored, metadata.ids(name, state=None)).tolist()),
+        orphan_vectors=tuple(np.setdiff1d(stored, metadata.ids(name, WITH_VECTOR)).tolist()),
     )
 
 
@@ -501,7 +501,8 @@ class _Repairer:
     def find_files(self, lost: dict[int, str], orphans: set[int]) -> None:
         """Add rows for files with the content of `lost` or `orphans`, and shorten both."""
         gallery, report = self.gallery, self.report
-        known = gallery.metadata.known(self.name)
+        stored = gallery.metadata.known(self.name).items()
+        known = {path for path, file in stored if file.state in WITH_VECTOR}
         matches = _scan(self.folders, known, lost.keys() | orphans, self.tick)
         while part := list(itertools.islice(matches, ENCODE_BATCH)):
             files = {info.image_id: file.path for file, info in part if info.image_id in lost}
@@ -520,7 +521,7 @@ class _Repairer:
             return len(orphans)
         with self.gallery.exclusive():
             # An ingest may have added rows for some of them.
-            rows = self.gallery.metadata.ids(self.name, state=None)
+            rows = self.gallery.metadata.ids(self.name, WITH_VECTOR)
             unneeded = np.setdiff1d(np.array(sorted(orphans), np.int64), rows)
             self.gallery.vectors.delete(self.name, unneeded)
         return len(unneeded)

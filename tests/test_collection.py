@@ -82,7 +82,7 @@ def test_unfinished_rows_are_never_shown_and_recover_completes_or_undoes_them(ga
     gallery.vectors.upsert(
         gallery.name, np.array([rows[5].image_id]), vectors[rows[5].image_id][None]
     )
-    gallery.metadata.mark_deleting(gallery.name, [rows[0].path])
+    gallery.metadata.hide(gallery.name, "deleting", [rows[0].path])
     hits = gallery.search(vectors[rows[5].image_id], top_k=6)
     assert {hit.image_id for hit in hits} == {row.image_id for row in rows[1:4]}
     assert gallery.recover() == 3

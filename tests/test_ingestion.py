@@ -336,7 +336,7 @@ print([name for name in ("torch", "towhee", "pymilvus") if name in sys.modules])
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "mysql"])
-def test_a_chunk_costs_six_sql_statements(
+def test_a_chunk_costs_five_sql_statements(
     kind, request, shared_home, encoder, tmp_path, collection
 ):
     """Review 1: it cost 12. BEGIN, COMMIT and MySQL's GET_LOCK (one more) are not counted."""
@@ -364,7 +364,7 @@ def test_a_chunk_costs_six_sql_statements(
             counts.append(len(seen))
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", listen)
-    assert counts[2] - counts[1] == 4 * 6
+    assert counts[2] - counts[1] == 4 * 5
     if kind == "mysql":
         mariadb.sql(f"DROP DATABASE {collection}")
 

@@ -119,7 +119,7 @@ def test_a_folder_of_long_ago_is_still_searched_for_files(filled, photos, stores
 
 def test_a_collection_that_the_metadata_lost_is_restored(filled, photos, stores):
     before = filled.row
-    filled.metadata.mark_deleting(filled.name)
+    filled.metadata.hide(filled.name, "deleting")
     filled.metadata.drop_collection(filled.name)
     planned = repair(filled.name, image_dirs=[photos], settings=stores, dry_run=True)
     assert (planned.metadata_rebuilt, planned.rows_added, planned.orphans_left) == (True, 8, 0)

@@ -7,7 +7,7 @@ of bytes, which every database answers alike, and nothing that a user writes bec
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -103,24 +103,6 @@ def write(
     if rows:
         link.execute(sa.insert(attributes), rows)
     return len(there)
-
-
-def restore(link: sa.Connection, collection_id: int, keys: Sequence[bytes]) -> None:
-    """Give rows of `images` the attributes that were kept when rows of their paths were removed."""
-    kept, found = attributes.c, {}
-    same = sa.and_(images.c.collection_id == kept.collection_id, images.c.path_key == kept.path_key)
-    query = (
-        sa.select(kept.path_key, kept.name, kept.position, kept.value)
-        .join_from(attributes, images, same)
-        .where(kept.collection_id == collection_id, kept.path_key.in_(keys))
-        .where(images.c.attributes.is_(sa.null()))
-        .order_by(kept.path_key, kept.name, kept.position)
-    )
-    for key, *value in link.execute(query):
-        found.setdefault(key, []).append(value)
-    if found:
-        documents = {key: attributes_of(rows) for key, rows in found.items()}
-        _write_documents(link, collection_id, documents)
 
 
 def _write_documents(

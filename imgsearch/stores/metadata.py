@@ -36,6 +36,9 @@ from imgsearch.stores.topics import Topics
 QUIET = timedelta(minutes=2)
 """A running ingest that has not updated its row for so long is stale."""
 
+WITH_VECTOR = ("ready", "pending", "deleting", "replaced")
+"""States of rows that may have a vector."""
+
 REMEMBERED = 8
 """Filters whose images are remembered."""
 
@@ -50,7 +53,9 @@ class ImageRow(NamedTuple):
 
     `path` holds surrogate escapes for bytes that are not UTF-8. `image_id` and `sha256`
     are of its content, `width` and `height` those of the upright image, `state` is
-    ``pending``, ``ready`` or ``deleting``, `vector_crc` is the CRC-32 of its vector.
+    ``pending``, ``ready``, ``deleting``, ``replaced`` (another content is about to be written)
+    or ``lost`` (it has no vector, and stays for its attributes only). `vector_crc` is the
+    CRC-32 of its vector.
     `date_taken` (local time), `camera`, `orientation` and `has_gps` are of the Exif data;
     the latter two are None where the file was not read for them yet.
     When a row is written, the store sets `state` and `added_at` itself, and adds the
@@ -252,8 +257,6 @@ class MetadataStore:
 
         def work(link: sa.Connection) -> None:
             link.execute(self._upsert(), ordered)
-            for keys in _parts(written):
-                values.restore(link, number, keys)
             for keys in _parts(given):
                 values.write(link, number, {key: given[key] for key in keys})
 
@@ -284,25 +287,17 @@ class MetadataStore:
         change = sa.update(images).where(images.c.state == "pending").values(state="ready")
         self._change(self._id(collection), [change], paths)
 
-    def mark_deleting(self, collection: str | int, paths: Iterable[str] | None = None) -> None:
-        """Hide rows that are about to be deleted: those of `paths`, or all of them."""
-        change = sa.update(images).values(state="deleting")
+    def hide(self, collection: str | int, state: str, paths: Iterable[str] | None = None) -> None:
+        """Give rows a state in which no search finds them: those of `paths`, or all of them."""
+        change = sa.update(images).values(state=state)
         if paths is None:
             self._change_all(self._id(collection), change)
         else:
             self._change(self._id(collection), [change], paths)
 
-    def remove(
-        self, collection: str | int, paths: Iterable[str], *, keep_attributes: bool = False
-    ) -> None:
-        """Remove rows by path, whatever their state.
-
-        Attributes that are kept come back when the path is stored again.
-        """
-        changes = (
-            [sa.delete(images)] if keep_attributes else [sa.delete(attributes), sa.delete(images)]
-        )
-        self._change(self._id(collection), changes, paths)
+    def remove(self, collection: str | int, paths: Iterable[str]) -> None:
+        """Remove rows and attributes by path, whatever their state."""
+        self._change(self._id(collection), [sa.delete(attributes), sa.delete(images)], paths)
 
     def set_attributes(
         self,
@@ -408,8 +403,9 @@ class MetadataStore:
         return found
 
     def unfinished(self, collection: str) -> list[ImageRow]:
-        """Rows that are ``pending`` or ``deleting``."""
-        rows = self._select(collection, images.c.state != "ready", *_IMAGE)
+        """Rows that an interruption left behind: ``pending``, ``deleting`` or ``replaced``."""
+        states = [state for state in WITH_VECTOR if state != "ready"]
+        rows = self._select(collection, images.c.state.in_(states), *_IMAGE)
         return [ImageRow(*row) for row in rows]
 
     def checksums(self, collection: str) -> dict[int, int]:
@@ -430,10 +426,9 @@ class MetadataStore:
         )
         return {path: FileState(*state) for path, *state in rows}
 
-    def ids(self, collection: str, state: str | None = "ready") -> np.ndarray:
-        """Image ids in a state, or in any: int64, ascending, each once."""
-        condition = images.c.state == state if state is not None else sa.true()
-        rows = self._select(collection, condition, images.c.image_id)
+    def ids(self, collection: str, states: Sequence[str] = ("ready",)) -> np.ndarray:
+        """Image ids in some states: int64, ascending, each once."""
+        rows = self._select(collection, images.c.state.in_(states), images.c.image_id)
         return np.unique(np.asarray([row.image_id for row in rows], np.int64))
 
     def matching(self, collection: str | int, where: Mapping[str, Any] | Filter) -> np.ndarray:
@@ -511,8 +506,8 @@ class MetadataStore:
             .group_by(images.c.state)
         )
         found = {state: numbers for state, *numbers in self._sql.read(query)}
-        ready, pending, deleting = (found.get(s, (0, 0)) for s in ("ready", "pending", "deleting"))
-        return Counts(ready[1], ready[0], pending[0], deleting[0])
+        ready, pending, deleting, replaced = (found.get(state, (0, 0)) for state in WITH_VECTOR)
+        return Counts(ready[1], ready[0], pending[0], deleting[0] + replaced[0])
 
     def browse(
         self,

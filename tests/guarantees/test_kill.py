@@ -303,6 +303,43 @@ def test_a_drop_or_an_addition_stops_between_any_two_steps(
         assert_consistent(gallery, {str(path) for path in folder.iterdir()})
 
 
+@pytest.mark.parametrize(
+    ("store", "step"),
+    [("vectors", "delete"), ("metadata", "prepare"), ("vectors", "upsert"), ("metadata", "commit")],
+)
+def test_a_file_keeps_its_attributes_wherever_a_change_of_its_content_stops(
+    stores, encoder, collection, tmp_path, store, step, monkeypatch
+):
+    path = paint(tmp_path / "photos" / "a.png", seed=1)
+    ingest(path.parent, collection, encoder=encoder, settings=stores, attributes={"label": "cat"})
+    paint(path, seed=2)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+
+    with Gallery.open(collection, settings=stores) as gallery:
+        (row,) = gallery.metadata.browse(collection)
+        (made,) = gallery.pipeline([path])
+        info = made.info
+        monkeypatch.setattr(getattr(gallery, store), step, die)
+        changed = row._replace(image_id=info.image_id, sha256=info.sha256, attributes={})
+        with pytest.raises(Killed):
+            gallery.store([changed], {info.image_id: made.vector})
+        monkeypatch.undo()
+        gallery.recover()
+        assert_consistent(gallery)
+    ingest(path.parent, collection, encoder=encoder, settings=stores)
+    with Gallery.open(collection, settings=stores) as gallery:
+        assert_consistent(gallery, {str(path)})
+        assert gallery[str(path)].attributes == {"label": "cat"}
+        assert [hit.image_id for hit in gallery.search(path, 5, where={"label": "cat"})] == [
+            info.image_id
+        ]
+
+
 def test_a_drop_that_stopped_half_way_hides_everything_from_searches(
     stores, encoder, collection, monkeypatch
 ):
@@ -313,7 +350,7 @@ def test_a_drop_that_stopped_half_way_hides_everything_from_searches(
     rows, vectors = rows_and_vectors(encoder.dim, 100)
     with Gallery.open(collection, encoder=encoder, create=True, settings=stores) as gallery:
         gallery.store(rows, vectors)
-        gallery.metadata.mark_deleting(collection)
+        gallery.metadata.hide(collection, "deleting")
         assert gallery.count()[:4] == (0, 0, 0, 100)
         assert list(gallery.search(vectors[rows[0].image_id], 5)) == []
         gallery.drop()

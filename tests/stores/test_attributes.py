@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from imgsearch.stores.attributes import decode, encode
-from imgsearch.stores.metadata import MetadataStore
+from imgsearch.stores.metadata import WITH_VECTOR, MetadataStore
 from tests.conftest import ROOT
 from tests.guarantees.common import rounds
 from tests.stores.test_metadata import ODD_PATHS, ROW, config, row, store  # noqa: F401
@@ -249,7 +249,7 @@ def test_a_remembered_answer_is_forgotten_with_every_change(store, config):  # n
         each_time(lambda: other.set_attributes("c", {"/1": {"label": None}}), [2])
         other.prepare("c", [row("/2", 3)])
         each_time(lambda: other.commit("c", ["/2"]), [3])
-        each_time(lambda: store.mark_deleting("c", ["/2"]), [])
+        each_time(lambda: store.hide("c", "deleting", ["/2"]), [])
         each_time(lambda: other.remove("c", ["/2"]), [])
     store.set_attributes("c", {"/1": {"n": True}})
     assert [store.matching("c", {"n": n}).tolist() for n in (1, True, 1.0)] == [[], [1], []]
@@ -293,7 +293,7 @@ def test_attributes_belong_to_the_path_whatever_its_content(store):  # noqa: F81
     store.prepare("c", [row("/a/1", 7, attributes={"n": 1})])
     store.commit("c", ["/a/1"])
     assert store.matching("c", {"label": "cat", "n": 1}).tolist() == [7]
-    store.mark_deleting("c", ["/a/1"])
+    store.hide("c", "deleting", ["/a/1"])
     assert store.matching("c", {"label": "cat"}).tolist() == []
     store.remove("c", ["/a/1"])
     store.prepare("c", [row("/a/1", 1)])
@@ -308,7 +308,10 @@ def test_attributes_outlive_a_change_of_content_that_was_interrupted(store):  # 
     store.prepare("c", [row("/a/1", 1, attributes=given), row("/a/2", 2)])
     store.commit("c", ["/a/1"])
     store.prepare("c", [row("/a/1", 7)])
-    store.remove("c", ["/a/1"], keep_attributes=True)  # as recovery does
+    store.hide("c", "lost", ["/a/1"])  # as recovery does
+    assert store.unfinished("c") == []
+    assert store.ids("c", WITH_VECTOR).tolist() == [2]
+    assert store.count("c")[:2] == (0, 0)
     assert store.matching("c", {"label": "cat"}).tolist() == []
     assert store.attribute_values("c") == {}
     store.prepare("c", [row("/a/1", 7, attributes={"n": 2}), row("/a/2", 2)])

@@ -106,7 +106,7 @@ def test_unknown_collections_are_named_with_those_there_are(filled):
         lambda: filled.drop_collection("d"),
         lambda: filled.prepare("d", [row("/x")]),
         lambda: filled.commit("d", ["/x"]),
-        lambda: filled.mark_deleting("d", ["/x"]),
+        lambda: filled.hide("d", "deleting", ["/x"]),
         lambda: filled.remove("d", ["/x"]),
         lambda: filled.unfinished("d"),
         lambda: filled.known("d"),
@@ -153,7 +153,7 @@ def test_states_go_from_pending_to_ready_to_deleting_to_gone(store):
     assert store.count("c") == (1, 1, 1, 0)
     assert list(store.by_id("c", [1, 2])) == [1]
     assert [r.path for r in store.unfinished("c")] == ["/2"]
-    store.mark_deleting("c", ["/1"])
+    store.hide("c", "deleting", ["/1"])
     store.commit("c", ["/1"])  # what is being deleted does not come back
     assert store.count("c") == (0, 0, 1, 1)
     assert list(store.by_id("c", [1, 2], states=("pending", "deleting"))) == [1, 2]
@@ -192,7 +192,7 @@ def test_more_rows_than_fit_into_one_statement(store):
     assert len(store.by_id("c", range(2_300))) == 2_200
     assert len(store.by_path("c", paths)) == 2_300
     assert [r.path for r in store.browse("c", offset=1_000, limit=2)] == paths[1_000:1_002]
-    store.mark_deleting("c")
+    store.hide("c", "deleting")
     assert store.count("c") == (0, 0, 0, 2_300)
     store.remove("c", paths)
     assert store.count("c") == (0, 0, 0, 0)
