@@ -22,7 +22,7 @@ from imgsearch.errors import (
     StoreError,
 )
 from imgsearch.stores import metadata, schema
-from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
+from imgsearch.stores.metadata import WITH_VECTOR, CollectionRow, ImageRow, MetadataStore
 
 ROOT = Path(metadata.__file__).resolve().parents[2]
 ROW = CollectionRow("c", "mini", {"dim": 8, "crop": [1, 2]}, "f00d", 8, "FLAT")
@@ -173,8 +173,8 @@ def test_preparing_again_replaces_the_row_and_keeps_its_time_of_addition(filled)
 def test_ids_and_rows_of_content_in_two_places(filled):
     assert filled.ids("c").tolist() == [1, 2, 2**63 - 1]
     assert filled.ids("c").dtype == "int64"
-    assert filled.ids("c", "pending").tolist() == []
-    assert filled.ids("c", None).tolist() == [1, 2, 2**63 - 1]
+    assert filled.ids("c", ("pending",)).tolist() == []
+    assert filled.ids("c", WITH_VECTOR).tolist() == [1, 2, 2**63 - 1]
     assert filled.count("c") == (3, 4, 0, 0)
     assert [r.path for r in filled.by_id("c", [2, 9])[2]] == ["/a/2", "/b/2 again"]
     assert filled.checksums("c") == dict.fromkeys([1, 2, 2**63 - 1], 2**32 - 1)
