@@ -320,6 +320,7 @@ class Neighbour(NamedTuple):
 
     rank: int
     name: str
+    image_id: int
     path: str
     score: float
     relevant: bool
@@ -334,6 +335,7 @@ class Case(NamedTuple):
     """
 
     name: str
+    image_id: int
     path: str
     value: float
     relevant: int
@@ -520,8 +522,8 @@ class Evaluation:
         order = sorted(range(len(values)), key=lambda i: (sign * values[i], task.names[queries[i]]))
         return [
             Case(
-                task.names[queries[i]], task.paths[queries[i]], float(values[i]),
-                int(chosen.counts.relevant[i]), self._class_names(queries[i]),
+                task.names[queries[i]], int(task.ids[queries[i]]), task.paths[queries[i]],
+                float(values[i]), int(chosen.counts.relevant[i]), self._class_names(queries[i]),
                 self._neighbours(chosen.rows[i], task.mask(view), k),
             )
             for i in order[:n]
@@ -533,7 +535,7 @@ class Evaluation:
         nearest = zip(self.neighbours[row, :k], self.neighbour_scores[row, :k], strict=True)
         return tuple(
             Neighbour(
-                rank, task.names[i], task.paths[i], float(score),
+                rank, task.names[i], int(task.ids[i]), task.paths[i], float(score),
                 bool(int(task.labels.present[i]) & own), self._class_names(i),
             )
             for rank, (i, score) in enumerate(nearest, 1)

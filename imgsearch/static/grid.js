@@ -5,9 +5,11 @@
 //   grid.bar.append(…);  // stands above the tiles
 //   grid.destroy();
 //
-// An item is { key, src, alt, name, action, width, height }, and optionally { title, score, note }.
-// `src` is a URL or "", which shows `note` instead; `action` names the tile for screen readers;
-// `width` and `height` give its shape. Tiles whose key stays are kept, with focus and position.
+// An item is { key, src, alt, name, action, width, height }, and optionally { title, score, note,
+// heading, caption, relevant }. `src` is a URL or "", which shows `note` instead; `action` names the
+// tile for screen readers; `width` and `height` give its shape. `heading` begins a new row, `caption`
+// stands below the tile instead of the name, `relevant` (true or false) frames it. Tiles whose key
+// stays are kept, with focus and position.
 // `summary` and `legend` stand above the tiles, `more` labels a button below them that calls
 // `onMore`; with the option `endless`, it is pressed when it comes into view. `selecting` is "" or
 // "marks" (a mark on each tile) or "tiles" (the tile itself selects). `reveal: true` scrolls to the
@@ -73,7 +75,8 @@ export function createGrid(element, options = {}) {
       event.dataTransfer.setData(DRAGGED, key);
       event.dataTransfer.effectAllowed = "copy";
     });
-    return { tile, main, img, reason, picture, score, caption, open, mark, like, unlike, name: null };
+    const heading = make("li", { className: "imgsearch-heading" });
+    return { tile, main, img, reason, picture, score, caption, open, mark, like, unlike, heading, name: null };
   }
 
   function fill(part, item) {
@@ -86,13 +89,17 @@ export function createGrid(element, options = {}) {
     put(part.img, { hidden: !item.src, alt: item.alt ?? "" });
     put(part.reason, { hidden: Boolean(item.src), textContent: item.note ?? "" });
     put(part.score, { textContent: item.score ?? "", hidden: !item.score });
-    if (part.name?.title !== item.name) part.name = fileName(item.name);
+    const caption = item.caption ?? item.name;
+    if (part.name?.title !== caption) part.name = item.caption ? make("span", { title: caption }, caption) : fileName(caption);
     putChildren(part.caption, [part.name]);
     put(part.open, { hidden: !item.src, ariaLabel: `Open the original of ${item.name}` });
     put(part.mark, { hidden: state.selecting !== "marks", ariaLabel: `Select ${item.name}`, ariaPressed: String(selected) });
     put(part.like, { hidden: !state.judging, ariaLabel: `More like ${item.name}` });
     put(part.unlike, { hidden: !state.judging, ariaLabel: `Less like ${item.name}` });
     part.tile.classList.toggle("imgsearch-selected", selected);
+    part.tile.classList.toggle("imgsearch-relevant", item.relevant === true);
+    part.tile.classList.toggle("imgsearch-irrelevant", item.relevant === false);
+    put(part.heading, { textContent: item.heading ?? "" });
     if (state.selecting === "tiles") part.main.ariaPressed = String(selected);
     else part.main.removeAttribute("aria-pressed");
   }
@@ -196,7 +203,7 @@ export function createGrid(element, options = {}) {
       if (!tiles.has(item.key)) tiles.set(item.key, createTile(item.key));
       fill(tiles.get(item.key), item);
     }
-    putChildren(list, items.map((item) => tiles.get(item.key).tile));
+    putChildren(list, items.flatMap(({ key, heading }) => (heading ? [tiles.get(key).heading, tiles.get(key).tile] : [tiles.get(key).tile])));
     const first = items[0]?.key ?? null;
     for (const [key, part] of tiles) part.main.setAttribute("tabindex", key === current ? 0 : -1);
     if (!keys.has(current)) setCurrent(first);

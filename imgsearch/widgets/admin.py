@@ -407,13 +407,13 @@ def _run_columns(run: RunRow) -> dict[str, object]:
     if run.state == "running" and run.done:
         left = seconds / run.done * (run.total - run.done)
         time = f"{time}, {format_seconds(left)} left"
+    state = {"stale": "interrupted"}.get(run.state, run.state)
     return {
-        "State": {"stale": "interrupted"}.get(run.state, run.state),
         "Collection": run.collection,
         "Folder": run.folder,
         "Files": f"{run.done:,} of {run.total:,}",
         "Failed": run.failed or "",
-        "Started": format_age(run.started_at),
+        "State": f"{state}, started {format_age(run.started_at)}",
         "Time": time,
         "By": f"{run.who} on {run.host} ({run.pid})" if run.state == "running" else "",
         "Error": run.error or "",

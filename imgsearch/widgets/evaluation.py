@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
-from imgsearch import config, images
+from imgsearch import config
 from imgsearch.datasets import Voc
-from imgsearch.errors import ConfigError, ImageError, printable
+from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep, plots, report
 from imgsearch.evaluation.comparison import Comparison
 from imgsearch.evaluation.index_sweep import IndexPoint
-from imgsearch.evaluation.scoring import ALL, KS, Case, Evaluation
+from imgsearch.evaluation.scoring import ALL, KS, Case, Evaluation, Neighbour
+from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets import first_steps, image_grid, panel
 from imgsearch.widgets.formatting import counted, table
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 CASES = 6
 """Queries that are shown as the best, and as the worst."""
-
-TILE = 200
-"""Longest side of their pictures, pixels."""
 
 PROTOCOL = (
     "The queries are the images of the second set, and they are searched for in the first. "
@@ -67,6 +64,7 @@ class EvaluationPanel(panel.Panel):
         super().__init__(settings)
         self.evaluations: dict[str, Evaluation] = {}
         self.points: list[IndexPoint] = []
+        self._rows: list[ImageRow] = []
         self.comparisons: dict[str, Comparison] = {}
         self._build(voc_root)
         wanted = [part.strip() for part in collections.split(",")]
@@ -86,16 +84,12 @@ class EvaluationPanel(panel.Panel):
         self.ks = panel.text_field("Cut-offs k", value=", ".join(map(str, KS)))
         self.seed = ipw.IntText(0, description="Random seed")
         self.distractors = panel.checkbox("Also search images outside the image sets")
-        self.options = ipw.Accordion(
-            [
-                panel.column(
-                    "imgsearch-main",
-                    panel.row(self.protocol, self.year, self.ks, self.seed),
-                    ipw.HTML(panel.facts(PROTOCOL)),
-                    panel.row(self.distractors),
-                )
-            ],
-            titles=["Options"],
+        self.options = ipw.ToggleButton(description="Options", tooltip="Protocol and cut-offs")
+        self._options = panel.column(
+            "imgsearch-main",
+            panel.row(self.protocol, self.year, self.ks, self.seed),
+            ipw.HTML(panel.facts(PROTOCOL)),
+            panel.row(self.distractors),
         )
         self.start = self.button("Evaluate", self._start, "Rank and score", "primary")
         self.first_steps = first_steps.FirstSteps(self, lambda name: self._list([name]))
@@ -107,9 +101,13 @@ class EvaluationPanel(panel.Panel):
         self._choice = panel.row(self.shown)
         self.measure = self.button("Measure indexes", self._measure, "In temporary copies")
         self.indexes = ipw.HTML()
-        self.summary, self.curves, self.classes, self.confusion, self.cases = (
-            ipw.HTML() for _ in range(5)
+        self.summary, self.curves, self.classes, self.confusion = (ipw.HTML() for _ in range(4))
+        self.cases = image_grid.Grid(
+            size=110,
+            label="Worst and best queries, each with its nearest neighbours",
+            legend="Solid frame: relevant. Dashed frame: not relevant.",
         )
+        self.cases.on("open", lambda key: self.attempt(self._show_original, key))
         self._draw = {
             "Curves": self._draw_curves,
             "Classes": self._draw_classes,
@@ -128,20 +126,23 @@ class EvaluationPanel(panel.Panel):
             }
         )
         self._results = panel.column("imgsearch-main", self.tabs, panel.row(self.output, self.save))
-        panel.set_visible(self._results, visible=False)
+        panel.set_visible(self._results, self._options, visible=False)
         self.watch(self.tabs, self._draw_open_tab, "selected_index")
         self.watch(self.view, lambda: self._redraw("Curves"))
         self.watch(self.metric, lambda: self._redraw("Classes"))
         self.watch(self.shown, lambda: self._redraw("Confusion", "Best and worst"))
         self.watch(self.collections, self._collections_changed)
+        self.watch(
+            self.options, lambda: panel.set_visible(self._options, visible=self.options.value)
+        )
         for field in (self.voc_root, self.protocol, self.allow_missing):
             self.watch(field, self._clear_error)
         self.fill(
             self.first_steps,
             self.voc_root,
             panel.row(self.collections, self.refresh),
-            self.options,
-            panel.row(self.start, self.stop, self.allow_missing),
+            panel.row(self.start, self.stop, self.options, self.allow_missing),
+            self._options,
             self.status,
             self._results,
         )
@@ -263,11 +264,21 @@ class EvaluationPanel(panel.Panel):
         )
 
     def _draw_cases(self) -> None:
-        one = self.evaluations[self.shown.value]
-        self.cases.value = "".join(
-            panel.heading(title) + "".join(map(_case, one.cases(CASES, worst=worst)))
-            for worst, title in ((True, "Worst queries"), (False, "Best queries"))
-        )
+        name = self.shown.value
+        pictures = list(_case_pictures(self.evaluations[name]))
+        ids = {picture.image_id for picture, *_ in pictures}
+        rows = self.metadata.by_id(name, ids)
+        if ids - rows.keys():
+            raise ConfigError(name, "has lost images since then: evaluate it again")
+        self._rows = [rows[picture.image_id][0] for picture, *_ in pictures]
+        self.cases.items = [
+            image_grid.tile(i, self._rows[i], action) | shown
+            for i, (_, action, shown) in enumerate(pictures)
+        ]
+
+    def _show_original(self, key: str) -> None:
+        path = self._rows[int(key)].path
+        self.submit(lambda: self.cases.show_original(key, path))
 
     def _measure(self) -> None:
         name, seed = self.shown.value, self.seed.value
@@ -369,28 +380,24 @@ def _comparison_tables(first: str, comparisons: dict[str, Comparison]) -> str:
     return "".join(tables)
 
 
-def _case(case: Case) -> str:
-    """A query and its nearest neighbours as a row of pictures; frames and words say which fit."""
-    lines = ["query", f"AP {case.value:.2f}, {case.relevant} relevant", ", ".join(case.classes)]
-    tiles = [_picture(case.path, f"Query {case.name}", lines, "query")]
-    for near in case.neighbours:
-        verdict = "relevant" if near.relevant else "not relevant"
-        lines = [f"{near.rank} · {near.score:.3f}", verdict, ", ".join(near.classes)]
-        tiles.append(_picture(near.path, near.name, lines, verdict.replace(" ", "-")))
-    return f'<div class="imgsearch-case">{"".join(tiles)}</div>'
+def _case_pictures(evaluation: Evaluation) -> Iterator[tuple[Case | Neighbour, str, dict]]:
+    """The worst and best queries and their neighbours: what a tile of each does and shows."""
+    for worst, kind in ((True, "Worst"), (False, "Best")):
+        for n, case in enumerate(evaluation.cases(CASES, worst=worst), 1):
+            head = (
+                f"{kind} query {n}: average precision {case.value:.3f}, "
+                f"{counted(case.relevant, 'relevant image')}"
+            )
+            yield case, f"{head}. Open", {"heading": head, "caption": _caption("query", case)}
+            for near in case.neighbours:
+                verdict = "relevant" if near.relevant else "not relevant"
+                rank, score = f"{near.rank}, {verdict}", f"{near.score:.3f}"
+                shown = {"score": score, "caption": _caption(rank, near), "relevant": near.relevant}
+                yield near, f"Rank {rank}, score {score}. Open", shown
 
 
-def _picture(path: str, name: str, lines: Sequence[str], kind: str) -> str:
-    try:
-        data = base64.b64encode(images.jpeg(Path(path), TILE)).decode()
-        shown = (
-            f'<img alt="{escape(name)}" title="{escape(printable(path))}" '
-            f'src="data:image/jpeg;base64,{data}">'
-        )
-    except ImageError as error:
-        shown = panel.facts(error.reason if path else "no file")
-    caption = "<br>".join(map(escape, lines))
-    return f'<figure class="imgsearch-{kind}">{shown}<figcaption>{caption}</figcaption></figure>'
+def _caption(first: str, one: Case | Neighbour) -> str:
+    return f"{first}\n{', '.join(one.classes) or 'no class'}"
 
 
 def _show(place: ipw.HTML, draw: Callable[[], Figure], alt: str) -> None:

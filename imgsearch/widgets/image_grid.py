@@ -169,7 +169,7 @@ class QueryPicture(Widget):
     text_label = traitlets.Unicode(help="label of the text field, or empty").tag(sync=True)
     hint = traitlets.Unicode(
         f"{', '.join(images.FORMATS)}; up to {format_bytes(images.MAX_BYTES)} "
-        f"and {images.MAX_PIXELS / 1e6:.0f} megapixels"
+        f"and {images.MAX_PIXELS / 1e6:.1f} megapixels"
     ).tag(sync=True)
 
     def __init__(self, arrived: Callable[[str, bytes], None]):

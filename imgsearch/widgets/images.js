@@ -8,6 +8,7 @@ function render({ model, el }) {
   const send = (type) => (key) => model.send({ type, key });
   const picks = model.get("picks");
   const grid = createGrid(el, {
+    size: model.get("size"),
     draggable: picks,
     onPick: picks ? send("pick") : (key) => viewer.update({ current: key }),
     onOpen: (key) => viewer.update({ current: key }),

@@ -76,10 +76,7 @@ class IngestPanel(panel.Panel):
             value=collection, description="Collection", placeholder="new or existing"
         )
         self.encoder = ipw.Dropdown(
-            description="Encoder",
-            options=[(_label(entry), entry.name) for entry in list_encoders() if entry.dim]
-            + [("another: timm:NAME, clip:NAME, or an ONNX file", "")],
-            layout=ipw.Layout(width="420px"),
+            description="Encoder", options=_menu(), layout=ipw.Layout(width="420px")
         )
         self.other_encoder = panel.text_field(
             "Name or path", "timm:NAME, clip:NAME, or /folder/name.onnx"
@@ -191,6 +188,8 @@ class IngestPanel(panel.Panel):
     def _choice_changed(self) -> None:
         """Describe the encoder; that of a collection cannot be chosen again."""
         self._clear_error()
+        # What was registered since then is offered too.
+        self.set_options(self.encoder, _menu(), self.encoder.value)
         row = self._collections.get(self.collection.value.strip())
         panel.set_visible(self.encoder, visible=row is None)
         panel.set_visible(self.other_encoder, visible=row is None and not self.encoder.value)
@@ -332,20 +331,24 @@ class IngestPanel(panel.Panel):
 
 
 class FolderChooser(ipw.VBox):
-    """A path, and a list of its subfolders to walk through; no folder is chosen at first."""
+    """A path, and a list of folders to choose from or to open; none is chosen at first.
+
+    Choosing lists nothing anew, so that arrow keys go from one folder to the next.
+    """
 
     def __init__(self, owner: panel.Panel, chosen: Callable[[str], None]):
         self.path = panel.text_field("Folder", "/folder/of/images", width="auto")
         self.up = owner.button("Parent folder", self._up)
+        self.down = owner.button("Open folder", self._down, "List the folders in the chosen one")
         self.subfolders = ipw.Select(
             rows=6, description="Subfolders", layout=ipw.Layout(width="auto", height="120px")
         )
         self.note = ipw.HTML()
-        super().__init__([self.path, self.subfolders, panel.row(self.up, self.note)])
+        super().__init__([self.path, self.subfolders, panel.row(self.up, self.down), self.note])
         self._owner, self._chosen = owner, chosen
         owner.watch(self.path, self._changed)
-        owner.watch(self.subfolders, self._down)
-        self._list()
+        owner.watch(self.subfolders, self._choose)
+        self._list(Path.home())
 
     @property
     def value(self) -> str:
@@ -353,25 +356,31 @@ class FolderChooser(ipw.VBox):
         text = self.path.value.strip()
         return str(absolute(text)) if text else ""
 
-    @property
-    def _listed(self) -> Path:
-        return Path(self.value) if self.value else Path.home()
-
     def _up(self) -> None:
-        self.path.value = str(self._listed.parent)
+        self._open(self._listed.parent)
 
     def _down(self) -> None:
+        if self.value:
+            self._open(Path(self.value))
+
+    def _open(self, folder: Path) -> None:
+        self._list(folder)
+        self.path.value = str(folder)
+
+    def _choose(self) -> None:
         if self.subfolders.value:
             self.path.value = str(self._listed / self.subfolders.value)
 
     def _changed(self) -> None:
-        self._list()
+        if self.value != str(self._listed / (self.subfolders.value or "")):
+            self._list(Path(self.value) if self.value else Path.home())
         self._chosen(self.value)
 
-    def _list(self) -> None:
+    def _list(self, folder: Path) -> None:
+        self._listed = folder
         folders, text = [], "" if self.value else "Choose a folder, or type its path."
         try:
-            with os.scandir(self._listed) as found:
+            with os.scandir(folder) as found:
                 shown = [entry for entry in found if not entry.name.startswith(".")]
             folders = sorted(entry.name for entry in shown if entry.is_dir())
         except OSError as error:
@@ -379,7 +388,8 @@ class FolderChooser(ipw.VBox):
         options = [(printable(name), name) for name in folders]
         self._owner.set_options(self.subfolders, options, None)
         panel.set_visible(self.subfolders, visible=bool(options))
-        self.note.value = panel.facts(text)
+        if text:
+            self.note.value = panel.facts(text)
 
 
 def needs_download(encoder: str, settings: config.Settings) -> bool:
@@ -388,17 +398,26 @@ def needs_download(encoder: str, settings: config.Settings) -> bool:
     return published and not weights.cached(encoder, settings.imgsearch_home).is_file()
 
 
+def _menu() -> list[tuple[str, str]]:
+    """Labels and names of the encoders that a name says completely, and a way to the others."""
+    named = [entry for entry in list_encoders() if entry.dim or callable(entry.model)]
+    others = ("another: timm:NAME, clip:NAME, or an ONNX file", "")
+    return [*((_label(entry), entry.name) for entry in named), others]
+
+
 def _label(entry: Entry) -> str:
     return f"{entry.name} ({entry.download / 1e6:,.0f} MB)" if entry.download else entry.name
 
 
 def _about(entry: Entry) -> str:
-    download = f" It downloads {entry.download / 1e6:,.0f} MB once." if entry.download else ""
-    requires = f" It needs: {entry.requires}" if entry.requires else ""
-    return (
-        f"{entry.purpose} {entry.dim} numbers for each image; licence of the weights: "
-        f"{entry.license}.{download}{requires}"
-    )
+    parts = [
+        f"{entry.purpose.rstrip('.')}.",
+        f"Dimension of the vectors: {entry.dim}." if entry.dim else "",
+        f"Licence of the weights: {entry.license}." if entry.license else "",
+        f"Downloads {entry.download / 1e6:,.0f} MB once." if entry.download else "",
+        f"Requires {entry.requires}" if entry.requires else "",
+    ]
+    return " ".join(filter(None, parts))
 
 
 def _outcome(report: IngestReport) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,8 @@ from traitlets.log import get_logger
 from imgsearch import config
 from imgsearch.errors import ConfigError, ImgSearchError, printable
 from imgsearch.gallery import Gallery
-from imgsearch.io import absolute, atomic
+from imgsearch.io import atomic
 from imgsearch.stores.metadata import ImageRow, MetadataStore
-from imgsearch.widgets.formatting import counted
 
 NO_COLLECTION = "There is no collection yet: ingest a folder of images first, then press Refresh."
 
@@ -34,9 +32,15 @@ class Stopped(Exception):
 
 
 class Styles(anywidget.AnyWidget):
-    """Brings the style sheet into the page and shows nothing."""
+    """Brings the style sheet into the page, and leaves a panel its keys in JupyterLab."""
 
-    _esm = "export default { render() {} };"
+    _esm = """
+    // JupyterLab takes arrow keys and letters from whatever has the focus, unless this is set.
+    window.addEventListener("keydown", ({ target, ctrlKey, metaKey }) => {
+      if (target.closest?.(".imgsearch")) target.toggleAttribute("data-lm-suppress-shortcuts", !ctrlKey && !metaKey);
+    }, true);
+    export default { render() {} };
+    """
     _css = Path(__file__).parents[1] / "static" / "style.css"
 
 
@@ -319,50 +323,6 @@ def _close_tree(widget: ipw.Widget) -> None:
             if isinstance(part, ipw.Widget):
                 _close_tree(part)
     ipw.Widget.close(widget)
-
-
-class FolderChooser(ipw.VBox):
-    """A path, and a list of its subfolders to walk through."""
-
-    def __init__(self, panel: Panel, start: str | Path = "."):
-        self.path = text_field("Folder", value=str(absolute(start)), width="auto")
-        self.up = panel.button("Parent folder", self._up)
-        self.subfolders = ipw.Select(
-            rows=6, description="Subfolders", layout=ipw.Layout(width="auto", height="120px")
-        )
-        self.note = ipw.HTML()
-        super().__init__([self.path, self.subfolders, row(self.up, self.note)])
-        self._panel = panel
-        panel.watch(self.path, self._list)
-        panel.watch(self.subfolders, self._down)
-        self._list()
-
-    @property
-    def value(self) -> str:
-        """The folder that is chosen."""
-        return self.path.value.strip()
-
-    def _up(self) -> None:
-        self.path.value = str(absolute(self.value).parent)
-
-    def _down(self) -> None:
-        if self.subfolders.value:
-            self.path.value = str(absolute(self.value) / self.subfolders.value)
-
-    def _list(self) -> None:
-        folders = []
-        try:
-            with os.scandir(absolute(self.value)) as entries:
-                shown = [entry for entry in entries if not entry.name.startswith(".")]
-            folders = sorted(entry.name for entry in shown if entry.is_dir())
-            files = len(shown) - len(folders)
-            text = f"{counted(len(folders), 'subfolder')}, {counted(files, 'file')}"
-        except (OSError, ConfigError) as error:
-            text = f"Cannot be read: {getattr(error, 'strerror', None) or error}"
-        self._panel.set_options(
-            self.subfolders, [(printable(name), name) for name in folders], None
-        )
-        self.note.value = facts(text)
 
 
 class Pager(ipw.HBox):

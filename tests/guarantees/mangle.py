@@ -81,7 +81,7 @@ def bomb(rng: random.Random) -> bytes:
 
 
 def huge(kind: str) -> bytes:
-    """A good picture of 60 Mi pixels, or as many as are decoded, to be turned upright."""
+    """A good picture of 62.9 megapixels, or as many as are decoded, to be turned upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     if kind in PNGS:

@@ -55,11 +55,24 @@ def test_collections_are_measured_and_compared(evaluation):
     assert headline.partition("</table>")[0].count("<tr>") == 7  # a head and six rows
     assert "paired randomisation test" in headline
     assert "micro without person" in every_score
-    for tab, figure in enumerate(("curves", "classes", "confusion", "cases"), 1):
+    for tab, figure in enumerate(("curves", "classes", "confusion"), 1):
         assert evaluation("", f"panel.{figure}.value") == ""  # until its tab is opened
         shown = evaluation(f"panel.tabs.selected_index = {tab}", f"panel.{figure}.value")
         assert ";base64," in shown
         assert 'alt="' in shown
+    assert evaluation("", "panel.cases.items") == []
+    tiles = evaluation(
+        "panel.tabs.selected_index = 4",
+        "[{k: v for k, v in item.items() if k != 'thumb'} for item in panel.cases.items]",
+    )
+    assert [tile["heading"].split(":")[0] for tile in tiles if "heading" in tile] == [
+        "Worst query 1", "Best query 1"
+    ]  # fmt: skip
+    assert ["relevant" in tile for tile in tiles[-6:]] == [False] + [True] * 5
+    assert tiles[-5]["action"].startswith("Rank 1, relevant, score 0.")
+    shown = "sent = []\npanel.cases.send = lambda *message: sent.append(message)\n"
+    shown += "panel._show_original('7')"
+    assert evaluation(shown, "[sent[0][0]['key'], sent[0][0]['mime']]") == ["7", "image/jpeg"]
     evaluation("panel.tabs.selected_index = 1")
     before = evaluation("", "panel.curves.value")
     assert evaluation("panel.view.value = 'dog'", "panel.curves.value") != before
@@ -74,9 +87,10 @@ def test_indexes_are_measured_against_exact_search(evaluation):
     assert "data:image/png;base64," in evaluation("", "panel.indexes.value")
     before = evaluation("panel.tabs.selected_index = 2", "panel.classes.value")
     assert evaluation("panel.metric.value = 'P@5'", "panel.classes.value") != before
-    before = evaluation("panel.tabs.selected_index = 4", "panel.cases.value")
+    shown = "[item['action'] for item in panel.cases.items]"
+    before = evaluation("panel.tabs.selected_index = 4", shown)
     other = "[n for n in panel.shown.options if n != panel.shown.value][0]"
-    assert evaluation(f"panel.shown.value = {other}", "panel.cases.value") != before
+    assert evaluation(f"panel.shown.value = {other}", shown) != before
     evaluation("panel.output.value = 'found'; panel.save.click()")
     assert "files to found" in evaluation("", "panel.status.text")
 

@@ -158,15 +158,37 @@ def test_what_cannot_be_done_is_told(ingest, photos, tmp_path, folder, collectio
 
 
 def test_folders_are_walked_through(ingest, tmp_path):
-    for name in ("b", "a", ".hidden", "<i>"):
+    for name in ("b/c", "a", ".hidden", "<i>"):
         (tmp_path / "top" / name).mkdir(parents=True)
     top = str(tmp_path / "top")
     listed = ingest(f"panel.folder.path.value = {top!r}", "panel.folder.subfolders.options")
     assert [name for _, name in listed] == ["<i>", "a", "b"]
-    assert ingest("panel.folder.subfolders.value = 'b'", "panel.folder.value") == f"{top}/b"
-    assert ingest("panel.folder.up.click()", "panel.folder.value") == top
+    found = "[panel.folder.value, [name for _, name in panel.folder.subfolders.options]]"
+    choose = "panel.folder.subfolders.value = {!r}".format
+    assert ingest(choose("a"), found) == [f"{top}/a", ["<i>", "a", "b"]]
+    assert ingest(choose("b"), found) == [f"{top}/b", ["<i>", "a", "b"]]
+    assert ingest("panel.folder.down.click()", found) == [f"{top}/b", ["c"]]
+    assert "0 images in it" in ingest("", "panel.folder.note.value")
+    assert ingest(choose("c"), found) == [f"{top}/b/c", ["c"]]
+    assert ingest("panel.folder.up.click()", found) == [top, ["<i>", "a", "b"]]
     shutil.rmtree(top)
     assert "Cannot be read" in ingest("panel.folder.path.value += '/a'", "panel.folder.note.value")
+
+
+def test_an_encoder_that_was_registered_is_offered(ingest, photos):
+    ingest(
+        "import numpy as np\nfrom imgsearch import encoders\n"
+        "@encoders.register(name='colours', version='3', license='MIT')\n"
+        "def colours(pictures):\n"
+        "    'Mean colours'\n"
+        "    return np.array([np.asarray(each).mean((0, 1)) + 1 for each in pictures])\n"
+        "panel.collection.value = 'colourful'"
+    )
+    assert ["colours@3", "colours@3"] in ingest("", "panel.encoder.options")
+    about = ingest("panel.encoder.value = 'colours@3'", "panel.about_encoder.value")
+    assert "Mean colours. Licence of the weights: MIT." in about
+    text = ingest(_start(photos, "colourful"), "panel.status.text")
+    assert text.startswith("Added 12 images to colourful")
 
 
 def test_stores_that_cannot_be_reached_are_told(tmp_path, photos):
