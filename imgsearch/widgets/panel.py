@@ -37,7 +37,8 @@ class Styles(anywidget.AnyWidget):
     _esm = """
     // JupyterLab takes arrow keys and letters from whatever has the focus, unless this is set.
     window.addEventListener("keydown", ({ target, ctrlKey, metaKey }) => {
-      if (target.closest?.(".imgsearch")) target.toggleAttribute("data-lm-suppress-shortcuts", !ctrlKey && !metaKey);
+      if (!target.closest?.(".imgsearch")) return;
+      target.toggleAttribute("data-lm-suppress-shortcuts", !ctrlKey && !metaKey);
     }, true);
     export default { render() {} };
     """

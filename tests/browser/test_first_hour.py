@@ -318,7 +318,6 @@ def test_the_sample_is_evaluated_by_keys(page, look, violations):
     panel.get_by_role("tab", name=tab).focus()
     _go(page, "Worst query 1: .*", "ArrowRight", "Enter")
     page.get_by_role("dialog", name="Image 2 of 72").wait_for()
-    look("evaluation-viewer")
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
     assert page.evaluate(FOCUSED).startswith("Rank 1, ")
