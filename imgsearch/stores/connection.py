@@ -1,4 +1,4 @@
-"""The connection to Milvus: requests that are repeated where it helps, and errors by class."""
+"""The connection to Milvus: it reconnects and retries, and classifies errors."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from imgsearch.errors import (
 )
 from imgsearch.stores import embedded
 
-OLDEST = (2, 3)  # the first Milvus with upsert and cosine
+OLDEST = (2, 3)  # the first version of Milvus with upsert and cosine similarity
 CALL_LIMIT = 60.0  # seconds for one request to a server that answers pings
-LEAST_PING = 5.2  # seconds; a Milvus server ends connections that ping every 5 seconds
+LEAST_PING = 5.2  # seconds; a Milvus server closes connections that ping every 5 seconds
 _CONNECT_FAILED, _NOT_FOUND, _NOT_IN_MEMORY = 2, 100, 101  # error codes of pymilvus and Milvus
 
 T = TypeVar("T")
 
 
 class _Lost(Exception):
-    """The connection is gone, or was closed by another thread."""
+    """The connection was lost, or was closed by another thread."""
 
 
 class _Silent(Exception):
@@ -42,14 +42,14 @@ class _Silent(Exception):
 
 
 class _NotReady(Exception):
-    """The server has just started and is not whole yet; text says why."""
+    """The server has started but cannot serve requests yet; the text says why."""
 
 
 class NotLoaded(Exception):
-    """The collection is not in the server's memory, for instance after its restart."""
+    """The collection is not in the server's memory, for example after a restart."""
 
 
-# What servers of various versions say without a code of its own.
+# Messages for which some versions of the server have no error code.
 _TEXTS: tuple[tuple[str, Callable[[str], Exception]], ...] = (
     (r"can't find collection|collection not found", lambda text: CollectionNotFound("", ())),
     (
@@ -61,7 +61,7 @@ _TEXTS: tuple[tuple[str, Callable[[str], Exception]], ...] = (
 
 
 class Connection:
-    """A connection made when it is needed, for several threads; a forked child makes its own."""
+    """A lazily opened connection that threads share; a forked child opens its own."""
 
     def __init__(self, settings: Settings, connected: Callable[[], None]):
         self.home = settings.imgsearch_home if settings.embedded_vectors else None
@@ -99,9 +99,9 @@ class Connection:
         end: float | None = None,
         limit: float = CALL_LIMIT,
     ) -> T:
-        """Call a request with the client and seconds; again where the connection was lost.
+        """Call ``request(client, seconds)``, once more if the connection was lost.
 
-        Every request is either read-only or harmless to repeat.
+        Every request is either read-only or safe to repeat.
         """
         lost, ready_by = 0, time.monotonic() + self._timeout
         while True:
@@ -119,17 +119,17 @@ class Connection:
                 time.sleep(0.25)
             except _Silent:
                 seconds = min(self._timeout, allowed)
-                raise self._unavailable(f"is silent for {seconds:.3g} s") from None
+                raise self._unavailable(f"has not answered for {seconds:.3g} s") from None
             except _Lost:
                 lost += 1
                 if lost > 1 or (end is not None and time.monotonic() >= end):
                     raise self._unavailable("cannot be reached") from None
 
     def client(self, allowed: float = CALL_LIMIT) -> Any:
-        """A ``MilvusClient``, connected within so many seconds."""
+        """Return a connected ``MilvusClient``; connecting takes at most `allowed` seconds."""
         with self._lock:
             if self._pid != os.getpid():
-                # The channel is the parent's: it is left alone, not closed.
+                # The channel belongs to the parent process and must not be closed here.
                 self._client, self.lease, self._pid = None, None, os.getpid()
             if self._client is None:
                 self._client = self._connect(allowed)
@@ -146,16 +146,16 @@ class Connection:
             else:
                 self.lease.renew()
             uri, token, pings = self.lease.uri, "", self._timeout / 2
-        # A server that answers no pings is given up after IMGSEARCH_TIMEOUT: half of it until a
-        # ping, a sixth for its answer, and a third for pymilvus, which then connects once more.
+        # A server that answers no pings is given up after IMGSEARCH_TIMEOUT: half of it passes
+        # before a ping, a sixth waits for the reply, and a third is for pymilvus to reconnect.
         options = {
             "grpc.keepalive_time_ms": int(1000 * pings),
             "grpc.keepalive_timeout_ms": int(1000 * self._timeout / 6),
-            # gRPC's own pings, of bandwidth: one that is under way keeps the others waiting.
+            # gRPC also pings to measure bandwidth, and such a ping delays keepalive pings.
             "grpc.http2.ping_timeout_ms": int(1000 * self._timeout / 6),
             "grpc.keepalive_permit_without_calls": 0,
             "grpc.http2.max_pings_without_data": 0,
-            "grpc.use_local_subchannel_pool": 1,  # no back-off left by a server that is gone
+            "grpc.use_local_subchannel_pool": 1,  # not to inherit the back-off of a dead server
         }
         timeout, client = min(self._timeout / 3, allowed), None
         try:
@@ -178,7 +178,7 @@ class Connection:
         return client
 
     def _disconnect(self, only: Any = None) -> None:
-        """Close the connection, if it is still this one; calls that wait on it end."""
+        """Close the connection, if it is still the given one; pending calls on it fail."""
         with self._lock:
             client = self._client
             if client is None or only not in (None, client):
@@ -188,7 +188,7 @@ class Connection:
                 client.close()
 
     def _translated(self, error: Exception, client: Any) -> Exception:
-        """Turn what pymilvus or gRPC raised into an error of ours; others stay as they are."""
+        """Translate errors of pymilvus and gRPC to those of imgsearch; return others unchanged."""
         import grpc
         from pymilvus.exceptions import MilvusException
 
@@ -199,7 +199,7 @@ class Connection:
         cause = error.__cause__
         wrapped = isinstance(error, MilvusException) and not isinstance(cause, MilvusException)
         if isinstance(cause, grpc.RpcError) or (wrapped and isinstance(cause, Exception)):
-            error = cause  # pymilvus wraps whatever is raised inside
+            error = cause  # pymilvus wraps any exception that is raised inside it
         if isinstance(error, grpc.RpcError):
             code, text = error.code(), error.details()
         elif isinstance(error, MilvusException):
@@ -219,20 +219,22 @@ class Connection:
         if self.home is not None:
             log = f"details in {embedded.log_of(self.home)}"
             if code == embedded.DAMAGED:
-                help = "`verify` says what is missing, `repair` rebuilds it from metadata and files"
+                help = (
+                    "`verify` lists what is missing, `repair` rebuilds it from metadata and files"
+                )
                 return StoreDamaged(self.where, f"{text}. {help}; {log}")
             check = f": check free space, memory and permissions; {log}"
             return StoreError(self.where, text + (check if code == embedded.FAILED else ""))
         if code in (status.UNAUTHENTICATED, status.PERMISSION_DENIED) or re.search(
             r"auth check failure|unauthenticated|permission ?den", text, re.IGNORECASE
         ):
-            return StoreError(self.where, "refuses the credentials: check MILVUS_TOKEN")
+            return StoreError(self.where, "rejected the credentials: check MILVUS_TOKEN")
         if code == status.UNIMPLEMENTED:
             version = self.version or "of an unknown version"
             return StoreError(
                 self.where,
-                f"runs Milvus {version}, which does not know a request of imgsearch: check its "
-                "version, and update the older of both",
+                f"runs Milvus {version}, which does not support a request of imgsearch: update the "
+                "server or imgsearch, whichever is older",
             )
         for pattern, kind in _TEXTS:
             if re.search(pattern, text, re.IGNORECASE):
@@ -242,11 +244,12 @@ class Connection:
     def _unavailable(self, how: str) -> StoreUnavailable:
         if self.home is None:
             advice = (
-                "check that it runs, MILVUS_URI or MILVUS_HOST and MILVUS_PORT, and the firewall"
+                "check that it is running, the settings MILVUS_URI or MILVUS_HOST and MILVUS_PORT, "
+                "and the firewall"
             )
             return StoreUnavailable(self.where, f"{how}: {advice}")
         pid = f", process {self.lease.pid}," if self.lease else ""
-        advice = f"see {embedded.log_of(self.home)}, and check whether memory is short"
+        advice = f"see {embedded.log_of(self.home)}, and check the free memory"
         return StoreUnavailable(self.where, f"its server{pid} {how}: {advice}")
 
 
@@ -255,7 +258,7 @@ _thread = threading.local()
 
 
 def import_pymilvus() -> Any:
-    """Import ``MilvusClient`` without its loading a ``.env`` file into the environment."""
+    """Import ``MilvusClient``, but keep it from loading a ``.env`` file into the environment."""
     with _importing:
         if "pymilvus" not in sys.modules:
             name = "PYTHON_DOTENV_DISABLED"
@@ -269,19 +272,19 @@ def import_pymilvus() -> Any:
                 else:
                     os.environ[name] = before
         for module in ("decorators", "client.connection_manager", "client.grpc_handler"):
-            logging.getLogger(f"pymilvus.{module}").addFilter(_of_others)
+            logging.getLogger(f"pymilvus.{module}").addFilter(_is_logged)
     from pymilvus import MilvusClient
 
     return MilvusClient
 
 
-def _of_others(record: logging.LogRecord) -> bool:
+def _is_logged(record: logging.LogRecord) -> bool:
     return not getattr(_thread, "quiet", False)
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep pymilvus from logging a traceback for each error that imgsearch raises anyway."""
+    """Keep pymilvus from logging tracebacks of errors that imgsearch reports itself."""
     before, _thread.quiet = getattr(_thread, "quiet", False), True
     try:
         yield

@@ -1,17 +1,17 @@
 """Find or start the one Milvus Lite server of a home, which all notebooks share.
 
-Milvus Lite lets one process open a store. A background process therefore serves the store of a
-home on a Unix domain socket in a private folder. Whoever comes first starts it, others find it
-through ``embedded/server.json``, and it ends by itself a while after its last user is gone.
+Milvus Lite allows only one process to open a store. A background process therefore serves the
+store of a home on a Unix domain socket in a private folder. The first client starts it, other
+clients find it through ``embedded/server.json``, and it exits a while after its last client.
 
-These locks are ``flock``s, which the kernel releases when their holder dies:
+Three ``flock`` locks coordinate this; the kernel releases them when their holder dies:
 
 ``embedded/clients.lock``
-    Shared by every :class:`Lease`. The server may end when it gets it exclusively.
+    Shared by every :class:`Lease`. The server may exit once it has locked it exclusively.
 ``embedded/server.lock``
     Held by the server while it has the store open.
 ``embedded/start.lock``
-    Held while a process looks for a server, starts one or ends one.
+    Held while a process looks for a server, starts one or stops one.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from imgsearch.errors import ConfigError, StoreBusy, StoreDamaged, StoreError, S
 from imgsearch.stores.locks import FOLDER, FileLock, private_folder
 
 STORE = "vectors.db"
-GRACE = 20.0  # seconds that the server outlives its last lease
-START_TIMEOUT = 60.0  # seconds for a server to come up; imports on a busy machine are slow
-LEAVING_TIMEOUT = 40.0  # seconds, of these, to wait for the server before it to end
-FORGOTTEN = 60.0  # seconds without a heartbeat after which another machine's server is gone
-# Milvus status codes of the embedded server: the files of a collection hold what cannot be
-# read, or anything else that Milvus Lite does not expect.
+GRACE = 20.0  # seconds that the server keeps running after its last lease
+START_TIMEOUT = 60.0  # seconds for a server to start; imports on a busy machine are slow
+LEAVING_TIMEOUT = 40.0  # seconds of these in which the previous server may exit
+FORGOTTEN = 60.0  # seconds without a heartbeat after which another machine's server counts as dead
+# Status codes that the embedded server adds to those of Milvus: the files of a collection are
+# corrupted, and any other unexpected error of Milvus Lite.
 DAMAGED, FAILED = 20_001, 20_002
-# Memory that is freed goes back to the system; without these the server keeps twice as much.
+# Return freed memory to the system; without these settings the server keeps twice as much.
 # Huge pages make an exact search among 100,000 vectors a sixth faster.
 _MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -50,12 +50,12 @@ _MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "1048576",
     "MALLOC_TRIM_THRESHOLD_": "1048576",
 }
-ALL_IDS = "id >= -9223372036854775808"  # the filter that the server answers column by column
-AMONG = "imgsearch among "  # precedes the ids of a filtered search, 8 bytes each, in base64
+ALL_IDS = "id >= -9223372036854775808"  # a filter that the server evaluates by column, not by row
+AMONG = "imgsearch among "  # prefix of the ids of a filtered search, 8 bytes each, in base64
 
 
 class Lease:
-    """A share in the server of a home; the server stays while one is open."""
+    """A client's lease on the server of a home, which runs while any lease is open."""
 
     def __init__(self, home: Path, grace: float):
         try:
@@ -67,23 +67,23 @@ class Lease:
         self.home, self._grace = home, grace
         self._lock = FileLock(home / FOLDER / "clients.lock")
         try:
-            # Only a server that is about to end holds this exclusively, and not for long.
+            # Only a server that is about to exit holds this lock exclusively, and only briefly.
             if not self._lock.wait(START_TIMEOUT, shared=True):
-                raise _unavailable(home, "its server does not finish leaving")
+                raise _unavailable(home, "its server has not finished exiting")
             self.renew()
         except BaseException:
             self._lock.close()
             raise
 
     def renew(self) -> None:
-        """Find or start a server, also after the last one died."""
+        """Find or start a server, also after the previous one died."""
         with _starting(self.home):
             state = _running(self.home) or _start(self.home, self._grace)
         self.pid: int = state["pid"]
         self.uri = f"unix:{quote(state['socket'])}"
 
     def close(self) -> None:
-        """Give the share back. May be called twice."""
+        """End the lease. Calling this again has no effect."""
         self._lock.close()
 
     def __enter__(self) -> Lease:
@@ -94,18 +94,18 @@ class Lease:
 
 
 def lease(home: Path, *, grace: float = GRACE) -> Lease:
-    """Take a share in the server of a home, and start the server where none runs."""
+    """Lease the server of a home, starting it if none is running."""
     return Lease(home, grace)
 
 
 def log_of(home: Path) -> Path:
-    """Where the server of a home writes what goes wrong."""
+    """Return the path of the log of a home's server."""
     return home / FOLDER / "server.log"
 
 
 @contextlib.contextmanager
 def stopped(home: Path) -> Iterator[None]:
-    """End the server of a home, and keep others from starting one for the duration."""
+    """Stop the server of a home, and keep others from starting one inside the block."""
     serving = FileLock(home / FOLDER / "server.lock")
     try:
         with _starting(home):
@@ -117,7 +117,7 @@ def stopped(home: Path) -> Iterator[None]:
                     if serving.wait(LEAVING_TIMEOUT):
                         break
             if not serving.wait(LEAVING_TIMEOUT):
-                raise _unavailable(home, "its server does not end")
+                raise _unavailable(home, "its server cannot be stopped")
             yield
     finally:
         serving.close()
@@ -128,19 +128,19 @@ def set_aside(home: Path, collection: str) -> Path:
     folder = home / STORE / "collections" / collection
     with stopped(home):
         if not folder.is_dir():
-            raise StoreError(str(home / STORE), f"holds no files of collection {collection!r}")
+            raise StoreError(str(home / STORE), f"has no files of collection {collection!r}")
         kept = damaged_folder(home, collection)
         folder.rename(kept)
     return kept
 
 
 def damaged_folder(home: Path, collection: str) -> Path:
-    """Name a folder, not there yet, for the damaged files of a collection."""
+    """Return the path of a new folder for the damaged files of a collection."""
     return private_folder(home / "damaged") / f"{collection}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
 
 
 def listens(path: str) -> bool:
-    """Whether a server accepts connections on a socket, even one that is frozen."""
+    """Whether a server, even a frozen one, listens on a socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
@@ -162,7 +162,7 @@ def _starting(home: Path) -> Iterator[None]:
     try:
         if not start.wait(START_TIMEOUT):
             raise _unavailable(
-                home, f"another process has been starting its server for {START_TIMEOUT:g} s"
+                home, f"another process has been starting its server for over {START_TIMEOUT:g} s"
             )
         yield
     finally:
@@ -170,7 +170,7 @@ def _starting(home: Path) -> Iterator[None]:
 
 
 def _running(home: Path, *, frozen: bool = False) -> dict | None:
-    """State of the server that serves a home. `frozen`: also of one that accepts nobody."""
+    """Return the state of a home's server, or None; `frozen` includes one that does not listen."""
     path = home / FOLDER / "server.json"
     end = time.monotonic() + START_TIMEOUT
     while True:
@@ -191,25 +191,25 @@ def _running(home: Path, *, frozen: bool = False) -> dict | None:
                 return None
             if "socket" not in state:
                 raise StoreBusy(
-                    str(home / STORE), f"process {state.get('pid')}", "it is served by another "
-                    "version of imgsearch: close the notebooks that use it, and wait half a minute"
+                    str(home / STORE), f"process {state.get('pid')}", "another version of "
+                    "imgsearch has it open: close its notebooks, and wait half a minute"
                 )  # fmt: skip
             if frozen or listens(state["socket"]):
                 return state
             # A killed process releases its sockets before its locks.
             if time.monotonic() >= end:
-                raise _unavailable(home, f"its server, process {state['pid']}, hangs: end it")
+                raise _unavailable(home, f"its server, process {state['pid']}, hangs: kill it")
             time.sleep(0.02)
             continue
-        # Not every network file system carries flock to other machines: check the heartbeat too.
+        # flock may not reach other machines on a network file system: check the heartbeat too.
         if free and time.time() - touched > FORGOTTEN:
             return None
         raise StoreBusy(
             str(home / STORE),
             f"process {state.get('pid')} on {state.get('host')}",
-            "the embedded store is open on another machine, and works on one at a time; close "
-            "the notebooks there, or use a Milvus server (MILVUS_URI). If that machine is gone, "
-            f"remove {path}",
+            "the embedded store is open on another machine, and only one machine can use it at a "
+            "time: close the notebooks there, or use a Milvus server (MILVUS_URI). If that "
+            f"machine is gone, remove {path}",
         )
 
 
@@ -230,25 +230,25 @@ def _start(home: Path, grace: float) -> dict:
         answer = _answer(process)
     finally:
         process.stdout.close()
-        process.wait()  # it forks at once; the server itself is nobody's child
+        process.wait()  # it forks immediately, and the server is the child that it leaves behind
     if answer is None:
-        raise _unavailable(home, f"its server did not come up within {START_TIMEOUT:g} s")
+        raise _unavailable(home, f"its server did not start within {START_TIMEOUT:g} s")
     if "socket" in answer:
         return answer
     where, log = str(home / STORE), log_of(home)
-    kind, reason = answer.get("kind"), answer.get("reason", "it ended at once")
+    kind, reason = answer.get("kind"), answer.get("reason", "it exited immediately")
     if kind == "busy":
         raise StoreBusy(where, "another program", reason)
     if kind == "damaged":
         raise StoreDamaged(where, reason)
     raise StoreError(
-        where, f"its server does not start: {reason}. Nothing was changed; check memory, "
+        where, f"its server cannot start: {reason}. Nothing was changed; check memory, "
         f"permissions and the installation; details in {log} and {log.with_suffix('.err')}"
     )  # fmt: skip
 
 
 def _answer(process: subprocess.Popen) -> dict | None:
-    """Read the line that the server writes once it is up or has failed."""
+    """Read the line that the server writes once it has started or failed."""
     end = time.monotonic() + START_TIMEOUT
     line = b""
     with selectors.DefaultSelector() as selector:

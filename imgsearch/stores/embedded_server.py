@@ -1,4 +1,4 @@
-"""The process that serves an embedded home on a Unix domain socket, and when it ends."""
+"""The process that serves an embedded home on a Unix domain socket."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from imgsearch.stores import embedded, milvus_lite_patches
 from imgsearch.stores.locks import FOLDER, FileLock, private_folder
 
 HEARTBEAT = 5.0  # seconds between two touches of server.json
-LAST_FLUSH = 20.0  # seconds for writing everything out at the end; the log holds the rest
+LAST_FLUSH = 20.0  # seconds for flushing everything at exit; the rest stays in the write-ahead log
 _LOG_BYTES = 1_000_000
-_PATH_BYTES = 100  # of a socket; the system takes 107, and 103 on macOS
+_PATH_BYTES = 100  # longest path of a socket; Linux allows 107 bytes, macOS 103
 
 _log = logging.getLogger(__name__)
 
 
 def _socket_path(home: Path) -> Path:
-    """Name a socket in the home, or in a private folder elsewhere where that name is too long."""
+    """Return a path for the socket: in the home, or in a private folder if that is too long."""
     path = home / FOLDER / "socket"
     if len(os.fsencode(path)) <= _PATH_BYTES:
         return path
@@ -46,7 +46,7 @@ def _socket_path(home: Path) -> Path:
 
 
 def _watch(home: Path, grace: float, state_file: Path, ended: threading.Event) -> None:
-    """Return when the server should end; server.json is gone then."""
+    """Wait until the server should exit, and remove server.json."""
     clients = FileLock(home / FOLDER / "clients.lock")
     unused_since: float | None = None
     touched = time.monotonic()
@@ -56,23 +56,23 @@ def _watch(home: Path, grace: float, state_file: Path, ended: threading.Event) -
             try:
                 os.utime(state_file)
             except FileNotFoundError:
-                _log.warning("%s was removed: leaving", state_file)
+                _log.warning("%s was removed: exiting", state_file)
                 break
         if not clients.take():
             unused_since = None
             continue
         unused_since = unused_since or time.monotonic()
         if time.monotonic() - unused_since >= grace:
-            break  # the lock is kept: nobody can come now
+            break  # with the lock held, so that no client can connect any more
         clients.release()
     state_file.unlink(missing_ok=True)
     clients.close()
 
 
 def main(home: Path, grace: float) -> None:
-    """Serve the store of a home until nobody uses it any more."""
-    # Nobody's child, in a session of its own: neither Ctrl-C in a terminal nor the end of a
-    # kernel reaches it, and no notebook has to reap it.
+    """Serve the store of a home until its last client is gone."""
+    # Detach: neither Ctrl-C in a terminal nor the end of a kernel may reach the server, and no
+    # notebook should have to reap it.
     if os.fork():
         os._exit(0)
     os.umask(0o077)
@@ -91,7 +91,7 @@ def main(home: Path, grace: float) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
     def report(**facts: object) -> None:
-        with contextlib.suppress(OSError):  # whoever started this has its answer, or is gone
+        with contextlib.suppress(OSError):  # the starter has its answer already, or is gone
             os.write(answer, json.dumps(facts).encode() + b"\n")
 
     ended = threading.Event()
@@ -102,20 +102,20 @@ def main(home: Path, grace: float) -> None:
     serving = FileLock(folder / "server.lock")
     limit = time.monotonic() + embedded.LEAVING_TIMEOUT
     while not serving.take():
-        # Whoever started another server may have been killed before it was up: it serves now.
+        # The starter of another server may have been killed before that server was ready.
         with contextlib.suppress(OSError, ValueError, KeyError):
             state = json.loads(path.read_text())
             if state["host"] == socket.gethostname() and embedded.listens(state["socket"]):
                 report(**state)
                 return
         if time.monotonic() >= limit:
-            report(reason="the server before this one is still writing")
+            report(reason="the previous server is still writing")
             return
         time.sleep(0.02)
 
     def end() -> None:
-        # The delay is for the answer that says what went wrong. An alarm ends the process though
-        # it has no memory for a thread. Who asks now starts the next server, which waits for it.
+        # The delay leaves time to send the error. An alarm ends the process even if it has no
+        # memory for a thread. New clients start the next server, which waits for this one.
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         path.unlink(missing_ok=True)
 
@@ -139,36 +139,36 @@ def main(home: Path, grace: float) -> None:
         report(**state)
         _log.info("serving %s on %s", home / embedded.STORE, address)
         _watch(home, grace, path, ended)
-        _log.info("leaving")
-        signal.setitimer(signal.ITIMER_REAL, LAST_FLUSH)  # requests that hang must not keep it
+        _log.info("exiting")
+        signal.setitimer(signal.ITIMER_REAL, LAST_FLUSH)  # exit even if a request hangs
         server.stop(grace=5).wait()
         write_out()
     except BaseException as error:
-        _log.exception("the server of %s fails", home / embedded.STORE)
+        _log.exception("the server of %s failed", home / embedded.STORE)
         if type(error).__name__ == "DataDirLockedError":
             report(kind="busy", reason="the store is open in another program")
         else:
             report(reason=f"{type(error).__name__}: {error}")
     finally:
         logging.shutdown()
-        os._exit(0)  # whatever threads are left
+        os._exit(0)  # even if threads are still running
 
 
 def _unfit(home: Path) -> dict[str, str] | None:
-    """Why the store must not be opened, checked before anything of it is touched."""
+    """Return why the store must not be opened, or None; this touches none of its files."""
     from importlib.metadata import version
 
     found, store = version("milvus-lite"), home / embedded.STORE
     if found != milvus_lite_patches.VERSION:
         wanted = milvus_lite_patches.VERSION
-        reason = f"milvus-lite {found} is installed, and imgsearch works with {wanted} only: "
+        reason = f"milvus-lite {found} is installed, but imgsearch works only with {wanted}: "
         return {"reason": f"{reason}pip install milvus-lite=={wanted}"}
     if store.exists() and not store.is_dir():
-        reason = "it is a file where a folder belongs, such as a store of Milvus Lite 2: "
+        reason = "it is a file instead of a folder, perhaps a store of Milvus Lite 2: "
         return {"kind": "damaged", "reason": f"{reason}move it away and run `repair`"}
     private_folder(store)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):  # macOS says unlimited, and refuses it
+    with contextlib.suppress(ValueError, OSError):  # macOS reports unlimited but refuses it
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return None
 

@@ -1,4 +1,4 @@
-"""Indexes that Milvus can build, with the parameters to build and to search them."""
+"""Indexes of Milvus, with their build and search parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imgsearch.errors import ConfigError
 
 _Ranges = dict[str, tuple[int, int, int]]  # name: lowest, highest, default
 
-# kind: what it is built with, what it is searched with
+# kind: (build parameters, search parameters)
 _KINDS: dict[str, tuple[_Ranges, _Ranges]] = {
     "HNSW": ({"M": (4, 64, 16), "efConstruction": (8, 512, 200)}, {"ef": (1, 32_768, 128)}),
     "FLAT": ({}, {}),
@@ -21,7 +21,7 @@ _KINDS: dict[str, tuple[_Ranges, _Ranges]] = {
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """A kind of index with checked parameters to build it (`params`) and to search it."""
+    """A kind of index with its validated build (`params`) and search parameters."""
 
     kind: str
     params: dict[str, int] = field(default_factory=dict)
@@ -29,10 +29,10 @@ class IndexSpec:
 
     @classmethod
     def parse(cls, text: str, embedded: bool = False) -> IndexSpec:
-        """Read ``KIND`` or ``KIND:name=number,…``; ``auto`` is FLAT embedded, HNSW on servers.
+        """Parse ``KIND`` or ``KIND:name=number,…``; ``auto`` is FLAT embedded, HNSW on servers.
 
-        Milvus Lite takes a misspelt index silently and fails much later, so names and ranges are
-        checked here.
+        Names and ranges are checked here, because Milvus Lite accepts a misspelt index and fails
+        only much later.
         """
         kind, _, rest = text.strip().partition(":")
         kind = kind.strip().upper()
@@ -52,13 +52,13 @@ class IndexSpec:
                 values["nprobe"] = min(values["nprobe"], values["nlist"])
             if values["nprobe"] > values["nlist"]:
                 raise ConfigError(
-                    "index", "nprobe={nprobe} is more than nlist={nlist}".format_map(values)
+                    "index", "nprobe={nprobe} must not exceed nlist={nlist}".format_map(values)
                 )
         return cls(kind, {n: values[n] for n in build}, {n: values[n] for n in search})
 
     @classmethod
     def described(cls, facts: Mapping[str, object]) -> IndexSpec:
-        """Read an index from what Milvus says about it, which does not hold how to search it."""
+        """Parse Milvus' description of an index, which contains no search parameters."""
         given = {**facts, **(facts.get("params") or {})}
         kind = str(given.get("index_type", "")).upper()
         names = _KINDS[kind][0] if kind in _KINDS else ()
@@ -67,9 +67,9 @@ class IndexSpec:
     def search_with(
         self, given: Mapping[str, int] | None, limit: int, *, thorough: bool = False
     ) -> dict[str, int]:
-        """Parameters of a search for so many hits; `given` ones replace those of the index.
+        """Return the parameters of a search for `limit` hits; `given` ones override the index's.
 
-        Where it is to be `thorough`, the last hits are to be as certain as the first.
+        A `thorough` search finds the last hits with the same recall as the first ones.
         """
         params, known = dict(self.search), _KINDS[self.kind][1]
         for name, value in (given or {}).items():
@@ -77,9 +77,9 @@ class IndexSpec:
                 raise ConfigError("search_params", f"{self.kind} has no {name!r}{_only(known)}")
             low, high, _ = known[name]
             if not low <= value <= high:
-                raise ConfigError("search_params", f"{name}={value} must be {low} to {high}")
+                raise ConfigError("search_params", f"{name}={value} must be from {low} to {high}")
             params[name] = int(value)
-        if self.kind == "HNSW":  # Milvus refuses to look at fewer than it is to return
+        if self.kind == "HNSW":  # Milvus rejects an ef below the number of hits
             params["ef"] = max(params["ef"], min((1 + thorough) * limit, known["ef"][1]))
         if thorough and self.kind == "IVF_FLAT":
             params["nprobe"] = self.params["nlist"]
@@ -101,11 +101,11 @@ def _pairs(kind: str, text: str) -> Iterator[tuple[str, int]]:
         name = {n.lower(): n for n in known}.get(name.lower(), name)
         if name not in known:
             raise ConfigError("index", f"{kind} has no parameter {name!r}{_only(known)}")
-        if (name, value.lower()) == ("ef", "auto"):  # in the index of older collections
+        if (name, value.lower()) == ("ef", "auto"):  # written by older versions of imgsearch
             continue
         low, high, _ = known[name]
         if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
             raise ConfigError(
-                "index", f"{name}={value} of {kind} must be a whole number, {low} to {high}"
+                "index", f"{name}={value} of {kind} must be a whole number from {low} to {high}"
             )
         yield name, int(value)

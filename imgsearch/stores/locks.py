@@ -1,4 +1,4 @@
-"""File locks that end with their holder, and the lock of the only writer of an embedded home."""
+"""File locks that are released when their holder dies, and the write lock of an embedded home."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pathlib import Path
 from imgsearch.errors import StoreBusy, StoreError
 
 FOLDER = "embedded"
-WRITE_TIMEOUT = 60.0  # seconds to wait for the lock of the writer
+WRITE_TIMEOUT = 60.0  # seconds to wait for the write lock
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder, and those above it that are missing, that only their owner may enter."""
+    """Create a folder and its missing parents, accessible to their owner only."""
     for above in reversed([f for f in (folder, *folder.parents) if not f.exists()]):
         above.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_mode & 0o077:
@@ -32,7 +32,7 @@ def private_folder(folder: Path) -> Path:
 
 
 class FileLock:
-    """An ``flock`` of its own: excludes other processes and other threads alike."""
+    """An ``flock`` on a file of its own, which excludes other processes and other threads."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -58,7 +58,7 @@ class FileLock:
         return True
 
     def wait(self, timeout: float, *, shared: bool = False) -> bool:
-        """Lock, waiting so many seconds at most."""
+        """Lock, waiting at most `timeout` seconds."""
         end = time.monotonic() + timeout
         while not self.take(shared=shared):
             if time.monotonic() >= end:
@@ -67,11 +67,11 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Unlock, and keep the file open."""
+        """Unlock, but keep the file open."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close the file; the lock goes when no fork holds the same file open."""
+        """Close the file, which releases the lock unless a fork has the same file open."""
         fd, self.fd = self.fd, None
         if fd is not None:
             os.close(fd)
@@ -80,19 +80,19 @@ class FileLock:
         self.close()
 
     def note(self, text: str) -> None:
-        """Write who holds the lock, if the disk has room for it."""
+        """Write the holder of the lock into its file, unless the disk is full."""
         with contextlib.suppress(OSError):
             os.ftruncate(self.fd, 0)
             os.pwrite(self.fd, text.encode(), 0)
 
     def read(self) -> str:
-        """Read who holds the lock."""
+        """Return the holder of the lock, as written in its file."""
         return os.pread(self.fd, 4096, 0).decode("utf-8", "replace")
 
 
 def _forget_locks_of_parent() -> None:
-    # Closing does not unlock what the parent still holds open; keeping the files open would let
-    # a forgotten worker hold the parent's locks after the parent's end.
+    # Closing them here does not release the parent's locks; keeping them open would let a
+    # forgotten worker hold these locks after the parent has ended.
     for lock in list(_held):
         lock.close()
     _held.clear()
@@ -102,7 +102,7 @@ def _forget_locks_of_parent() -> None:
 os.register_at_fork(after_in_child=_forget_locks_of_parent)
 
 
-def _me() -> str:
+def _this_process() -> str:
     program = Path(sys.argv[0] or sys.executable).name if sys.argv else "python"
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return f"{program}, process {os.getpid()} on {socket.gethostname()}, since {now}"
@@ -113,9 +113,9 @@ _turns: dict[tuple[Path, int], list] = {}  # (home, thread) -> [lock, depth]
 
 @contextlib.contextmanager
 def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
-    """Be the only writer of an embedded home, re-entrantly for the thread that is it already.
+    """Hold the write lock of an embedded home; re-entrant within a thread.
 
-    Raises :class:`StoreBusy`, which names the holder, after so many seconds.
+    After `timeout` seconds it raises :class:`StoreBusy`, which names the holder.
     """
     key = (home, threading.get_ident())
     turn = _turns.get(key)
@@ -127,10 +127,10 @@ def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
             raise StoreBusy(
                 f"embedded store {home}",
                 holder,
-                f"another ingest or deletion is writing, and still was after {timeout:g} s; "
-                "wait for it, or stop it",
+                f"another ingest or deletion is still writing after {timeout:g} s: wait for it, or "
+                "stop it",
             )
-        lock.note(_me())
+        lock.note(_this_process())
         turn = _turns[key] = [lock, 0]
     turn[1] += 1
     try:

@@ -1,7 +1,7 @@
 """Everything that imgsearch replaces in Milvus Lite at run time, in the embedded server only.
 
-The replaced names are internals, so the server refuses any other version than `VERSION`. Each
-replacement is followed by its reason and by what would make it unnecessary upstream.
+The replaced names are internal, so the server accepts no version but `VERSION`. A comment at each
+replacement states its reason and which upstream change would make it unnecessary.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ VERSION = "3.2.2"
 
 
 def install(write_failed: Callable[[BaseException], None]) -> ExactSearch:
-    """Replace what has to be replaced; `write_failed` is told of the first failed write."""
+    """Apply the replacements; `write_failed` is called when a write has failed."""
     from milvus_lite.engine import collection
     from milvus_lite.engine.compaction import CompactionManager
     from milvus_lite.search import bitmap
     from milvus_lite.storage import wal
     from milvus_lite.storage.manifest import Manifest
 
-    # 1. A write that failed half way is followed by others. The log is replayed up to its first
-    # torn record only, and the next flush deletes it: rows acknowledged in between are lost. The
-    # server therefore ends at the first failed write, and the next one replays the log. What fails
-    # before anything was written is harmless. Needed until Milvus Lite refuses writes after that.
+    # 1. Milvus Lite accepts more writes after one that failed half way. The log is replayed only
+    # up to its first torn record, and the next flush deletes it: rows acknowledged in between are
+    # lost. The server therefore exits at the first failed write, and the next one replays the log.
+    # Failures before anything was written are harmless. Needed until Milvus Lite refuses writes
+    # after a failed one.
     writes = _Writes(write_failed)
     writes.watch(wal.WAL, "write_insert", begun=True, report=False)
     writes.watch(wal.WAL, "write_delete", begun=True, report=False)
@@ -48,12 +49,12 @@ def install(write_failed: Callable[[BaseException], None]) -> ExactSearch:
     writes.watch(collection.Collection, "close", begun=True)
     writes.watch(CompactionManager, "maybe_compact", begun=False)
 
-    # 2. An I/O error while the log is read (too many open files, a failing disk) counts as its
-    # end, so that acknowledged rows vanish. Needed until recovery raises such errors.
+    # 2. Milvus Lite takes an I/O error while reading the log (too many open files, a failing disk)
+    # for its end, so that acknowledged rows vanish. Needed until recovery raises such errors.
     wal._read_wal_file = functools.wraps(wal._read_wal_file)(read_log)
 
-    # 3. Search and count ask each row in Python whether it is alive, and a search reads all
-    # fields of each hit: ten times the cost of the product itself at 17,000 vectors. Needed
+    # 3. Search and count check in Python, row by row, which rows are alive, and a search reads
+    # all fields of each hit: ten times the cost of the matrix product at 17,000 vectors. Needed
     # until build_valid_mask and execute_search_with_index are vectorised upstream.
     exact = ExactSearch(collection.execute_search_with_index, bitmap.build_valid_mask)
     collection.execute_search_with_index = exact.search
@@ -62,13 +63,13 @@ def install(write_failed: Callable[[BaseException], None]) -> ExactSearch:
 
 
 class _Writes:
-    """Tells failures after which the files may be torn from harmless ones."""
+    """Distinguishes failures that may leave torn files from harmless ones."""
 
     def __init__(self, failed: Callable[[BaseException], None]) -> None:
         self._failed, self._thread = failed, threading.local()
 
     def watch(self, owner: type, name: str, *, begun: bool, report: bool = True) -> None:
-        """Replace a method. `begun`: it writes from its start on, not only in a step of it."""
+        """Wrap a method; `begun` says that it writes from its start, not only in a later step."""
         work = getattr(owner, name)
 
         @functools.wraps(work)
@@ -85,25 +86,25 @@ class _Writes:
 
 
 def read_log(path: str) -> list[Any]:
-    """Read the valid batches of a log; what follows a torn one is left out."""
+    """Return the valid batches of a log, up to the first torn one."""
     import pyarrow as pa
 
     batches: list[Any] = []
     try:
-        with Path(path).open("rb") as source:  # its errors have a number, pyarrow's not always
+        with Path(path).open("rb") as source:  # its errors have an errno, pyarrow's not always
             for batch in pa.ipc.open_stream(source):
                 batch.validate(full=True)
                 batches.append(batch)
     except (pa.ArrowInvalid, FileNotFoundError):
         pass
     except OSError as error:
-        if error.errno is not None:  # the system's, not pyarrow's about the content
+        if error.errno is not None:  # an I/O error, not pyarrow's error about the content
             raise
     return batches
 
 
 class ExactSearch:
-    """Vectorised search and reading of collections with integer ids."""
+    """Vectorised search of and access to collections with integer ids."""
 
     def __init__(self, search: Callable[..., Any], valid_mask: Callable[..., Any]) -> None:
         self._search, self._valid_mask = search, valid_mask
@@ -114,7 +115,7 @@ class ExactSearch:
 
     @contextlib.contextmanager
     def among(self, ids: np.ndarray) -> Iterator[None]:
-        """Have the searches of this thread find no others than these ids, which are ascending."""
+        """Restrict the searches of this thread to these ids, which must be ascending."""
         self._thread.ids = ids
         try:
             yield
@@ -122,12 +123,12 @@ class ExactSearch:
             del self._thread.ids
 
     def forget(self) -> None:
-        """Note that something was written: which rows are alive must be found again."""
+        """Clear the cache of living rows after a write."""
         with self._lock:
             self._parts.clear()
 
     def search(self, **request: Any) -> list[list[dict]]:
-        """Replacement of ``execute_search_with_index``, where no index is to be used."""
+        """Replace ``execute_search_with_index``, which still runs if there is an index."""
         segments, field = tuple(request["segments"]), request["vector_field"]
         ids = vars(self._thread).get("ids")
         exact = (
@@ -145,8 +146,8 @@ class ExactSearch:
                     parts = [part for part in (among(p, ids) for p in parts) if len(part.ids)]
                 return nearest(parts, queries, request["top_k"])
         if ids is not None:
-            raise ValueError("a search among ids needs vectors of the query's length")
-        with self._approximate:  # HNSW keeps ef in the index, where another search would see it
+            raise ValueError("a search among ids needs vectors of the query's dimension")
+        with self._approximate:  # HNSW stores ef in the index, which concurrent searches share
             return self._search(**request)
 
     def valid_mask(
@@ -157,7 +158,7 @@ class ExactSearch:
         filter_mask: np.ndarray | None = None,
         memtable: MemTable | None = None,
     ) -> np.ndarray:
-        """Replacement of ``build_valid_mask``."""
+        """Replace ``build_valid_mask``."""
         numbers = _numbers(ids)
         if numbers is None:
             return self._valid_mask(ids, written, deleted, filter_mask, memtable)
@@ -167,7 +168,7 @@ class ExactSearch:
     def read(
         self, collection: Collection, field: str, wanted: Sequence[int] | None = None
     ) -> tuple[np.ndarray, list[np.ndarray]] | None:
-        """Ids of all rows or of the wanted ones, and their vectors; None if it cannot read them."""
+        """Return ids and vectors of all or of the wanted rows; None if ids are not integers."""
         segments, deleted = collection._read_snapshot()
         parts = self.living(segments, collection._memtable, deleted, field)
         if not parts:
@@ -184,7 +185,7 @@ class ExactSearch:
     def living(
         self, segments: tuple[Segment, ...], memtable: MemTable, deleted: DeltaIndex, field: str
     ) -> list[Part] | None:
-        """All rows with which of them are alive; None where ids are not integers."""
+        """Return all rows, marked as alive or not; None if their ids are not integers."""
         with self._lock:
             known = self._parts.get(id(memtable))
         if known and known[0] is memtable and known[1] == segments:  # compaction replaces segments
@@ -209,7 +210,7 @@ def _numbers(ids: Sequence) -> np.ndarray | None:
 def _alive(
     ids: np.ndarray, written: np.ndarray, deleted: DeltaIndex, memtable: MemTable | None
 ) -> np.ndarray:
-    """Which rows are the last of their id and were not deleted after that."""
+    """Return a mask of the rows that are the latest of their id and not deleted since."""
     alive = np.zeros(len(ids), bool)
     if not len(ids):
         return alive

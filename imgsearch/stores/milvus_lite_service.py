@@ -1,9 +1,9 @@
-"""The service of an embedded home: Milvus Lite behind gRPC, in the server process only.
+"""The gRPC service that runs Milvus Lite in the server process of an embedded home.
 
-Milvus Lite promises nothing when two requests write at once, or when one reads while another
-replaces the memory table: acknowledged rows get lost, and rows vanish for a moment. Requests
-therefore pass a read-write lock for each collection. A client's request goes on in the server
-after the client has given up waiting, so a lock among clients could not replace it.
+Milvus Lite is not safe against concurrent writes, nor against reads during a replacement of its
+memtable: acknowledged rows are lost, or vanish for a moment. Requests therefore take a read-write
+lock for each collection. Locks held by clients would not suffice, because a request continues in
+the server after its client has given up waiting.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2, milvus_pb2_grpc, schema_pb
 from imgsearch.stores import embedded, milvus_lite_patches
 from imgsearch.stores.milvus_lite_patches import ExactSearch
 
-THREADS = 64  # those that wait for a collection take one each
+THREADS = 64  # each request that waits for a collection occupies one
 _MESSAGE_BYTES = 256 * 1024 * 1024  # Milvus' own limit
 
 _log = logging.getLogger(__name__)
 
 
 class _Gate:
-    """A read-write lock; a writer that waits goes before new readers."""
+    """A read-write lock in which a waiting writer has priority over new readers."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -68,7 +68,7 @@ class _Gate:
 
 
 class Gates:
-    """The lock of each collection, the same one for every thread that asks."""
+    """The lock of each collection, created when it is first needed."""
 
     def __init__(self) -> None:
         self._gates: dict[str, _Gate] = {}
@@ -87,7 +87,7 @@ WRITES = {"Insert", "Upsert", "Delete", "Flush", "LoadCollection", "ReleaseColle
 }
 
 
-# A bare ArrowException is anything, such as a thread that could not be started.
+# ArrowException itself is not among them: it is also raised when a thread cannot be started.
 _CONTENT = (
     ManifestCorruptedError, SchemaValidationError, ValueError, KeyError, pa.ArrowInvalid,
     pa.ArrowTypeError, pa.ArrowIndexError, pa.ArrowNotImplementedError, pa.ArrowSerializationError,
@@ -95,7 +95,7 @@ _CONTENT = (
 
 
 class LoggedError(logging.Handler):
-    """Keeps the exception that Milvus Lite logs before it answers with no more than its text."""
+    """Remembers the exception that Milvus Lite logs, because its response has only the text."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -107,14 +107,14 @@ class LoggedError(logging.Handler):
 
 
 class Damaged(Exception):
-    """The files of a collection hold something that cannot be read."""
+    """The files of a collection are corrupted."""
 
 
 def from_content(error: BaseException) -> bool:
-    """Whether an error raised while a collection was opened comes from what its files hold."""
+    """Whether an error raised while opening a collection is due to the content of its files."""
     if isinstance(error, MemoryError):
         return False
-    if isinstance(error, OSError):  # pyarrow's errors about content have no number
+    if isinstance(error, OSError):  # pyarrow's errors about content have no errno
         return error.errno is None and not re.search("memory|alloc", str(error), re.IGNORECASE)
     return isinstance(error, _CONTENT)
 
@@ -124,7 +124,7 @@ def named(error: BaseException) -> str:
 
 
 class Store(MilvusLite):
-    """A store whose collections are opened once, whoever asks at the same time."""
+    """A store that opens each collection once, even if several threads ask for it."""
 
     def __init__(self, home: Path):
         self._home, self._opening = home, threading.RLock()
@@ -144,8 +144,8 @@ class Store(MilvusLite):
 
     def create_collection(self, name: str, *args: object, **kwargs: object) -> Collection:
         with self._opening:
-            # What an interrupted creation or drop left has no schema: Milvus Lite would
-            # neither open it nor create another in its place.
+            # An interrupted creation or drop leaves a folder without a schema, which Milvus Lite
+            # can neither open nor replace.
             remains = self._home / embedded.STORE / "collections" / name
             if remains.is_dir() and not (remains / "schema.json").exists():
                 remains.rename(embedded.damaged_folder(self._home, name))
@@ -158,29 +158,29 @@ class Store(MilvusLite):
 
 
 class Servicer(MilvusServicer):
-    """Milvus Lite's answers to requests, save a few that it gives slowly or not at all."""
+    """Milvus Lite's handlers, except for those that are replaced because they are slow or wrong."""
 
     def __init__(self, home: Path, store: Store, exact: ExactSearch, logged: LoggedError):
         self._home, self._store, self._exact, self._logged = home, store, exact, logged
         super().__init__(store)
 
     def ShowCollections(self, request: object, context: object):
-        """List names without opening, and so loading, every collection."""
+        """List the collections by name; Milvus Lite would open and load each of them."""
         names = self._store.list_collections()
         return milvus_pb2.ShowCollectionsResponse(
             status=common_pb2.Status(), collection_names=names
         )
 
     def DescribeIndex(self, request: object, context: object):
-        """Wait for an index that is being built: Milvus Lite calls each one finished."""
-        with contextlib.suppress(MilvusLiteError, Damaged):  # which the answer tells
+        """Wait for an index that is being built, which Milvus Lite reports as finished."""
+        with contextlib.suppress(MilvusLiteError, Damaged):  # reported by the call below
             collection = self._get_collection(request, context)
             if collection.has_index():
                 collection._wait_for_bg()
         return super().DescribeIndex(request, context)
 
     def LoadCollection(self, request: object, context: object):
-        """Build indexes again where an index file cannot be read: a kill tears them."""
+        """Rebuild the indexes if their files cannot be read, as after a kill during a write."""
         self._logged.thread.error = None
         response = super().LoadCollection(request, context)
         if response.code and not isinstance(self._logged.thread.error, MemoryError | OSError):
@@ -194,7 +194,7 @@ class Servicer(MilvusServicer):
         return response
 
     def Search(self, request: object, context: object):
-        """Search among ids that come packed: as an expression they would take far longer."""
+        """Search among ids sent in binary form; parsing them as an expression would take longer."""
         if not request.dsl.startswith(embedded.AMONG):
             return super().Search(request, context)
         ids = np.frombuffer(base64.b64decode(request.dsl.removeprefix(embedded.AMONG)), "<i8")
@@ -203,7 +203,7 @@ class Servicer(MilvusServicer):
             return super().Search(request, context)
 
     def Query(self, request: object, context: object):
-        """Read all ids, or vectors by id, column by column instead of row by row."""
+        """Read all ids, or vectors by id, by column instead of row by row."""
         fields = list(request.output_fields)
         wanted = re.fullmatch(r"id in \[([-0-9, ]*)\]", request.expr)
         everything = request.expr == embedded.ALL_IDS and fields == ["id"]
@@ -238,7 +238,7 @@ def _column(name: str, kind: int, **data: object):
 
 
 class Requests(grpc.ServerInterceptor):
-    """Leads each request through its gate, and tells the client the class of an error."""
+    """Runs each request under the lock of its collections, and sets the status code of errors."""
 
     def __init__(self, gates: Gates, exact: ExactSearch, logged: LoggedError):
         self._gates, self._exact, self._logged = gates, exact, logged
@@ -258,13 +258,13 @@ class Requests(grpc.ServerInterceptor):
                     for gate in (self._gates[n] for n in names):
                         stack.enter_context(gate.passing(name in WRITES))
                 if self.broken.is_set():
-                    context.abort(grpc.StatusCode.UNAVAILABLE, "leaving, a write failed")
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "exiting after a failed write")
                 if name in WRITES:  # while no other request runs
                     stack.callback(self._exact.forget)
                 self._logged.thread.error = None
                 try:
                     response = handler.unary_unary(request, context)
-                except NotImplementedError:  # gRPC's own answer to an unknown request
+                except NotImplementedError:  # how gRPC rejects an unknown request
                     raise
                 except Exception as error:
                     _log.exception("%s failed", name)
@@ -286,7 +286,7 @@ class Requests(grpc.ServerInterceptor):
 
 
 class _Threads(futures.ThreadPoolExecutor):
-    """Threads that say when a request died unanswered: gRPC would leave its client waiting."""
+    """Threads that report a request that died unanswered; gRPC would leave its client waiting."""
 
     def __init__(self, died: Callable[[BaseException], None]):
         self._died = died
@@ -306,15 +306,15 @@ class _Threads(futures.ThreadPoolExecutor):
 def serve(
     home: Path, path: Path, end: Callable[[], None]
 ) -> tuple[grpc.Server, Callable[[], None]]:
-    """Open the store and serve it on a socket; gives the server and what writes everything out.
+    """Open the store and serve it on a socket; return the server and a function that flushes all.
 
-    `end` is called once a write has failed: nothing is acknowledged from then on.
+    `end` is called after the first failed write, and no request is acknowledged after that.
     """
 
     def failed(error: BaseException) -> None:
         if not requests.broken.is_set():
             requests.broken.set()
-            _log.critical("leaving, a write or a request failed: %s", named(error))
+            _log.critical("exiting, a write or a request failed: %s", named(error))
             end()
 
     gates, logged = Gates(), LoggedError()
@@ -327,8 +327,8 @@ def serve(
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MESSAGE_BYTES),
-            # Small windows: a message that filled the socket of a frozen server would keep the
-            # pings waiting that find it silent.
+            # Keep windows small: a message that fills the socket of a frozen server would hold
+            # up the pings that detect that it is frozen.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.max_ping_strikes", 0),  # clients ping as often as IMGSEARCH_TIMEOUT asks
         ],

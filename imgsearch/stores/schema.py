@@ -13,7 +13,7 @@ from sqlalchemy.dialects import mysql
 
 
 class _Bytes(sa.TypeDecorator[str]):
-    """A text that is stored as bytes: those that the file system holds, where it is a path."""
+    """A text stored as bytes; for a path, these are the bytes in the file system."""
 
     impl = sa.LargeBinary(65_535)
     cache_ok = True
@@ -26,7 +26,7 @@ class _Bytes(sa.TypeDecorator[str]):
 
 
 class _Time(sa.TypeDecorator[datetime]):
-    """A time, stored in UTC without its zone."""
+    """A time, stored in UTC without a time zone."""
 
     impl = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")
     cache_ok = True
@@ -39,7 +39,7 @@ class _Time(sa.TypeDecorator[datetime]):
 
 
 class _Attributes(sa.TypeDecorator[dict]):
-    """Attributes as JSON; NULL where there are none."""
+    """Attributes as JSON, or NULL if there are none."""
 
     impl = sa.JSON(none_as_null=True)
     cache_ok = True
@@ -58,7 +58,7 @@ def _now() -> datetime:
 tables = sa.MetaData()
 _Text = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql")
 _Key = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql")
-_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up INTEGER only
+_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite autoincrements INTEGER only
 _options = {
     "mysql_engine": "InnoDB",
     "mysql_charset": "utf8mb4",
@@ -79,7 +79,7 @@ collections = sa.Table(
     sa.Column("dim", sa.Integer, nullable=False),
     sa.Column("vector_index", sa.String(255), key="index", nullable=False),
     sa.Column("created_at", _Time, nullable=False, default=_now),
-    # Counts the changes of its images, so that what was read of them can be remembered.
+    # Counts changes of the images, which invalidate cached results of queries.
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
     **_options,
@@ -100,7 +100,7 @@ images = sa.Table(
     sa.Column("state", sa.String(8), nullable=False),
     sa.Column("added_at", _Time, nullable=False, default=_now),
     sa.Column("vector_crc", sa.BigInteger, nullable=False),
-    # Unknown, and so NULL, where the file was read by version 2 or the Exif data lack it.
+    # NULL if the file was read by version 2, or its Exif data do not contain the value.
     sa.Column("date_taken", sa.DateTime),
     sa.Column("camera", _Bytes),
     sa.Column("orientation", sa.Integer),
@@ -108,7 +108,7 @@ images = sa.Table(
     sa.Column("attributes", _Attributes),
     **_options,
 )
-# The last two columns are what a filter needs, so that it reads the index only.
+# The last two columns are all that a filter needs, so that it need not read the table.
 _images_by_id = sa.Index(
     "imgsearch_images_by_id",
     *(images.c[name] for name in ("collection_id", "image_id", "state", "path_key")),
@@ -128,7 +128,7 @@ attributes = sa.Table(
     sqlite_with_rowid=False,
     **_options,
 )  # fmt: skip
-"""The attributes of `images` once more, one row for each value, as filters look for them."""
+"""The attributes of `images` again, as one row for each value, for use in filters."""
 
 runs = sa.Table(
     "imgsearch_runs",
@@ -182,16 +182,16 @@ _runs_by_collection = sa.Index("imgsearch_runs_by_collection", runs.c.collection
 
 
 def _index_runs_by_collection(link: sa.Connection) -> None:
-    """Version 2: find the runs and folders of a collection without reading every run."""
+    """Version 2: an index, to find the runs and folders of a collection without a full scan."""
     _runs_by_collection.create(link, checkfirst=True)
 
 
 def _add_attributes(link: sa.Connection) -> None:
-    """Version 3: attributes, and what filters need to know about a file."""
+    """Version 3: attributes, and the columns of images that filters need."""
     for table in (collections, images):
-        there = {column["name"] for column in sa.inspect(link).get_columns(table.name)}
+        existing = {column["name"] for column in sa.inspect(link).get_columns(table.name)}
         for column in table.c:
-            if column.name not in there:
+            if column.name not in existing:
                 added = sa.schema.CreateColumn(column).compile(dialect=link.dialect)
                 link.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {added}")
     attributes.create(link, checkfirst=True)
@@ -200,27 +200,27 @@ def _add_attributes(link: sa.Connection) -> None:
 
 
 def _add_topics(link: sa.Connection) -> None:
-    """Version 4: topics and what was judged relevant to them."""
+    """Version 4: topics and relevance judgments."""
     for table in (topics, judgments):
         table.create(link, checkfirst=True)
 
 
 MIGRATIONS = {2: _index_runs_by_collection, 3: _add_attributes, 4: _add_topics}
-"""What makes each version out of the one before it. MySQL commits every change of a table
-at once, so a migration that was interrupted runs again: it must not mind what is done."""
+"""The migration to each version from the previous one. MySQL commits each change of a table
+immediately, so a migration must be able to run again after an interruption."""
 
 VERSION = max(MIGRATIONS)
 
 
 def version(link: sa.Connection) -> int | None:
-    """Version of the tables, None where there are none or their creation was interrupted."""
+    """Return the version of the tables; None if there are none or creation was interrupted."""
     if not sa.inspect(link).has_table(schema.name):
         return None
     return link.scalar(sa.select(sa.func.max(schema.c.version)))
 
 
 def upgrade(link: sa.Connection) -> None:
-    """Create the tables, or apply the migrations that they lack, in the caller's transaction."""
+    """Create the tables, or apply the missing migrations, in the caller's transaction."""
     found = version(link)
     if found is None:
         tables.create_all(link)

@@ -26,34 +26,34 @@ from imgsearch.errors import (
 from imgsearch.io import absolute
 from imgsearch.stores import locks, schema
 
-_ATTEMPTS = 4  # of a transaction that the server ended because of another one
+_ATTEMPTS = 4  # for a transaction that the server rolls back because of a deadlock
 _NO_DATABASE = 1049
 _DEADLOCK = (1205, 1213)
-_ENDED = 1927  # an administrator ended the connection
+_ENDED = 1927  # an administrator closed the connection
 _MYSQL_ERRORS: list[tuple[tuple[int, ...], type[StoreError], str]] = [
     (
         (_ENDED, 1053),
         StoreUnavailable,
-        "does not answer, or ended the connection: check that it runs, and is not overloaded",
+        "does not answer, or closed the connection: check that it is running and not overloaded",
     ),
     (
         (2003, 2005),
         StoreUnavailable,
-        "cannot be reached: check that it runs, MYSQL_HOST and MYSQL_PORT or DATABASE_URL, and "
-        "the firewall",
+        "cannot be reached: check that it is running, the settings MYSQL_HOST and MYSQL_PORT or "
+        "DATABASE_URL, and the firewall",
     ),
-    ((1040,), StoreUnavailable, "has no connection left: close some notebooks"),
+    ((1040,), StoreUnavailable, "has no free connections: close some notebooks"),
     (
         (1045, 1698),
         StoreError,
-        "refuses user {user!r} or the password: check MYSQL_USER and MYSQL_PASSWORD, or "
+        "rejected user {user!r} or the password: check MYSQL_USER and MYSQL_PASSWORD, or "
         "DATABASE_URL",
     ),
     (
         (1044, 1142, 1227, 1370),
         StoreError,
-        "user {user!r} may not do this: {text}; have an administrator GRANT all privileges on "
-        "{database}.*, or name another database in MYSQL_DB",
+        "user {user!r} lacks a privilege: {text}; ask an administrator to GRANT all privileges on "
+        "{database}.*, or set MYSQL_DB to another database",
     ),
     ((3, 28, 1021, 1114), StoreError, "its disk is full: {text}"),
 ]
@@ -62,13 +62,13 @@ T = TypeVar("T")
 
 
 class _Deadlock(StoreBusy):
-    """The server ended a transaction in favour of another one; it can be tried again."""
+    """The server rolled a transaction back in favour of another one; it can be repeated."""
 
 
 class Database:
-    """An SQLite file, or a database on a MySQL server, with the tables of this version.
+    """An SQLite file, or a database on a MySQL server, with tables of the current version.
 
-    Several threads may use it. A forked child connects for itself.
+    Threads may share it. A forked child opens its own connections.
     """
 
     def __init__(self, settings: Settings):
@@ -96,12 +96,12 @@ class Database:
             )
             arguments = {
                 "charset": "utf8mb4",
-                "connect_timeout": max(1, round(timeout / 2)),  # a host name may have two addresses
+                "connect_timeout": max(1, round(timeout / 2)),  # a host may have two addresses
                 "read_timeout": timeout,
                 "write_timeout": timeout,
             }
-            # The default would show a reader what was true when its transaction began, and
-            # would lock gaps between rows that other ingests write to.
+            # The default, REPEATABLE READ, would show a reader the state at the start of its
+            # transaction, and would lock gaps between rows into which other ingests write.
             options["isolation_level"] = "READ COMMITTED"
         self._url = url
         self._engine = sa.create_engine(
@@ -119,7 +119,7 @@ class Database:
             sa.event.listen(self._engine, "handle_error", _give_up_after_silence)
 
     def open(self) -> None:
-        """Connect, create what is missing, and bring older tables up to date."""
+        """Connect, create missing tables, and migrate older ones."""
         if self.sqlite:
             self._create_file()
         with self._translated():
@@ -135,8 +135,8 @@ class Database:
                 self.write(schema.upgrade)
         elif found > schema.VERSION:
             raise SchemaError(
-                self.where, f"its tables have version {found}, and this imgsearch knows version "
-                f"{schema.VERSION}: update imgsearch, or use another database"
+                self.where, f"its tables have version {found}, but this imgsearch supports up to "
+                f"version {schema.VERSION}: update imgsearch, or use another database"
             )  # fmt: skip
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class Database:
             return self._call(lambda link: link.execute(query).all())
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` in one transaction, so that all of it happens or nothing."""
+        """Run `work` in one transaction, so that either all of it happens or nothing."""
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(_Deadlock):
                 return self._transact(work)
@@ -165,13 +165,13 @@ class Database:
     def lock(self, name: str, timeout: float, holder: Callable[[], str]) -> Iterator[None]:
         """Hold a lock against other threads, processes and machines; re-entrant in a thread.
 
-        With SQLite there is one lock for the whole folder. `holder` tells who has it.
+        SQLite has one lock for the whole folder. `holder` returns a description of its holder.
         """
         if self.sqlite:
             with locks.writing(self._file.parent, timeout):
                 yield
             return
-        # The server's own advisory lock: it ends with the connection, and so with the process.
+        # MySQL's advisory lock is released when the connection closes, and so with the process.
         key = f"{self._url.database} {name}".encode()
         name = f"imgsearch {hashlib.sha256(key).hexdigest()[:40]}"  # 64 characters at most
         held = vars(self._thread).setdefault("held", {})
@@ -189,8 +189,8 @@ class Database:
                         raise StoreBusy(
                             self.where,
                             holder() or f"connection {number}",
-                            f"another ingest or deletion is writing, and still was after "
-                            f"{timeout:g} s; wait for it, or stop it",
+                            f"another ingest or deletion is still writing after {timeout:g} s: "
+                            "wait for it, or stop it",
                         )
                 link.commit()
             held[name] = link
@@ -205,16 +205,16 @@ class Database:
 
     def _connected(self) -> sa.Engine:
         if self._pid != os.getpid():
-            self._engine.dispose(close=False)  # those connections are the parent's
+            self._engine.dispose(close=False)  # its connections belong to the parent process
             self._pid = os.getpid()
         return self._engine
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sa.Connection]:
-        """Lend a connection: the one that holds a lock for this thread, if there is one.
+        """Yield a connection: the one that holds a lock for this thread, if there is one.
 
-        If that lock is lost because the server restarted or cut the connection, then no
-        statement that relied on it runs after those of another writer.
+        If the lock is lost because the server restarted or closed the connection, no statement
+        that relied on it can then run after those of another writer.
         """
         held = list(vars(self._thread).get("held", {}).values())
         if not held:
@@ -224,13 +224,13 @@ class Database:
         link = held[-1]
         if link.invalidated:
             raise StoreUnavailable(
-                self.where, "ended the connection that held the collection, so that others may "
-                "be writing to it now: check that the server runs, and start again"
+                self.where, "closed the connection that held the lock of the collection, so that "
+                "others may now be writing to it: check that the server is running, and start again"
             )  # fmt: skip
         try:
             yield link
         finally:
-            link.rollback()  # ends a transaction that was neither committed nor undone
+            link.rollback()  # ends a transaction that was neither committed nor rolled back
 
     def _call(self, work: Callable[[sa.Connection], T]) -> T:
         with self._connection() as link:
@@ -239,12 +239,12 @@ class Database:
     # ------------------------------------------------------------ creation
 
     def _create_file(self) -> None:
-        """Create the file for its owner only; SQLite gives its own files the same mode."""
+        """Create the file, accessible to its owner only; SQLite's other files inherit its mode."""
         try:
             self._file.parent.mkdir(0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            if self._in_home:  # where older versions left it readable to everybody
+            if self._in_home:  # older versions created the file readable to everybody
                 for ending in ("", "-wal", "-shm"):
                     path = Path(f"{self._file}{ending}")
                     with contextlib.suppress(OSError):  # missing, or not ours
@@ -253,7 +253,7 @@ class Database:
         except OSError as error:
             raise StoreError(
                 self.where, f"cannot be created ({error.strerror}): check the permissions of its "
-                "folder, or set IMGSEARCH_HOME to another"
+                "folder, or set IMGSEARCH_HOME to another folder"
             ) from None  # fmt: skip
 
     def _create_database(self) -> None:
@@ -269,7 +269,7 @@ class Database:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raise errors of ours, which never show a query's parameters, for SQLAlchemy's."""
+        """Translate SQLAlchemy's errors to those of imgsearch, which never contain parameters."""
         try:
             yield
         except sa.exc.DBAPIError as error:
@@ -285,7 +285,7 @@ class Database:
     def _mysql_error(self, error: sa.exc.DBAPIError) -> StoreError:
         code, text = _code(error), str(error.orig.args[-1] if error.orig.args else error.orig)
         if code in _DEADLOCK:
-            return _Deadlock(self.where, "other transactions", "its rows are being written")
+            return _Deadlock(self.where, "other transactions", "the rows are locked")
         if error.connection_invalidated:
             code = _ENDED
         for codes, kind, reason in _MYSQL_ERRORS:
@@ -298,19 +298,19 @@ class Database:
         code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return StoreDamaged(
-                self.where, f"is not an intact SQLite database ({error}): move it away and restore "
-                "a copy, or ingest again; `verify` and `repair` then make the stores agree"
+                self.where, f"is a damaged SQLite database ({error}): move it away, and restore a "
+                "copy or ingest again; then run `verify` and `repair` to make the stores agree"
             )  # fmt: skip
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return StoreBusy(self.where, "another process", "it is being written")
+            return StoreBusy(self.where, "another process", "the file is locked")
         if code == sqlite3.SQLITE_FULL:
             return StoreError(self.where, "its disk is full: free some space")
-        if code == sqlite3.SQLITE_IOERR:  # without room for its shared memory, too
-            return StoreError(self.where, f"its disk is full or fails ({error})")
+        if code == sqlite3.SQLITE_IOERR:  # also if there is no space for its shared memory
+            return StoreError(self.where, f"its disk is full or failing ({error})")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return StoreError(
                 self.where, f"cannot be written ({error}): check the permissions of its folder, "
-                "or set IMGSEARCH_HOME to another"
+                "or set IMGSEARCH_HOME to another folder"
             )  # fmt: skip
         return StoreError(self.where, str(error))
 
@@ -320,26 +320,26 @@ def _code(error: sa.exc.DBAPIError) -> int | None:
 
 
 def _give_up_after_silence(context: sa.engine.ExceptionContext) -> None:
-    # SQLAlchemy would replace a connection whose ping fails. Where the server is silent,
-    # that would cost the time limit twice.
+    # SQLAlchemy replaces a connection whose ping fails. If the server does not answer, that
+    # would take the time limit twice.
     if context.is_pre_ping and isinstance(context.original_exception.__context__, TimeoutError):
         context.is_disconnect = False
 
 
 def _prepare_sqlite(link: Any, _: object) -> None:
-    link.isolation_level = None  # transactions are begun below, not by the driver
+    link.isolation_level = None  # _begin_sqlite begins transactions, not the driver
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
         link.execute(f"PRAGMA {pragma}").close()
     link.create_function("substring_index", 3, _substring_index, deterministic=True)
 
 
 def _substring_index(text: bytes, mark: bytes, count: int) -> bytes:
-    """As MySQL's, for the count of -1 that is asked for: what follows the last mark."""
+    """Return the text after the last mark, as MySQL's function does for a count of -1."""
     return text.rpartition(mark)[2]
 
 
 def _begin_sqlite(link: sa.Connection) -> None:
-    # A writer takes the file at once: a transaction that turns from reading to writing
-    # fails at once if another one has written meanwhile, however long it may wait.
+    # A writer locks the file from the start: a transaction that turns from reading to writing
+    # fails immediately, regardless of the timeout, if another one has written in between.
     writes = link.get_execution_options().get("imgsearch_writes")
     link.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,7 +1,7 @@
-"""Topics: saved queries, and what people judged relevant to them.
+"""Topics: saved queries with relevance judgments.
 
-Judgments are appended and never changed; the last one of an image counts. They are known by
-content and not by collection, so that those of several encoders' results form one pool.
+Judgments are appended and never changed; the latest one of an image counts. They refer to the
+content of images, so that judgments of the results of several encoders form one pool.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imgsearch.stores.sql import Database
 
 
 class TopicRow(NamedTuple):
-    """A topic: `query` has the parts of the query and its filter, `judged` counts images."""
+    """A topic; `query` contains the parts of the query and its filter, `judged` counts images."""
 
     topic_id: int
     name: str
@@ -31,9 +31,9 @@ class TopicRow(NamedTuple):
 
 
 class Judgment(NamedTuple):
-    """What `who` said of an image: 1 relevant, -1 not relevant, 0 pooled for judging.
+    """The judgment of an image by `who`: 1 relevant, -1 not relevant, 0 pooled for judging.
 
-    `depth` is the rank at which it was seen in the results of `collection`, if there was one.
+    `depth` is the rank of the image in the results of `collection`, if it had one.
     """
 
     judgment_id: int
@@ -54,7 +54,8 @@ class Topics:
     def save(self, name: str, collection: str, query: dict) -> TopicRow:
         """Create a topic, or change its query and collection."""
         if not 1 <= len(name) <= 190 or not name.isprintable() or name != name.strip():
-            raise ConfigError("topic", f"{name[:60]!r} is no name of 1 to 190 printable characters")
+            reason = f"{name[:60]!r} is not a valid name: use 1 to 190 printable characters"
+            raise ConfigError("topic", reason)
         values = {"collection": collection, "query": json.dumps(query, sort_keys=True)}
 
         def work(link: sa.Connection) -> None:
@@ -66,15 +67,15 @@ class Topics:
         return self.get(name)
 
     def get(self, name: str) -> TopicRow:
-        """Return a topic; ConfigError if there is none of this name."""
+        """Return a topic, or raise ConfigError if it does not exist."""
         found = self._read(topics.c.name == name)
         if found:
             return found[0]
         known = ", ".join(row.name for row in self.all()[:20]) or "(none)"
-        raise ConfigError("topic", f"there is no topic {name[:60]!r}; there are {known}")
+        raise ConfigError("topic", f"there is no topic {name[:60]!r}; existing topics: {known}")
 
     def all(self) -> list[TopicRow]:
-        """All topics, those that were changed last first."""
+        """Return all topics, most recently changed first."""
         return self._read(sa.true())
 
     def _read(self, condition: sa.ColumnElement[bool]) -> list[TopicRow]:
@@ -92,7 +93,7 @@ class Topics:
         return [row._replace(query=json.loads(row.query)) for row in rows]
 
     def delete(self, name: str) -> None:
-        """Remove a topic and its judgments."""
+        """Delete a topic and its judgments."""
         number = self.get(name).topic_id
 
         def work(link: sa.Connection) -> None:
@@ -108,7 +109,7 @@ class Topics:
         collection: str,
         who: str,
     ) -> None:
-        """Append judgments (image id, value, depth); when this returns, they are kept."""
+        """Append judgments (image id, value, depth), which are durable when this returns."""
         rows = [
             {"topic_id": topic_id, "image_id": image_id, "value": value, "depth": depth,
              "collection": collection, "who": who}
@@ -133,7 +134,7 @@ class Topics:
         return self._sql.write(work)
 
     def judgments(self, topic_id: int) -> list[Judgment]:
-        """Everything that was judged or pooled, in order of time."""
+        """Return all judgments of a topic, and what was pooled for judging, oldest first."""
         query = sa.select(*_JUDGMENT).where(judgments.c.topic_id == topic_id)
         rows = self._sql.read(query.order_by(judgments.c.judgment_id))
         return [Judgment(*row) for row in rows]

@@ -29,11 +29,11 @@ from imgsearch.stores.connection import Connection, NotLoaded
 from imgsearch.stores.index import IndexSpec
 
 METRIC = "COSINE"
-MAX_TOP_K = 16_384  # Milvus' own limit, also for the rows of one answer
-BATCH_BYTES = 8 * 1024 * 1024  # of one message; Milvus takes 64 MiB, readers wait meanwhile
+MAX_TOP_K = 16_384  # Milvus' own limit, which also applies to the rows of one response
+BATCH_BYTES = 8 * 1024 * 1024  # per message; Milvus accepts 64 MiB, but readers wait for each write
 SPARE_HITS = 16  # fetched beyond top_k, so that ties at the cut are ordered by id
-WORK_LIMIT = 3600.0  # seconds for loading or writing out a whole collection
-STALLED = 600.0  # seconds without one more indexed row
+WORK_LIMIT = 3600.0  # seconds for loading or flushing a whole collection
+STALLED = 600.0  # seconds without progress after which building an index counts as stuck
 _ABOUT, _INDEX = "imgsearch.about", "imgsearch.index"  # properties of a collection
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ _Form = tuple[int, IndexSpec]  # dimension and index of a collection
 
 
 class VectorInfo(NamedTuple):
-    """Facts about a collection; pending rows are written out and not in its index yet."""
+    """Properties of a collection; pending rows are flushed but not yet indexed."""
 
     dim: int
     index: IndexSpec
@@ -52,7 +52,7 @@ class VectorInfo(NamedTuple):
 
 
 class VectorStore:
-    """Vectors by id in named collections; may be used by several threads, and after a fork."""
+    """Store of vectors by id in named collections; safe to use from threads and after a fork."""
 
     def __init__(self, settings: Settings):
         self._loaded: set[str] = set()
@@ -73,13 +73,13 @@ class VectorStore:
         return store
 
     def close(self) -> None:
-        """Disconnect. The store connects again if it is used after that."""
+        """Disconnect. The next use connects again."""
         self.connection.close()
 
     def restart(self) -> None:
-        """End the embedded server, whoever uses it, and connect to a new one."""
+        """Stop the embedded server, even if others are using it, and connect to a new one."""
         if self._home is None:
-            raise StoreError(self.where, "is a server, which imgsearch does not restart")
+            raise StoreError(self.where, "imgsearch cannot restart a Milvus server")
         self.close()
         with embedded.stopped(self._home):
             pass
@@ -94,20 +94,20 @@ class VectorStore:
     # ------------------------------------------------------------ collections
 
     def create(self, collection: str, dim: int, index: IndexSpec, *, description: str = "") -> None:
-        """Make a collection; nothing happens where it is there with this dimension."""
+        """Create a collection, unless it already exists with the same dimension."""
         collection_name(collection)
         if not 2 <= dim <= 32_768:
-            raise ConfigError("dim", f"Milvus takes vectors of 2 to 32768 numbers, not {dim}")
+            raise ConfigError("dim", f"must be between 2 and 32768 for Milvus, not {dim}")
         with self._writing():
-            there = self._dimension(collection)
-            if there is None:
+            existing = self._dimension(collection)
+            if existing is None:
                 about = {_ABOUT: description, _INDEX: str(index)}
                 self._call(lambda client, t: _create(client, collection, dim, about, t))
-                there = self._dimension(collection)
-            if there != dim:
+                existing = self._dimension(collection)
+            if existing != dim:
                 raise StoreError(
-                    self.where, f"collection {collection!r} is there with vectors of {there} "
-                    f"numbers, not {dim}: take another name, or drop it first"
+                    self.where, f"collection {collection!r} already exists with {existing}-"
+                    f"dimensional vectors, not {dim}: use another name, or drop it first"
                 )  # fmt: skip
             # A process that died in between may have left a collection without an index.
             if self._index(collection) is None:
@@ -117,11 +117,11 @@ class VectorStore:
             self._load(collection)
 
     def collections(self) -> list[str]:
-        """Names of all collections, sorted; those that are damaged are among them."""
+        """Return the names of all collections, damaged ones included, sorted."""
         return sorted(self._call(lambda client, t: client.list_collections(timeout=t)))
 
     def describe(self, collection: str) -> VectorInfo:
-        """Facts about a collection, which is loaded for them."""
+        """Return the properties of a collection, after loading it."""
         dim = self._known_dimension(collection)
         found = self._index(collection)
         if found is None:
@@ -133,7 +133,7 @@ class VectorStore:
         )
 
     def about(self, collection: str) -> dict[str, Any] | None:
-        """What imgsearch wrote about a collection as it made it; None if it did not make it."""
+        """Return what imgsearch recorded when it created a collection; None if it did not."""
         try:
             found = json.loads(self._properties(collection).get(_ABOUT) or "null")
         except ValueError:
@@ -141,10 +141,10 @@ class VectorStore:
         return found if isinstance(found, dict) else None
 
     def stored_rows(self, collection: str) -> int | None:
-        """Number of rows, without loading the collection.
+        """Return the number of rows without loading the collection.
 
-        Exact embedded and where the collection is loaded already. Of another one, a server counts
-        what it has written out, deleted rows included.
+        The number is exact for the embedded store and for loaded collections. For other
+        collections a server counts only flushed rows, but includes deleted ones.
         """
         if self._home is None:
             state = self._call(
@@ -161,7 +161,7 @@ class VectorStore:
         return None if rows is None else int(rows)
 
     def drop(self, collection: str) -> None:
-        """Remove a collection with all its vectors."""
+        """Delete a collection and all its vectors."""
         collection_name(collection)
         with self._writing():
             names = self.collections()
@@ -171,13 +171,13 @@ class VectorStore:
             self._forget(collection)
 
     def set_aside(self, collection: str) -> Path:
-        """Move the files of an embedded collection out of the store; gives where they are now."""
+        """Move the files of an embedded collection out of the store; return their new folder."""
         collection_name(collection)
         if self._home is None:
             raise StoreError(
                 self.where,
-                f"collection {collection!r} cannot be read, and only the server's own tools can "
-                "mend it; or drop the collection and ingest again",
+                f"collection {collection!r} cannot be read: repair it with the server's own tools, "
+                "or drop the collection and ingest again",
             )
         with self._writing():
             self.close()
@@ -188,14 +188,15 @@ class VectorStore:
     # ------------------------------------------------------------ vectors
 
     def upsert(self, collection: str, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Store vectors under their ids, which replaces what was there under the same ids.
+        """Insert vectors, replacing those that are already stored under the same ids.
 
-        Ids must be different, vectors finite and of a length above zero. If the store fails, some
-        batches may be stored; storing again is harmless.
+        Ids must be unique, and vectors finite and not zero. If the store fails, some batches may
+        have been stored; repeating the call is harmless.
         """
         ids = np.asarray(ids)
         if ids.ndim != 1 or not (ids.dtype.kind in "iu" or ids.size == 0):
-            raise ConfigError("ids", f"must be whole numbers in one dimension, not {ids.dtype}")
+            reason = f"must be a one-dimensional array of integers, not {ids.dtype} {ids.shape}"
+            raise ConfigError("ids", reason)
         dim, _ = self._form(collection)
         if np.shape(vectors)[1:] != (dim,):
             dim, _ = self._form(collection, fresh=True)
@@ -203,7 +204,7 @@ class VectorStore:
         if len(ids) != len(vectors):
             raise ConfigError("ids", f"{len(ids)} ids for {len(vectors)} vectors")
         if len(np.unique(ids)) != len(ids):
-            raise ConfigError("ids", "the same id twice in one call")
+            raise ConfigError("ids", "must be unique within one call")
         numbers = ids.tolist()
         step = max(1, BATCH_BYTES // (4 * dim + 64))
         with self._writing():
@@ -222,12 +223,12 @@ class VectorStore:
                 except StoreUnavailable:
                     raise
                 except StoreError:
-                    # Another process may have dropped it and made it anew, in another form.
+                    # Another process may have recreated the collection with another dimension.
                     _checked(vectors, self._form(collection, fresh=True)[0])
                     raise
 
     def delete(self, collection: str, ids: Sequence[int] | np.ndarray) -> None:
-        """Remove vectors; ids that are not there are passed over."""
+        """Delete vectors, ignoring ids that do not exist."""
         numbers = [int(i) for i in ids]
         with self._writing():
             self._load(collection)
@@ -249,13 +250,13 @@ class VectorStore:
         search_params: dict[str, int] | None = None,
         timeout: float | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids and cosine similarities of the vectors nearest to each query.
+        """Return the ids and cosine similarities of the vectors nearest to each query.
 
-        Best first, equal scores by id; at most `top_k`, and never more than `MAX_TOP_K`.
-        `among` are the only ids to be found, ascending; embedded, the search is exact then, and
-        for servers see :mod:`imgsearch.stores.filtered`. `thorough` and `search_params` (``ef``,
-        ``nprobe``) are as in :meth:`IndexSpec.search_with`. `timeout` bounds the whole call;
-        without it, a search may take its time while the server answers pings.
+        Hits are ordered best first, equal scores by id; there are at most `top_k` and never more
+        than `MAX_TOP_K`. `among`, ascending ids, restricts the search: it is then exact in the
+        embedded store; for servers see :mod:`imgsearch.stores.filtered`. `thorough` and
+        `search_params` (``ef``, ``nprobe``) are passed to :meth:`IndexSpec.search_with`. `timeout`
+        limits the whole call; without it, a search may run for as long as the server answers pings.
         """
         if top_k < 1:
             raise ConfigError("top_k", f"must be 1 or more, not {top_k}")
@@ -271,14 +272,14 @@ class VectorStore:
             except StoreUnavailable:
                 raise
             except (StoreError, ConfigError, CollectionNotFound):
-                # Another process may have dropped it and made it anew, in another form.
+                # Another process may have recreated the collection in another form.
                 if self._form(collection, fresh=True) == known:
                     raise
         form = self._form(collection)
         return self._search(collection, queries, top_k, form, *how)
 
     def _restriction(self, among: np.ndarray | None) -> str:
-        """Expression for ids, which are integers, so that it holds no text of anybody."""
+        """Return the filter expression for ids; it contains integers only, so nothing to escape."""
         if among is None:
             return ""
         ids = np.asarray(among, "<i8")
@@ -304,7 +305,7 @@ class VectorStore:
         if not len(queries):
             return []
         self._load(collection)
-        # Bounded by bytes both ways: the queries, and some 20 bytes for each hit.
+        # Limits the bytes of a request (the queries) and of a response (about 20 for each hit).
         step = max(1, min(1_000, BATCH_BYTES // (4 * dim), BATCH_BYTES // (limit * 20)))
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(queries), step):
@@ -330,31 +331,32 @@ class VectorStore:
     def get(
         self, collection: str, ids: Sequence[int] | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Read vectors back: those ids that are there, in the order asked, and their vectors."""
+        """Return the ids that exist, in the given order, and their vectors."""
         dim = self._known_dimension(collection)
         self._load(collection)
         wanted = [int(i) for i in ids]
         step = max(1, min(5_000, BATCH_BYTES // (4 * dim + 64)))
-        there: dict[int, np.ndarray] = {}
+        stored: dict[int, np.ndarray] = {}
         for start in range(0, len(wanted), step):
             part = list(dict.fromkeys(wanted[start : start + step]))
             rows = self._query(
                 collection, ids=part, output_fields=["id", "vector"], consistency_level="Strong",
                 strict_float32=True,
             )  # fmt: skip
-            there |= {row["id"]: row["vector"] for row in rows}
-        kept = [i for i in wanted if i in there]
-        if any(len(there[i]) != dim for i in kept):
+            stored |= {row["id"]: row["vector"] for row in rows}
+        found = [i for i in wanted if i in stored]
+        if any(len(stored[i]) != dim for i in found):
             raise StoreDamaged(
-                self.where, f"collection {collection!r} holds vectors of another length than {dim}"
-            )
-        vectors = np.stack([there[i] for i in kept]) if kept else np.empty((0, dim), np.float32)
-        return np.asarray(kept, np.int64), vectors
+                self.where, f"collection {collection!r} contains vectors that are not of dimension "
+                f"{dim}: run `repair`"
+            )  # fmt: skip
+        vectors = np.stack([stored[i] for i in found]) if found else np.empty((0, dim), np.float32)
+        return np.asarray(found, np.int64), vectors
 
     def ids(self, collection: str) -> np.ndarray:
-        """All ids of a collection, ascending."""
+        """Return all ids of a collection, ascending."""
         self._load(collection)
-        if self._home is not None:  # no limit there, and its cursor costs a full scan a page
+        if self._home is not None:  # one query suffices; its cursor would scan all rows per page
             rows = self._query(collection, filter=embedded.ALL_IDS, output_fields=["id"])
             return np.unique(np.asarray([row["id"] for row in rows], np.int64))
 
@@ -377,16 +379,16 @@ class VectorStore:
         return np.unique(np.asarray(self._call(walk, collection=collection), np.int64))
 
     def count(self, collection: str) -> int:
-        """How many vectors a collection holds, what was just written included."""
+        """Return the number of vectors in a collection, including the most recent writes."""
         self._load(collection)
         return self._count(collection)
 
     def flush(self, collection: str, *, wait: bool = True) -> None:
-        """Write a collection out, and wait until a server has built its index.
+        """Flush a collection to disk, and wait until a server has indexed it.
 
-        Until then a server compares one by one: 20 times slower at 17,000 vectors.
+        Until then a server searches by brute force: 20 times slower at 17,000 vectors.
         """
-        self._known_dimension(collection)  # Milvus Lite passes over an unknown name
+        self._known_dimension(collection)  # Milvus Lite silently ignores an unknown name
         self._load(collection)
         with self._writing():
             self._call(lambda client, t: client.flush(collection, timeout=t), limit=WORK_LIMIT)
@@ -396,12 +398,12 @@ class VectorStore:
                 least, since = found[1], time.monotonic()
             if time.monotonic() - since > STALLED:
                 raise StoreError(
-                    self.where, f"the index of {collection!r} makes no progress, {least} vectors "
-                    "are not in it; searches work, slowly. Check the store's log and free memory"
+                    self.where, f"building the index of {collection!r} has stalled with {least} "
+                    "vectors left; searches work, but slowly. Check the store's log and free memory"
                 )  # fmt: skip
             time.sleep(0.1)
 
-    # ------------------------------------------------------------ inside
+    # ------------------------------------------------------------ internals
 
     def _writing(self) -> AbstractContextManager[None]:
         return nullcontext() if self._home is None else locks.writing(self._home)
@@ -416,19 +418,19 @@ class VectorStore:
         return self._describe(collection).get("properties") or {}
 
     def _dimension(self, collection: str) -> int | None:
-        """Dimension of a collection, None where there is none."""
+        """Return the dimension of a collection, or None if it does not exist."""
         try:
             fields = {f["name"]: f for f in self._describe(collection)["fields"]}
         except CollectionNotFound:
             return None
         if set(fields) != {"id", "vector"} or not fields["id"].get("is_primary"):
-            made = f"made by another program, with the fields {', '.join(sorted(fields))}"
+            made = f"created by another program, with the fields {', '.join(sorted(fields))}"
             if self._home is not None:
                 raise StoreDamaged(
                     self.where, f"collection {collection!r} is damaged, or was {made}: "
                     "`repair` moves it aside"
                 )  # fmt: skip
-            raise StoreError(self.where, f"collection {collection!r} was {made}: take another name")
+            raise StoreError(self.where, f"collection {collection!r} was {made}: use another name")
         return int(fields["vector"]["params"]["dim"])
 
     def _known_dimension(self, collection: str) -> int:
@@ -438,35 +440,36 @@ class VectorStore:
         return dim
 
     def _index(self, collection: str) -> tuple[IndexSpec, int] | None:
-        """Index of a collection and rows not in it yet, None where there is no index."""
+        """Return the index of a collection and its number of pending rows; None without index."""
         facts = self._call(
             lambda client, t: client.describe_index(collection, "vector", timeout=t),
             collection=collection,
             limit=WORK_LIMIT,
         )
-        # Milvus does not keep what an index is to be searched with.
-        asked = self._properties(collection).get(_INDEX)
+        # Milvus does not store the search parameters of an index.
+        recorded = self._properties(collection).get(_INDEX)
         try:
-            wish = IndexSpec.parse(asked) if asked else None
+            spec = IndexSpec.parse(recorded) if recorded else None
             if not facts:
-                # Exact search embedded needs no index, and Milvus Lite's FLAT is a copy of all.
-                exact = self._home is not None and wish is not None and wish.kind == "FLAT"
-                return (wish, 0) if exact else None
+                # The embedded store searches exactly without an index, and Milvus Lite's FLAT
+                # would hold a second copy of all vectors.
+                exact = self._home is not None and spec is not None and spec.kind == "FLAT"
+                return (spec, 0) if exact else None
             index = IndexSpec.described(facts)
         except ConfigError as error:
-            text = f"collection {collection!r} has an index that imgsearch did not make: "
+            text = f"collection {collection!r} has an index that imgsearch did not create: "
             if self._home is None:
                 raise StoreError(self.where, text + error.reason) from None
             raise StoreDamaged(self.where, f"{text}{error.reason}. Run `repair`") from None
-        if wish is not None and (wish.kind, wish.params) == (index.kind, index.params):
-            index = wish
+        if spec is not None and (spec.kind, spec.params) == (index.kind, index.params):
+            index = spec
         return index, int(facts.get("pending_index_rows") or 0)
 
     def _no_index(self, collection: str) -> StoreDamaged:
         return StoreDamaged(self.where, f"collection {collection!r} has no index: run `repair`")
 
     def _form(self, collection: str, *, fresh: bool = False) -> tuple[int, IndexSpec]:
-        """Dimension and index of a collection, remembered between calls."""
+        """Return the dimension and index of a collection, which are cached between calls."""
         known = self._forms.get(collection)
         if known is None or fresh:
             dim, found = self._known_dimension(collection), self._index(collection)
@@ -476,7 +479,7 @@ class VectorStore:
         return known
 
     def _forget(self, collection: str | None = None) -> None:
-        """Ask again what is known about a collection, or about all of them."""
+        """Clear what is cached about a collection, or about all of them."""
         for name in [collection] if collection else list(self._loaded | self._forms.keys()):
             self._loaded.discard(name)
             self._forms.pop(name, None)
@@ -491,7 +494,7 @@ class VectorStore:
         return int(rows[0]["count(*)"])
 
     def _load(self, collection: str) -> None:
-        """Have a collection in the server's memory, which search and query need."""
+        """Load a collection into the server's memory, as searches and queries require."""
         if collection in self._loaded:
             return
         self._call(
@@ -504,7 +507,7 @@ class VectorStore:
     def _call(
         self, request: Callable[[Any, float], T], *, collection: str | None = None, **limits: Any
     ) -> T:
-        """Call Milvus; again where another program released the collection meanwhile."""
+        """Call Milvus, and repeat the call if another program released the collection."""
         for last in (False, False, True):
             try:
                 return self.connection.call(request, **limits)
@@ -520,8 +523,8 @@ class VectorStore:
                 raise CollectionNotFound(collection, self.collections()) from None
         raise StoreError(
             self.where,
-            f"collection {collection!r} does not stay in memory: another program releases it, or "
-            "memory is short",
+            f"collection {collection!r} does not stay loaded: stop the program that keeps "
+            "releasing it, or give the server more memory",
         )
 
 
@@ -532,7 +535,7 @@ def _create(client: Any, collection: str, dim: int, about: dict[str, str], timeo
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
     try:
-        # Not as a description: Milvus Lite forgets those.
+        # Properties rather than a description, which Milvus Lite does not keep.
         client.create_collection(
             collection,
             schema=schema,
@@ -546,8 +549,8 @@ def _create(client: Any, collection: str, dim: int, about: dict[str, str], timeo
 
 
 def _create_index(client: Any, collection: str, index: IndexSpec, timeout: float) -> None:
-    # pymilvus sends every parameter by itself, Milvus Lite looks for them in one, `params`,
-    # and takes its defaults without a word where that is missing.
+    # pymilvus sends each parameter separately, but Milvus Lite reads them from `params` only and
+    # silently falls back to its defaults without it.
     both = {**index.params, "params": index.params}
     params = client.prepare_index_params()
     params.add_index("vector", index_type=index.kind, metric_type=METRIC, params=both)
@@ -567,15 +570,16 @@ def _checked(vectors: np.ndarray, dim: int) -> np.ndarray:
         return np.empty((0, dim), np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise ConfigError(
-            "vectors", f"shape {vectors.shape} where (n, {dim}) is needed: made by another encoder?"
+            "vectors",
+            f"have shape {vectors.shape}, but the collection needs (n, {dim}): use the "
+            "encoder of the collection",
         )
     vectors = np.ascontiguousarray(vectors, np.float32)
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        raise ConfigError("vectors", f"number {int(np.argmin(finite))} holds NaN or infinity")
+        raise ConfigError("vectors", f"number {int(np.argmin(finite))} contains NaN or infinity")
     length = np.linalg.norm(vectors.astype(np.float64), axis=1)
     if not length.all():
-        raise ConfigError(
-            "vectors", f"number {int(np.argmin(length))} has length zero: it has no direction"
-        )
+        reason = f"number {int(np.argmin(length))} has length zero, and so no direction"
+        raise ConfigError("vectors", reason)
     return vectors

@@ -29,7 +29,7 @@ def test_a_refused_connection_names_the_address_and_what_to_check():
         VectorStore.open(load_settings(milvus_host="127.0.0.1", milvus_port=port))
 
 
-def test_a_port_that_never_answers_is_given_up():
+def test_an_unresponsive_port_is_given_up():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -41,7 +41,7 @@ def test_a_port_that_never_answers_is_given_up():
 
 
 @pytest.mark.parametrize("uri", ["localhost:19530", "./milvus.db", "ftp://host", "http://"])
-def test_an_address_that_is_none_is_refused_before_anything_is_tried(uri):
+def test_an_invalid_address_is_refused_before_connecting(uri):
     with pytest.raises(ConfigError, match="MILVUS_URI"):
         VectorStore.open(load_settings(milvus_uri=uri))
 
@@ -97,7 +97,7 @@ def test_credentials_are_never_shown():
         assert "hunter" not in caught.value.where
 
 
-def test_a_slow_server_that_answers_pings_is_waited_for_and_does_not_mind_them():
+def test_a_slow_server_that_answers_pings_is_waited_for():
     """Review 8.19: pings must not make a server close the connection."""
     from pymilvus.grpc_gen import milvus_pb2
 
@@ -115,7 +115,7 @@ def test_a_slow_server_that_answers_pings_is_waited_for_and_does_not_mind_them()
         assert store.collections() == ["c"]
 
 
-def test_an_answer_that_cannot_be_read_is_an_error_of_its_own(monkeypatch):
+def test_an_unreadable_response_is_not_a_lost_connection(monkeypatch):
     """Attack row 1: a truncated answer is no damage."""
     import grpc
 
@@ -171,7 +171,7 @@ assert [record.getMessage() for record in records] == ["of the user"]
     )
 
 
-def test_a_server_that_is_not_whole_yet_is_waited_for_and_not_for_ever(
+def test_a_starting_server_is_waited_for_within_the_timeout(
     milvus_server, collection, monkeypatch, tmp_path
 ):
     from pymilvus import MilvusException

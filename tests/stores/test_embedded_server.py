@@ -45,7 +45,7 @@ def filled(store, name="c", count=100):
     return points
 
 
-def test_a_damaged_collection_is_named_and_others_go_on(home):
+def test_a_damaged_collection_is_named_and_others_stay_usable(home):
     """Attack row 1: one collection is damaged, never the whole store."""
     with opened(home) as store:
         for name in ("good", "bad"):
@@ -81,14 +81,14 @@ def test_a_collection_is_set_aside_though_no_server_can_open_the_store(home, mon
         with embedded.stopped(home):
             pass
         store = VectorStore(load_settings(imgsearch_home=home))
-        with pytest.raises(StoreError, match="does not start: it ended at once"):
+        with pytest.raises(StoreError, match="cannot start: it exited immediately"):
             store.collections()
         store.set_aside("bad")
     assert store.collections() == ["good"]
     store.close()
 
 
-def test_a_server_is_restarted_whoever_uses_it(home):
+def test_a_server_is_restarted_while_others_use_it(home):
     with opened(home) as store, opened(home) as other:
         points = filled(store)
         pid = store.connection.lease.pid

@@ -42,6 +42,6 @@ def test_auto_is_exact_embedded():
         ("IVF_FLAT:nlist=0", "nlist=0"),
     ],
 )
-def test_a_wrong_index_is_refused_with_what_is_wrong(text, blamed):
+def test_an_invalid_index_is_refused_with_the_reason(text, blamed):
     with pytest.raises(ConfigError, match=blamed):
         IndexSpec.parse(text)

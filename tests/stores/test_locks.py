@@ -12,7 +12,7 @@ from imgsearch.stores.locks import private_folder, writing
 from tests.stores.scripts import Script
 
 
-def test_a_writer_goes_on_in_its_thread_and_excludes_other_threads(tmp_path):
+def test_the_write_lock_is_reentrant_and_excludes_other_threads(tmp_path):
     order = []
 
     def other():
@@ -28,7 +28,7 @@ def test_a_writer_goes_on_in_its_thread_and_excludes_other_threads(tmp_path):
     assert order == ["first", "other"]
 
 
-def test_who_writes_is_named_and_frees_the_lock_by_dying(tmp_path):
+def test_the_holder_of_the_write_lock_is_named_and_its_death_releases_the_lock(tmp_path):
     writer = Script(tmp_path, "with writing(home): say('in'); time.sleep(600)")
     assert writer.hear() == "in"
     with (
@@ -42,7 +42,7 @@ def test_who_writes_is_named_and_frees_the_lock_by_dying(tmp_path):
         pass
 
 
-def test_a_writer_that_fails_frees_the_lock(tmp_path):
+def test_an_exception_releases_the_write_lock(tmp_path):
     with pytest.raises(RuntimeError), writing(tmp_path):
         raise RuntimeError
     done = threading.Event()

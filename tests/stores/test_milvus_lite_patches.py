@@ -104,7 +104,7 @@ def test_answers_as_milvus_lite_does_whatever_was_written(store, client, collect
     assert 7 not in same()[3]
 
 
-def test_what_was_dropped_and_made_anew_is_not_remembered(store, collection):
+def test_a_collection_dropped_and_recreated_is_not_served_from_the_cache(store, collection):
     vectors = unit(20)
     for ids in (np.arange(20), np.arange(100, 120)):
         store.create(collection, 24, IndexSpec.parse("FLAT"))
@@ -147,7 +147,7 @@ def opened(store: MilvusLite, ids: DataType, index: str | None, metric: str = "C
 
 @pytest.mark.parametrize("ids", [DataType.INT64, DataType.VARCHAR], ids=["numbers", "words"])
 @pytest.mark.parametrize("metric", ["COSINE", "L2", "IP"])
-def test_any_history_is_answered_as_without_it(tmp_path, exact, ids, metric):
+def test_any_history_is_answered_as_by_unpatched_milvus_lite(tmp_path, exact, ids, metric):
     rng = np.random.default_rng(1)
     with MilvusLite(str(tmp_path / "lite.db")) as store:
         collection = opened(store, ids, "FLAT", metric)
@@ -228,7 +228,7 @@ def test_every_replaced_name_is_reached(tmp_path, exact, monkeypatch):
     assert reached == set(REPLACED)
 
 
-def test_a_torn_log_gives_its_valid_part_and_one_that_cannot_be_read_an_error(tmp_path, exact):
+def test_a_torn_log_yields_its_valid_part_and_an_unreadable_one_raises(tmp_path, exact):
     """Attack row 1: a server without free file handles took its log for empty."""
     with MilvusLite(str(tmp_path / "lite.db")) as store:
         collection = opened(store, DataType.INT64, None)
@@ -247,7 +247,7 @@ def test_a_torn_log_gives_its_valid_part_and_one_that_cannot_be_read_an_error(tm
         milvus_lite_patches.read_log(str(log))
 
 
-def test_a_failed_write_is_told_and_a_refused_one_is_not(tmp_path, exact, failures):
+def test_a_failed_write_is_reported_and_a_refused_one_is_not(tmp_path, exact, failures):
     with MilvusLite(str(tmp_path / "lite.db")) as store:
         collection = opened(store, DataType.INT64, None)
         with pytest.raises(Exception, match="size"):

@@ -36,7 +36,7 @@ from imgsearch.stores import milvus_lite_service
     ],
     ids=str,
 )  # fmt: skip
-def test_errors_of_the_system_are_no_damage(error):
+def test_errors_of_the_system_are_not_damage(error):
     """Attack row 1, review 8.1: a server short of memory made `repair` delete 25,000 rows."""
     assert not milvus_lite_service.from_content(error)
 
@@ -56,7 +56,7 @@ def test_errors_about_content_are_damage(error):
     assert milvus_lite_service.from_content(error)
 
 
-def test_threads_that_ask_at_once_get_the_same_gate():
+def test_concurrent_threads_get_the_same_lock():
     """Review 8.7: two threads could get two gates, and a reader came beside a writer."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -155,7 +155,7 @@ def test_a_migrated_database_has_the_tables_of_a_new_one(config, engine, old, ki
     assert described(engine) == migrated
 
 
-def test_a_migration_that_was_interrupted_is_done_again(config, engine, old):
+def test_an_interrupted_migration_is_repeated(config, engine, old):
     """MySQL commits a change of a table at once: a crash may come before its version is noted."""
     with engine.begin() as link:
         for number in range(2, schema.VERSION + 1):
@@ -181,7 +181,7 @@ def test_a_migration_that_fails_changes_nothing(config, engine, old, kind, monke
     assert versions(engine) == [1]
 
 
-def test_several_that_open_an_old_database_migrate_it_once(config, engine, old):
+def test_processes_that_open_an_old_database_together_migrate_it_once(config, engine, old):
     with futures.ThreadPoolExecutor(6) as pool:
         opened = [pool.submit(MetadataStore.open, config) for _ in range(6)]
         for store in opened:

@@ -178,7 +178,7 @@ def test_a_file_that_another_program_locks_is_busy(tmp_path):
         store.create_collection(ROW)
         holder = sqlite3.connect(file, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreBusy, match="being written"):
+        with pytest.raises(StoreBusy, match="file is locked"):
             store.prepare("c", [row("/1")])
         assert store.count("c").paths == 0  # readers go on
         holder.execute("ROLLBACK")
@@ -247,7 +247,7 @@ def test_a_relative_database_url_names_one_file_wherever_the_program_goes(tmp_pa
     assert (tmp_path / "here.sqlite").exists()
 
 
-def test_a_file_on_a_read_only_disk_is_an_error_and_stays_as_it_is(tmp_path):
+def test_a_file_on_a_read_only_disk_is_an_error_and_stays_unchanged(tmp_path):
     """Attack row 1: a read-only disk was called damage."""
     home = tmp_path / "home"
     with MetadataStore.open(load_settings(imgsearch_home=home)) as store:

@@ -88,7 +88,7 @@ def test_writing_again_replaces_and_deleting_removes(own):
     assert store.ids(name).tolist() == sorted(ids.tolist())
 
 
-def test_vectors_come_back_bit_by_bit_in_the_order_asked(filled):
+def test_vectors_are_returned_bit_for_bit_in_the_requested_order(filled):
     store, name, ids, points = filled
     got, read = store.get(name, [ids[7], 12345, ids[3]])
     assert got.tolist() == ids[[7, 3]].tolist()
@@ -128,7 +128,7 @@ def test_every_index_is_built_searched_and_described(store, collection):
         list(pool.map(check, ["HNSW:M=8", "FLAT", "IVF_FLAT:nlist=8,nprobe=8", "AUTOINDEX"]))
 
 
-def test_hnsw_looks_at_its_ef_or_at_what_was_asked_or_at_what_it_returns(
+def test_ef_of_hnsw_comes_from_the_index_the_call_or_the_number_of_hits(
     store, collection, monkeypatch
 ):
     ids, points = cloud(200)
@@ -149,7 +149,7 @@ def test_hnsw_looks_at_its_ef_or_at_what_was_asked_or_at_what_it_returns(
     store.drop(collection)
 
 
-def test_more_rows_than_milvus_answers_at_once(store, collection, monkeypatch):
+def test_more_rows_than_fit_into_one_response(store, collection, monkeypatch):
     ids, points = cloud(16_500, dim=4)
     store.create(collection, 4, AUTO)
     monkeypatch.setattr(vectors, "BATCH_BYTES", 600_000)  # so that every loop goes round
@@ -181,17 +181,17 @@ def _with(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("ids", "points", "blamed"),
     [
-        ([1, 2, 3], _with(np.nan), "number 1 holds NaN"),
-        ([1, 2, 3], _with(np.inf), "number 1 holds NaN or infinity"),
+        ([1, 2, 3], _with(np.nan), "number 1 contains NaN"),
+        ([1, 2, 3], _with(np.inf), "number 1 contains NaN or infinity"),
         ([1, 2, 3], np.diag(np.float32([1, 0, 1])) @ _with(1), "number 1 has length zero"),
-        ([1, 2, 3], np.ones((3, DIM + 1)), "another encoder"),
+        ([1, 2, 3], np.ones((3, DIM + 1)), "encoder of the collection"),
         ([1, 2, 3], np.ones(DIM), "shape"),
-        ([1, 2, 2], _with(1), "twice"),
+        ([1, 2, 2], _with(1), "unique"),
         ([1, 2], _with(1), "2 ids for 3 vectors"),
-        ([1.5, 2, 3], _with(1), "whole numbers"),
+        ([1.5, 2, 3], _with(1), "integers"),
     ],
 )
-def test_what_no_search_could_use_is_refused_and_nothing_is_stored(filled, ids, points, blamed):
+def test_unusable_vectors_are_refused_and_nothing_is_stored(filled, ids, points, blamed):
     store, name, *_ = filled
     with pytest.raises(ConfigError, match=blamed):
         store.upsert(name, np.array(ids), points)
@@ -209,13 +209,13 @@ def test_impossible_searches_are_refused(filled):
         store.search(name, points[:1], 1, search_params={"nprobe": 3})
 
 
-def test_more_hits_than_milvus_answers_are_cut_to_its_limit(filled):
+def test_more_hits_than_milvus_returns_are_cut_to_its_limit(filled):
     """Review 8.17: a sum of top_k and excluded ids was refused with a number nobody gave."""
     store, name, ids, points = filled
     assert len(store.search(name, points[:1], vectors.MAX_TOP_K + 1)[0][0]) == len(ids)
 
 
-def test_rows_are_counted_and_the_maker_is_read_without_loading(stores, own):
+def test_rows_are_counted_and_metadata_read_without_loading(stores, own):
     """Attack row 2: a look at a shared server loaded every collection, other people's too."""
     store, name, *_ = own
     assert store.stored_rows(name) == 300
@@ -244,7 +244,7 @@ def test_creating_again_is_harmless_with_the_same_dimension_only(filled):
     store, name, *_ = filled
     store.create(name, DIM, AUTO)
     assert store.count(name) == 300
-    with pytest.raises(StoreError, match=f"of {DIM} numbers, not 8"):
+    with pytest.raises(StoreError, match=f"{DIM}-dimensional vectors, not 8"):
         store.create(name, 8, AUTO)
     with pytest.raises(ConfigError, match="not 1"):
         store.create(f"{name}_1", 1, AUTO)
@@ -252,7 +252,7 @@ def test_creating_again_is_harmless_with_the_same_dimension_only(filled):
         store.create("a b", DIM, AUTO)
 
 
-def test_a_collection_left_without_its_index_is_finished(store, collection):
+def test_a_collection_left_without_its_index_is_completed(store, collection):
     AUTO = IndexSpec.parse("HNSW")
     store._call(lambda client, t: vectors._create(client, collection, DIM, {}, t))
     with pytest.raises(StoreError, match="no index"):
@@ -262,7 +262,7 @@ def test_a_collection_left_without_its_index_is_finished(store, collection):
     store.drop(collection)
 
 
-def test_an_unknown_collection_is_named_with_those_there_are(filled, collection):
+def test_an_unknown_collection_is_named_with_the_existing_ones(filled, collection):
     store, name, _, points = filled
     absent = f"{collection}_absent"
     for call in (
@@ -282,7 +282,7 @@ def test_an_unknown_collection_is_named_with_those_there_are(filled, collection)
         assert name in caught.value.known
 
 
-def test_a_collection_that_another_process_made_anew_is_searched_in_its_new_form(stores, own):
+def test_a_collection_recreated_by_another_process_is_searched_in_its_new_form(stores, own):
     store, name, _, points = own
     store.search(name, points[:1], 1)
     with VectorStore.open(stores) as other:
@@ -303,7 +303,7 @@ def test_a_collection_of_another_program_is_left_alone(store, collection):
         client.create_collection(collection, schema=schema, timeout=timeout)
 
     store._call(foreign)
-    with pytest.raises(StoreError, match="made by another program, with the fields key, text"):
+    with pytest.raises(StoreError, match="created by another program, with the fields key, text"):
         store.create(collection, DIM, AUTO)
     store.drop(collection)
 
@@ -340,7 +340,7 @@ def test_a_closed_store_opens_again_when_it_is_used(filled):
     assert store.count(name) == 300
 
 
-def test_a_programming_error_is_not_told_as_a_lost_connection(filled):
+def test_a_programming_error_is_not_reported_as_a_lost_connection(filled):
     """Review 8.8: a TypeError became "cannot be reached: check the firewall"."""
     store, name, *_ = filled
     nothing = None
@@ -349,7 +349,7 @@ def test_a_programming_error_is_not_told_as_a_lost_connection(filled):
     assert store.count(name) == 300
 
 
-def test_a_connection_closed_by_another_thread_is_made_again(filled):
+def test_a_connection_closed_by_another_thread_is_reopened(filled):
     store, name, *_ = filled
     calls = []
 
