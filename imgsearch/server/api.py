@@ -156,22 +156,24 @@ def image(request: Request, name: Name, image_id: Id, service: Use) -> PictureDe
 async def thumbnail(
     request: Request, name: Name, image_id: Id, service: Use, size: pictures.Size = "medium"
 ) -> Response:
-    """Return a JPEG of 160, 320 or 1,280 pixels at most."""
+    """Return a JPEG of 160, 480 or 1,280 pixels at most."""
 
-    def make() -> tuple[bytes, str]:
-        return pictures.thumbnail(service.image(name, image_id), size), "image/jpeg"
+    async def make() -> tuple[bytes, str]:
+        image = await service.looked_up(name, image_id)
+        return await service.thumbnail(image, size), "image/jpeg"
 
-    return await pictures.answer(request, f"{image_id}-{size}", make, service.decoding)
+    return await pictures.answer(request, f"{image_id}-{pictures.SIDES[size]}", make)
 
 
 @router.get("/collections/{name}/images/{image_id}/original", response_class=Response)
 async def original(request: Request, name: Name, image_id: Id, service: Use) -> Response:
     """Return the file of an image; as JPEG where browsers do not show its format."""
 
-    def make() -> tuple[bytes, str]:
-        return pictures.original(service.image(name, image_id), convert=True)
+    async def make() -> tuple[bytes, str]:
+        image = await service.looked_up(name, image_id)
+        return await service.decode(pictures.original, image, True)
 
-    return await pictures.answer(request, f"{image_id}", make, service.decoding)
+    return await pictures.answer(request, f"{image_id}", make)
 
 
 def _admitted(request: Request, where: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -229,10 +231,10 @@ async def query_thumbnail(
     """Return a JPEG of an uploaded picture."""
     data = service.query(query_id)
 
-    def make() -> tuple[bytes, str]:
-        return images.jpeg(data, pictures.SIDES[size]), "image/jpeg"
+    async def make() -> tuple[bytes, str]:
+        return await service.decode(images.jpeg, data, pictures.SIDES[size]), "image/jpeg"
 
-    return await pictures.answer(request, f"{query_id}-{size}", make, service.decoding)
+    return await pictures.answer(request, f"{query_id}-{size}", make)
 
 
 @router.post("/collections/{name}/search")
@@ -282,7 +284,7 @@ def ingests(service: Use) -> list[IngestInfo]:
     return [_ingest(job) for job in service.jobs.all()]
 
 
-def _job(number: int, service: Use) -> Job:
+async def _job(number: int, service: Use) -> Job:
     return service.jobs.get(number)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -27,14 +26,14 @@ class Batcher:
 
     def __init__(self, run: Run, observe: Callable[[int], None]):
         self._run, self._observe = run, observe
-        self._waiting: deque[tuple[Hashable, Any, asyncio.Future]] = deque()
+        self._waiting: dict[Hashable, list[tuple[Any, asyncio.Future]]] = {}
         self._threads = CapacityLimiter(AT_ONCE)
         self._tasks: set[asyncio.Task] = set()
 
     async def submit(self, key: Hashable, query: Any) -> Any:
         """Wait for the result of one query."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, query, future))
+        self._waiting.setdefault(key, []).append((query, future))
         if len(self._tasks) < AT_ONCE:
             task = asyncio.create_task(self._work())
             self._tasks.add(task)
@@ -43,16 +42,16 @@ class Batcher:
 
     async def _work(self) -> None:
         while self._waiting:
-            key = self._waiting[0][0]
-            batch = [entry for entry in self._waiting if entry[0] == key][:SIZE]
-            for entry in batch:
-                self._waiting.remove(entry)
-            queries, futures = [e[1] for e in batch], [e[2] for e in batch]
-            self._observe(len(batch))
+            key = next(iter(self._waiting))
+            waiting = self._waiting.pop(key)
+            if rest := waiting[SIZE:]:
+                self._waiting[key] = rest  # behind the others
+            queries, futures = zip(*waiting[:SIZE], strict=True)
+            self._observe(len(queries))
             try:
                 results = await to_thread.run_sync(self._run, key, queries, limiter=self._threads)
             except Exception as error:
-                results = [error] * len(batch)
+                results = [error] * len(queries)
             for future, result in zip(futures, results, strict=True):
                 if future.cancelled():
                     continue

@@ -7,6 +7,7 @@ Its client sends JSON without a Content-Type. Fields that choose what it does be
 from __future__ import annotations
 
 import base64
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ from pydantic import BaseModel, Field
 
 from imgsearch.errors import printable
 from imgsearch.hits import Hit
-from imgsearch.server import pictures
 from imgsearch.server.schemas import ImageId, body_of, parsed
 from imgsearch.server.service import Plan, Use
 from imgsearch.stores.metadata import ImageRow
@@ -81,7 +81,9 @@ async def knn(request: Request, service: Use) -> list[dict[str, Any]]:
     for place, (hit, item) in enumerate(zip(hits[: asked.num_images], found, strict=False)):
         item |= _metadata(request, name, hit)
         if place < INLINE:
-            item |= await to_thread.run_sync(_inline, hit, limiter=service.decoding)
+            with suppress(HTTPException):  # its file is gone
+                data = await service.thumbnail(hit, "medium")
+                item["image"] = base64.b64encode(data).decode()
     return found
 
 
@@ -102,11 +104,3 @@ def _metadata(request: Request, name: str, row: ImageRow | Hit) -> dict[str, str
     address = f"{request.base_url}api/v1/collections/{name}/images/{row.image_id}/original"
     path = {"image_path": printable(row.path)} if request.state.admin else {}
     return {"url": address, "caption": printable(Path(row.path).name)} | path
-
-
-def _inline(hit: Hit) -> dict[str, str]:
-    """Return the picture as base64, or nothing if its file is gone."""
-    try:
-        return {"image": base64.b64encode(pictures.thumbnail(hit, "medium")).decode()}
-    except HTTPException:
-        return {}

@@ -6,6 +6,7 @@ Parameters are accepted in the query and in the form, whichever a client uses.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -36,7 +37,7 @@ router = APIRouter(tags=["routes of the original demo"])
 ADMIN = [Depends(admin_only)]
 
 
-def _table(
+async def _table(
     service: Use,
     table_name: str | None = None,
     in_form: Annotated[str | None, Form(alias="table_name")] = None,
@@ -44,7 +45,7 @@ def _table(
     return table_name or in_form or service.options.collection
 
 
-def _top_k(
+async def _top_k(
     service: Use,
     topk: Annotated[int | None, Query(ge=1, le=MAX_TOP_K)] = None,
     in_form: Annotated[int | None, Form(alias="topk", ge=1, le=MAX_TOP_K)] = None,
@@ -71,12 +72,8 @@ async def data(
     found = await to_thread.run_sync(
         lambda: service.find(image_path, table_name, paths=request.state.admin)
     )
-    return await pictures.answer(
-        request,
-        str(found.image_id),
-        lambda: pictures.original(found, convert=False),
-        service.decoding,
-    )
+    make = partial(service.decode, pictures.original, found)
+    return await pictures.answer(request, str(found.image_id), make)
 
 
 @router.get("/progress")

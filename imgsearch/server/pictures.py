@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import HTTPException, Request, Response
 
 from imgsearch import images
@@ -17,25 +16,41 @@ from imgsearch.errors import ImageError
 from imgsearch.hits import Hit, Image
 
 Size = Literal["small", "medium", "large"]
-SIDES: dict[Size, int] = {"small": 160, "medium": 320, "large": 1280}
+SIDES: dict[Size, int] = {"small": 160, "medium": 480, "large": 1280}
 """Longest side of a thumbnail, pixels."""
 
-Make = Callable[[], tuple[bytes, str]]
+Make = Callable[[], Awaitable[tuple[bytes, str]]]
 """Makes a picture, and gives its media type."""
+
+
+class Kept:
+    """Pictures by key, of so many bytes in all; those not asked for longest give way."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self._pictures: OrderedDict[str, bytes] = OrderedDict()
+        self._size = 0
+
+    def keep(self, key: str, data: bytes) -> None:
+        """Keep a picture."""
+        self._size += len(data) - len(self._pictures.pop(key, b""))
+        self._pictures[key] = data
+        while self._size > self.most:
+            self._size -= len(self._pictures.popitem(last=False)[1])
+
+    def find(self, key: str) -> bytes | None:
+        """Return a picture, if it is still kept."""
+        if key in self._pictures:
+            self._pictures.move_to_end(key)
+        return self._pictures.get(key)
 
 
 def thumbnail(image: Image | Hit, size: Size) -> bytes:
     """Return a JPEG of a stored image."""
-    make = _cached if size != "large" else _cached.__wrapped__
-    return make(image.image_id, image.paths, SIDES[size])
+    return images.jpeg(_read(image.image_id, image.paths), SIDES[size])
 
 
-@lru_cache(maxsize=2_000)  # some 10 to 25 kB each
-def _cached(image_id: int, paths: tuple[str, ...], side: int) -> bytes:
-    return images.jpeg(_read(image_id, paths), side)
-
-
-def original(image: Image, *, convert: bool) -> tuple[bytes, str]:
+def original(image: Image, convert: bool = False) -> tuple[bytes, str]:
     """Return the file of a stored image and its media type, as JPEG where browsers need it."""
     kind, data = image.format, _read(image.image_id, image.paths)
     if convert and kind not in images.SHOWN_BY_BROWSERS:
@@ -55,12 +70,12 @@ def _read(image_id: int, paths: Sequence[str]) -> bytes:
     raise HTTPException(404, "The file of this image is gone, or has changed since it was stored.")
 
 
-async def answer(request: Request, etag: str, make: Make, limiter: CapacityLimiter) -> Response:
+async def answer(request: Request, etag: str, make: Make) -> Response:
     """Answer with a picture that never changes, or with status 304 where the client has it."""
     headers = {"ETag": f'"{etag}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    data, kind = await to_thread.run_sync(make, limiter=limiter)
+    data, kind = await make()
     return Response(data, headers=headers, media_type=kind)
 
 

@@ -38,7 +38,7 @@ def visitor_token(token: str) -> str:
     return hmac.new(token.encode(), b"imgsearch visitor", hashlib.sha256).hexdigest()[:40]
 
 
-def admin_only(request: Request) -> None:
+async def admin_only(request: Request) -> None:
     """Refuse a visitor; a dependency of the routes that change something."""
     if not request.state.admin:
         raise HTTPException(403, "This needs the administrator's token; yours is a visitor's.")

@@ -7,12 +7,11 @@ import os
 import re
 import secrets
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -32,16 +31,22 @@ from imgsearch.errors import (
     ImgSearchError,
 )
 from imgsearch.gallery import Gallery
-from imgsearch.hits import Hits, Image, image_of
+from imgsearch.hits import Hit, Hits, Image, image_of
 from imgsearch.io import absolute, atomic
 from imgsearch.server.batching import Batcher
 from imgsearch.server.fetching import fetch
 from imgsearch.server.jobs import Jobs
 from imgsearch.server.observing import Metrics, log
+from imgsearch.server.pictures import SIDES, Kept, Size, thumbnail
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
 
+T = TypeVar("T")
+
 QUERY_BYTES = 256 * 2**20
-"""Bytes of uploaded query pictures that are kept; the oldest give way."""
+"""Bytes of uploaded query pictures that are kept."""
+
+THUMBNAIL_BYTES = 96 * 2**20
+"""Bytes of thumbnails that are kept: those of some 2,000 images."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,10 @@ class Service:
         self.options, self.settings = options, options.settings
         self.metadata = MetadataStore.open(options.settings)
         self.batcher = Batcher(self._search, metrics.batches.observe)
+        self.lookups = Batcher(self._look_up, lambda size: None)
         self.jobs = Jobs(self._ingest_options)
-        self.queries: OrderedDict[str, bytes] = OrderedDict()
-        self.decoding = CapacityLimiter(max(2, os.cpu_count() or 2))
+        self.queries, self._thumbnails = Kept(QUERY_BYTES), Kept(THUMBNAIL_BYTES)
+        self._decoding = CapacityLimiter(max(2, os.cpu_count() or 2))
         self.problem: str | None = "starting"
         self._galleries: dict[str, Gallery] = {}
         self._encoders: dict[str, Encoder] = {}
@@ -135,10 +141,18 @@ class Service:
 
     def image(self, name: str, image_id: int) -> Image:
         """Return one image; the collection is not opened for it."""
-        found = self.metadata.by_id(name, [image_id])
-        if image_id not in found:
-            raise ImageNotFound(name, image_id)
-        return image_of(found[image_id])
+        (found,) = self._look_up(name, [image_id])
+        if isinstance(found, ImageNotFound):
+            raise found
+        return found
+
+    async def looked_up(self, name: str, image_id: int) -> Image:
+        """Return one image, as :meth:`image`, in a batch."""
+        return await self.lookups.submit(name, image_id)
+
+    def _look_up(self, name: str, ids: Sequence[int]) -> list[Image | ImageNotFound]:
+        found = self.metadata.by_id(name, ids)
+        return [image_of(found[i]) if i in found else ImageNotFound(name, i) for i in ids]
 
     def find(self, wanted: str, name: str | None, *, paths: bool) -> Image:
         """Return the image that an id or, if allowed, a path names.
@@ -161,13 +175,26 @@ class Service:
         yield self.options.collection
         yield from (row.name for row in self.metadata.collections())
 
+    async def thumbnail(self, image: Image | Hit, size: Size) -> bytes:
+        """Return a JPEG of a stored image."""
+        key = f"{image.image_id}-{SIDES[size]}"
+        data = self._thumbnails.find(key)
+        if data is None:
+            data = await self.decode(thumbnail, image, size)
+            self._thumbnails.keep(key, data)
+        return data
+
+    async def decode(self, make: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread, as many at a time as there are processors."""
+        return await to_thread.run_sync(make, *arguments, limiter=self._decoding)
+
     # ------------------------------------------------------------ searches
 
     async def search(self, plan: Plan, query: Any = None) -> Hits:
         """Search with a picture, a vector, an image_id or nothing but the plan, in a batch."""
         return await self.batcher.submit(plan, query)
 
-    def _search(self, plan: Plan, queries: list) -> Sequence[Hits | ImgSearchError]:
+    def _search(self, plan: Plan, queries: Sequence) -> Sequence[Hits | ImgSearchError]:
         gallery = self.gallery(plan.collection)
         self._encoders.setdefault(gallery.row.fingerprint, gallery.encoder)
         how = plan._asdict() | {"where": None if plan.where is None else json.loads(plan.where)}
@@ -184,17 +211,15 @@ class Service:
     def keep_query(self, data: bytes) -> str:
         """Keep the picture of a visitor, and return the key that only this visitor knows."""
         key = secrets.token_urlsafe(18)
-        self.queries[key] = data
-        while sum(map(len, self.queries.values())) > QUERY_BYTES:
-            self.queries.popitem(last=False)
+        self.queries.keep(key, data)
         return key
 
     def query(self, key: str) -> bytes:
         """Return the picture of a key."""
-        if key not in self.queries:
+        data = self.queries.find(key)
+        if data is None:
             raise HTTPException(404, "This query picture is no longer kept: upload it again.")
-        self.queries.move_to_end(key)
-        return self.queries[key]
+        return data
 
     async def fetch(self, url: str) -> bytes:
         """Fetch a picture from the Internet, where that is allowed."""
@@ -239,8 +264,8 @@ class Service:
         return self.image(name, info.image_id)
 
 
-def service(request: Request) -> Service:
-    """Return the service of the application; a dependency of the routes."""
+async def service(request: Request) -> Service:
+    """Return the service of the application; a dependency, which a thread would only slow down."""
     return request.app.state.service
 
 

@@ -6,7 +6,7 @@ import pytest
 from fastapi import HTTPException
 
 from imgsearch.ingestion import ingest
-from imgsearch.server import service as module
+from imgsearch.server.pictures import Kept
 
 
 def test_a_collection_that_was_dropped_and_made_anew_is_opened_again(start, folder, collection):
@@ -35,10 +35,12 @@ def test_there_is_one_encoder_for_all_collections_and_loads(server, folder, phot
 
 def test_query_pictures_are_bounded(server, monkeypatch, photos):
     data = (photos / "00.png").read_bytes()
-    monkeypatch.setattr(module, "QUERY_BYTES", 3 * len(data))
-    keys = [server.service.keep_query(data) for _ in range(4)]
-    assert keys[0] not in server.service.queries
-    assert list(server.service.queries)[-3:] == keys[1:]
+    monkeypatch.setattr(server.service, "queries", Kept(3 * len(data)))
+    keys = [server.service.keep_query(data) for _ in range(3)]
+    server.service.query(keys[0])
+    keys.append(server.service.keep_query(data))
+    kept = [server.service.queries.find(key) for key in keys]
+    assert kept == [data, None, data, data]
 
 
 @pytest.mark.parametrize("number", [0, 1, 9_000_000_000_000_000_001, 2**63 - 1])
