@@ -2,12 +2,10 @@
 //
 //   const crop = createCrop(element, { onBox(box) {} });
 //   crop.update({ src, width, height, box: [left, upper, right, lower] or null, alt, note });
-//   crop.destroy();
 //
-// `width`, `height` and boxes are in pixels of the original, whatever the size of `src`.
-// `onBox` is called with a box, or null for the whole picture, once a change is complete.
-// Keys: arrows move the box, with Shift they move its right and lower edges; the first one draws
-// a box. Escape removes the box; without a box it moves the focus back. Tab always moves on.
+// `width`, `height` and boxes are in pixels of the original. `onBox` is called once a change is
+// complete. Keys: arrows draw and move the box, with Shift they resize it, Escape removes it; without
+// a box, Escape moves the focus back. Tab always moves on.
 import { button, make, put } from "./dom.js";
 
 const SMALLEST = 8; // pixels that a box must have each way
@@ -21,30 +19,26 @@ let created = 0;
 
 export function createCrop(element, options = {}) {
   const state = { src: "", width: 1, height: 1, box: null, alt: "", note: "", ...options };
-  const help = make("span", { className: "imgsearch-unseen", id: `imgsearch-crop-${++created}`, textContent: HELP });
-  const spoken = make("span", { className: "imgsearch-unseen", role: "status" });
+  const help = make("span.unseen", { id: `imgsearch-crop-${++created}`, textContent: HELP });
+  const spoken = make("span.unseen", { role: "status" });
   const img = make("img", { draggable: false });
-  const shade = make("span", { className: "imgsearch-crop-shade" }, make("span"));
-  const frame = make("span", { className: "imgsearch-crop-box" });
+  const shade = make("span.crop-shade", {}, make("span"));
+  const frame = make("span.crop-box");
   for (const edges of EDGES) {
-    const handle = make("span", { className: "imgsearch-crop-handle" });
+    const handle = make("span.crop-handle");
     handle.dataset.edges = edges;
     frame.append(handle);
   }
-  const surface = make("div", {
-    className: "imgsearch-crop-surface", tabIndex: 0, role: "application",
-    ariaLabel: "Part of the picture to search with", ariaRoleDescription: "crop box",
-  }, img, shade, frame);
+  const surface = make("div.crop-surface", { tabIndex: 0, role: "application",
+    ariaLabel: "Part of the picture to search with", ariaRoleDescription: "crop box" }, img, shade, frame);
   surface.setAttribute("aria-describedby", help.id);
-  const edges = make("input", {
-    type: "text", className: "imgsearch-field", placeholder: "Draw a box to search with a part",
+  const edges = make("input.field", { type: "text", placeholder: "Draw a box to search with a part",
     title: "The part to search with: left, upper, right, lower, in pixels",
-    ariaLabel: "Part: left, upper, right, lower, in pixels",
-  });
+    ariaLabel: "Part: left, upper, right, lower, in pixels" });
   const whole = button("Whole picture", () => settle(null));
-  const line = make("div", { className: "imgsearch-crop-edges" }, edges, whole);
-  const note = make("div", { className: "imgsearch-muted" });
-  const root = make("div", { className: "imgsearch-crop" }, surface, line, note, help, spoken);
+  const line = make("div.crop-edges", {}, edges, whole);
+  const note = make("div.muted");
+  const root = make("div.crop", {}, surface, line, note, help, spoken);
   element.append(root);
 
   let box = null; // as it is shown, while it is changed too
@@ -102,7 +96,7 @@ export function createCrop(element, options = {}) {
     event.preventDefault();
   });
 
-  surface.addEventListener("pointermove", (event) => {
+  surface.onpointermove = (event) => {
     if (gesture?.id !== event.pointerId) return;
     gesture.moved ||= Math.hypot(event.clientX - gesture.x, event.clientY - gesture.y) >= SLIP;
     if (!gesture.moved) return;
@@ -122,7 +116,7 @@ export function createCrop(element, options = {}) {
       if (gesture.edges.includes("s")) lower = within(Math.max(y, upper + SMALLEST), height);
       show([left, upper, right, lower]);
     }
-  });
+  };
 
   function finish(event) {
     if (gesture?.id !== event.pointerId) return;
@@ -143,11 +137,11 @@ export function createCrop(element, options = {}) {
 
   // ---------------------------------------------------------------- keys
 
-  surface.addEventListener("focus", (event) => {
+  surface.onfocus = (event) => {
     before = event.relatedTarget;
-  });
+  };
 
-  surface.addEventListener("keydown", (event) => {
+  surface.onkeydown = (event) => {
     const arrow = ARROWS[event.key];
     if (event.key === "Escape") {
       if (gesture) {
@@ -168,9 +162,9 @@ export function createCrop(element, options = {}) {
     } else return;
     event.preventDefault();
     event.stopPropagation();
-  });
+  };
 
-  edges.addEventListener("change", () => {
+  edges.onchange = () => {
     const typed = edges.value.match(/-?\d+/g)?.map(Number) ?? [];
     const [left, upper, right, lower] = typed;
     const { width, height } = state;
@@ -181,8 +175,8 @@ export function createCrop(element, options = {}) {
       edges.setCustomValidity(`Type left, upper, right, lower: whole pixels inside ${width} × ${height}, at least ${SMALLEST} apart.`);
       edges.reportValidity();
     }
-  });
-  edges.addEventListener("input", () => edges.setCustomValidity(""));
+  };
+  edges.oninput = () => edges.setCustomValidity("");
 
   function update(changes) {
     Object.assign(state, changes);

@@ -3,23 +3,24 @@
 // What a tile that is dragged carries: its key.
 export const DRAGGED = "application/x-imgsearch-key";
 
-// Creates an element: make("button", { type: "button", title: "Close" }, "×").
-export function make(tag, properties = {}, ...children) {
+// Creates an element: make("p.muted", { title: "Hint" }, "Text") has the class imgsearch-muted.
+export function make(kind, properties = {}, ...children) {
+  const [tag, ...names] = kind.split(".");
   const node = Object.assign(document.createElement(tag), properties);
+  node.classList.add(...names.map((name) => `imgsearch-${name}`));
   node.append(...children);
   return node;
 }
 
-export function button(label, pressed, properties = {}) {
-  const node = make("button", { type: "button", className: "imgsearch-button", ...properties }, label);
-  node.addEventListener("click", pressed);
-  return node;
+// A button with further classes: button("Start", begin, ".primary").
+export function button(label, onclick, kind = "", properties = {}) {
+  return make(`button.button${kind}`, { type: "button", onclick, ...properties }, label);
 }
 
 // A file name whose middle is cut out where there is no room: 2007_0…00032.jpg.
 export function fileName(name) {
   const tail = Math.min(10, Math.floor(name.length / 2));
-  return make("span", { className: "imgsearch-name", title: name },
+  return make("span.name", { title: name },
     make("span", {}, name.slice(0, name.length - tail)),
     make("span", {}, name.slice(name.length - tail)));
 }

@@ -1,33 +1,30 @@
 // Takes the picture to search with: dropped, pasted, chosen, photographed, or named in a field.
 //
 //   const drop = createDrop(element, { onFiles(files) {}, onKey(key) {}, onText(text) {} });
-//   drop.update({ compact, hint, message, progress, textLabel });
+//   drop.update({ compact, hint, message, progress: 0 to 1 or null, textLabel });
 //   drop.slot.append(…);  // shown inside, such as the picture that is searched with
 //   drop.take(files);  // as if they were dropped here
-//   drop.destroy();
 //
-// `onFiles` gets an array of files; `onKey` the key of a tile that was dragged here from a grid;
-// `onText` what was typed into the field, which is labelled `textLabel` and hidden without it.
-// `compact` shrinks the area once there is a query. `hint` tells the formats, `message` what is
-// wrong ("" for nothing), `progress` is a share from 0 to 1, or null.
+// `onKey` gets the key of a tile that was dragged here, `onText` what was typed into the field
+// `textLabel`. `compact` is smaller, for once there is a query; `message` tells what is wrong.
 import { button, DRAGGED, make, put } from "./dom.js";
 
 export function createDrop(element, options = {}) {
   const state = { compact: false, hint: "", message: "", progress: null, textLabel: "", ...options };
   const input = make("input", { type: "file", accept: "image/*", multiple: true, hidden: true, ariaLabel: "Pictures to search with" });
   const choose = button("Choose a picture", () => input.click());
-  const paste = button("Paste", readClipboard, { title: "Search with the picture in the clipboard (Ctrl+V)" });
+  const paste = button("Paste", readClipboard, "", { title: "Search with the picture in the clipboard (Ctrl+V)" });
   const camera = make("input", { type: "file", accept: "image/*", hidden: true, ariaLabel: "Picture from the camera" });
   camera.setAttribute("capture", "environment"); // browsers without a camera have no such property
   const photograph = button("Take a picture", () => camera.click());
-  const text = make("input", { type: "text", className: "imgsearch-field" });
-  const lead = make("span", { className: "imgsearch-drop-lead", textContent: "Drop or paste a picture here" });
-  const hint = make("span", { className: "imgsearch-muted" });
+  const text = make("input.field", { type: "text" });
+  const lead = make("span.drop-lead", { textContent: "Drop or paste a picture here" });
+  const hint = make("span.muted");
   const bar = make("progress", { hidden: true, ariaLabel: "Upload" });
-  const message = make("div", { className: "imgsearch-wrong", role: "alert" });
-  const slot = make("div", { className: "imgsearch-drop-slot" });
-  const root = make("div", { className: "imgsearch-drop" }, slot, lead,
-    make("div", { className: "imgsearch-drop-buttons" }, choose, photograph, paste), input, camera, text, bar, message, hint);
+  const message = make("div.wrong", { role: "alert" });
+  const slot = make("div.drop-slot");
+  const root = make("div.drop", {}, slot, lead,
+    make("div.drop-buttons", {}, choose, photograph, paste), input, camera, text, bar, message, hint);
   element.append(root);
 
   function take(files) {
@@ -61,30 +58,30 @@ export function createDrop(element, options = {}) {
   document.addEventListener("paste", pasted);
 
   for (const chooser of [input, camera]) {
-    chooser.addEventListener("change", () => {
+    chooser.onchange = () => {
       if (chooser.files.length) take(chooser.files);
       chooser.value = "";
-    });
+    };
   }
-  text.addEventListener("keydown", (event) => {
+  text.onkeydown = (event) => {
     if (event.key === "Enter" && text.value.trim()) options.onText?.(text.value.trim());
-  });
-  root.addEventListener("dragover", (event) => {
+  };
+  root.ondragover = (event) => {
     event.preventDefault();
     event.stopPropagation();
     root.classList.add("imgsearch-over");
-  });
-  root.addEventListener("dragleave", (event) => {
+  };
+  root.ondragleave = (event) => {
     if (!root.contains(event.relatedTarget)) root.classList.remove("imgsearch-over");
-  });
-  root.addEventListener("drop", (event) => {
+  };
+  root.ondrop = (event) => {
     event.preventDefault();
     event.stopPropagation();
     root.classList.remove("imgsearch-over");
     const key = event.dataTransfer.getData(DRAGGED);
     if (key) options.onKey?.(key);
     else take(event.dataTransfer.files);
-  });
+  };
 
   function update(changes) {
     Object.assign(state, changes);

@@ -1,12 +1,10 @@
 // A bar of filters: a part of the path, and the values of attributes with their counts.
 //
 //   const filters = createFilters(element, { onChange(where) {} });
-//   filters.update({ attributes: { label: [["cat", 12], ["dog", 7]] }, where: { label: ["cat"] } });
-//   filters.destroy();
+//   filters.update({ attributes: { label: [["cat", 12], ["dog", 7]] }, where: { label: ["cat"] }, paths: true });
 //
-// `where` is in the language of imgsearch.filters: lists of values, and { path: { contains } }. Parts
-// of it that the bar cannot show stay as they are. `paths: false` hides the field for paths. Keys: Enter in the field, Space on a value;
-// Escape closes a list, and the focus returns to its name.
+// `where` is in the language of imgsearch.filters; what the bar cannot show of it stays as it is.
+// Keys: Enter in the field, Space on a value; Escape closes a list.
 import { button, make, put, putChildren } from "./dom.js";
 
 const SEARCHABLE = 10; // values from which on a list has a field to find some
@@ -15,13 +13,13 @@ let created = 0;
 export function createFilters(element, options = {}) {
   const state = { attributes: {}, where: {}, paths: true, ...options };
   const group = `imgsearch-filters-${++created}`;
-  const find = make("input", { type: "search", className: "imgsearch-field", placeholder: "Find in paths", ariaLabel: "Find in paths" });
-  const menus = make("span", { className: "imgsearch-filter-menus" });
+  const find = make("input.field", { type: "search", placeholder: "Find in paths", ariaLabel: "Find in paths" });
+  const menus = make("span.filter-menus");
   const clear = button("Clear filters", () => {
     change({});
     find.focus();
   });
-  const root = make("div", { className: "imgsearch-filters", role: "group", ariaLabel: "Filters" }, find, menus, clear);
+  const root = make("div.filters", { role: "group", ariaLabel: "Filters" }, find, menus, clear);
   element.append(root);
   const drawn = new Map(); // menus by the name of their attribute
 
@@ -35,7 +33,7 @@ export function createFilters(element, options = {}) {
     change(test === undefined ? others : { ...others, [name]: test });
   }
 
-  find.addEventListener("change", () => changeOne("path", find.value.trim() ? { contains: find.value.trim() } : undefined));
+  find.onchange = () => changeOne("path", find.value.trim() ? { contains: find.value.trim() } : undefined);
 
   function chosen(name) {
     const test = state.where[name];
@@ -44,22 +42,22 @@ export function createFilters(element, options = {}) {
 
   function createMenu(name) {
     const label = make("span", { textContent: name });
-    const count = make("span", { className: "imgsearch-filter-count" });
-    const summary = make("summary", { className: "imgsearch-button" }, label, count);
-    const narrow = make("input", { type: "search", className: "imgsearch-field", placeholder: "Find a value", ariaLabel: `Find a value of ${name}` });
+    const count = make("span.filter-count");
+    const summary = make("summary.button", {}, label, count);
+    const narrow = make("input.field", { type: "search", placeholder: "Find a value", ariaLabel: `Find a value of ${name}` });
     const list = make("div", { role: "group", ariaLabel: name });
-    const menu = make("details", { className: "imgsearch-filter", name: group }, summary,
-      make("div", { className: "imgsearch-filter-menu" }, narrow, list));
-    narrow.addEventListener("input", () => {
+    const menu = make("details.filter", { name: group }, summary,
+      make("div.filter-menu", {}, narrow, list));
+    narrow.oninput = () => {
       for (const row of list.children) row.hidden = !row.dataset.value.includes(narrow.value.toLowerCase());
-    });
-    menu.addEventListener("keydown", (event) => {
+    };
+    menu.onkeydown = (event) => {
       if (event.key !== "Escape" || !menu.open) return;
       menu.open = false;
       summary.focus();
       event.preventDefault();
       event.stopPropagation();
-    });
+    };
     menu.addEventListener("focusout", (event) => {
       if (event.relatedTarget && !menu.contains(event.relatedTarget)) menu.open = false;
     });
@@ -76,12 +74,12 @@ export function createFilters(element, options = {}) {
       part.shown = shown;
       part.list.replaceChildren(...values.map(([value, count]) => {
         const box = make("input", { type: "checkbox" });
-        box.addEventListener("change", () => {
+        box.onchange = () => {
           const others = chosen(name).filter((other) => other !== value);
           const all = box.checked ? [...others, value] : others;
           changeOne(name, all.length ? all : undefined);
-        });
-        const row = make("label", {}, box, make("span", {}, String(value)), make("span", { className: "imgsearch-muted" }, count.toLocaleString("en")));
+        };
+        const row = make("label", {}, box, make("span", {}, String(value)), make("span.muted", {}, count.toLocaleString("en")));
         row.dataset.value = String(value).toLowerCase();
         return row;
       }));

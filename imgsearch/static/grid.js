@@ -1,22 +1,17 @@
 // A justified grid of thumbnails with one tab stop.
 //
 //   const grid = createGrid(element, { onPick(key) {}, onOpen(key) {}, onSelect(keys) {}, onMore() {}, onJudge(key, value) {}, onUndo() {} });
-//   grid.update({ items, label, summary, legend, more, judging, selecting, selected, size, busy, reveal });
+//   grid.update({ items: [{ key, src, alt, name, action, width, height, title, score, note, heading, caption, relevant }] });
 //   grid.bar.append(…);  // stands above the tiles
-//   grid.destroy();
 //
-// An item is { key, src, alt, name, action, width, height }, and optionally { title, score, note,
-// heading, caption, relevant }. `src` is a URL or "", which shows `note` instead; `action` names the
-// tile for screen readers; `width` and `height` give its shape. `heading` begins a new row, `caption`
-// stands below the tile instead of the name, `relevant` (true or false) frames it. Tiles whose key
-// stays are kept, with focus and position.
-// `summary` and `legend` stand above the tiles, `more` labels a button below them that calls
-// `onMore`; with the option `endless`, it is pressed when it comes into view. `selecting` is "" or
-// "marks" (a mark on each tile) or "tiles" (the tile itself selects). `reveal: true` scrolls to the
-// first tile if it is out of view. A callback that is left out removes what would call it.
-// `judging: true` shows + and − on each tile, which call `onJudge` with 1 or -1.
-// Keys: arrows, Home and End move; Enter picks; o opens; Space selects, with Shift a range;
-// Ctrl+A selects all; Escape selects none; y and n judge, u takes the last judgment back.
+// `src` may be "", which shows `note` instead; `action` names the tile for screen readers; `heading`
+// begins a new row, `caption` replaces the name below the tile, `relevant` (true or false) frames
+// it. Tiles whose key stays are kept, with focus and position. `summary` and `legend` stand above the tiles;
+// `more` labels a button below them, which with `endless` is pressed when it comes into view.
+// `selecting` is "", "marks" (a mark on each tile) or "tiles" (a click selects); `judging: true`
+// shows + and −; `reveal: true` scrolls to the first tile. Without a callback, what calls it is
+// left out. Keys: arrows, Home and End move; Enter picks; o opens; Space selects, with Shift a
+// range; Ctrl+A selects all, Escape none; y and n judge, u takes the last judgment back.
 import { button, DRAGGED, fileName, make, put, putChildren } from "./dom.js";
 
 export function createGrid(element, options = {}) {
@@ -26,19 +21,19 @@ export function createGrid(element, options = {}) {
   let current = null; // key of the tile that Tab reaches
   let anchor = null; // key from which a range is selected
 
-  const summary = make("span", { className: "imgsearch-summary" });
-  const legend = make("span", { className: "imgsearch-muted" });
+  const summary = make("span.summary");
+  const legend = make("span.muted");
   const count = make("span");
   const all = button("Select all", () => select(state.items.map((item) => item.key)));
   const none = button("Clear selection", () => {
     select([]);
     focus(current);
   });
-  const selection = make("span", { className: "imgsearch-selection" }, count, all, none);
+  const selection = make("span.selection", {}, count, all, none);
   const size = make("input", { type: "range", min: 80, max: 320, step: 10, ariaLabel: "Size of the thumbnails", title: "Size of the thumbnails" });
-  size.addEventListener("input", () => update({ size: Number(size.value) }));
-  const bar = make("div", { className: "imgsearch-grid-bar" }, summary, legend, selection, size);
-  const list = make("ul", { className: "imgsearch-grid", role: "list" });
+  size.oninput = () => update({ size: Number(size.value) });
+  const bar = make("div.grid-bar", {}, summary, legend, selection, size);
+  const list = make("ul.grid", { role: "list" });
   const more = button("", () => options.onMore?.());
   const root = make("div", {}, bar, list, more);
   element.append(root);
@@ -55,27 +50,23 @@ export function createGrid(element, options = {}) {
 
   function createTile(key) {
     const img = make("img", { loading: "lazy", draggable: false });
-    const reason = make("span", { className: "imgsearch-muted" });
-    const score = make("span", { className: "imgsearch-score", ariaHidden: "true" });
-    const picture = make("span", { className: "imgsearch-picture" }, img, reason, score);
-    const caption = make("span", { className: "imgsearch-caption", ariaHidden: "true" });
-    const main = make("button", { type: "button", className: "imgsearch-pick" }, picture, caption);
-    const tile = make("li", { className: "imgsearch-tile" }, main);
-    main.addEventListener("click", (event) => press(key, event));
-    main.addEventListener("focus", () => setCurrent(key));
-    const open = button("⤢", () => options.onOpen(key), { className: "imgsearch-corner imgsearch-open", tabIndex: -1, title: "Open the original (o)" });
-    if (options.onOpen) tile.append(open);
-    const mark = button("✓", (event) => choose(key, event.shiftKey), { className: "imgsearch-corner imgsearch-mark", tabIndex: -1 });
-    tile.append(mark);
-    const judge = (sign, value, name, title) => button(sign, () => options.onJudge(key, value), { className: `imgsearch-corner imgsearch-${name}`, tabIndex: -1, title });
-    const like = judge("+", 1, "like", "More like this (y)");
-    const unlike = judge("−", -1, "unlike", "Less like this (n)");
-    if (options.onJudge) tile.append(like, unlike);
-    tile.addEventListener("dragstart", (event) => {
+    const reason = make("span.muted");
+    const score = make("span.score", { ariaHidden: "true" });
+    const picture = make("span.picture", {}, img, reason, score);
+    const caption = make("span.caption", { ariaHidden: "true" });
+    const main = make("button.pick", { type: "button", onfocus: () => setCurrent(key), onclick: (event) => press(key, event) }, picture, caption);
+    const tile = make("li.tile", {}, main);
+    const corner = (name, label, onclick, title = "") => make(`button.corner.${name}`, { type: "button", tabIndex: -1, onclick, title }, label);
+    const open = corner("open", "⤢", () => options.onOpen(key), "Open the original (o)");
+    const mark = corner("mark", "✓", (event) => choose(key, event.shiftKey));
+    const like = corner("like", "+", () => options.onJudge(key, 1), "More like this (y)");
+    const unlike = corner("unlike", "−", () => options.onJudge(key, -1), "Less like this (n)");
+    tile.append(mark, ...(options.onOpen ? [open] : []), ...(options.onJudge ? [like, unlike] : []));
+    tile.ondragstart = (event) => {
       event.dataTransfer.setData(DRAGGED, key);
       event.dataTransfer.effectAllowed = "copy";
-    });
-    const heading = make("li", { className: "imgsearch-heading" });
+    };
+    const heading = make("li.heading");
     return { tile, main, img, reason, picture, score, caption, open, mark, like, unlike, heading, name: null };
   }
 
@@ -166,7 +157,7 @@ export function createGrid(element, options = {}) {
     return undefined;
   }
 
-  list.addEventListener("keydown", (event) => {
+  list.onkeydown = (event) => {
     const { key, shiftKey } = event;
     const command = event.ctrlKey || event.metaKey;
     const next = command || event.altKey ? undefined : target(key);
@@ -185,11 +176,11 @@ export function createGrid(element, options = {}) {
     else return;
     event.preventDefault();
     event.stopPropagation();
-  });
+  };
   // Space would click the button.
-  list.addEventListener("keyup", (event) => {
+  list.onkeyup = (event) => {
     if (event.key === " " && state.selecting) event.preventDefault();
-  });
+  };
 
   // ---------------------------------------------------------------- update
 

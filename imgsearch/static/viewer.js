@@ -1,16 +1,12 @@
 // Shows one image of a list large, beside the query if there is one.
 //
 //   const viewer = createViewer(element, { load(key) {}, onSearch(key) {}, onShow(key) {} });
-//   viewer.update({ items, current, query });
-//   viewer.destroy();
+//   viewer.update({ items, current: key or null, query: { src, name } or null });
 //
-// Items are those of the grid, with `path` (which can be copied) and `facts` ([[name, value], …])
-// where they are known. `current` is the key of the image to show; null closes the viewer.
-// `load(key)` returns a promise of { src, note }: the URL of the original and its size in words;
-// until then the thumbnail is shown. `query` is null or { src, name }. `onShow` is called with the
-// key of each image that is shown, and with null when the viewer closes.
-// Keys: arrows go to the next and the previous image; + and - zoom, 0 fits the image to the window,
-// and arrows move a zoomed image; Enter searches; Escape closes, and the focus returns.
+// Items are those of the grid, with `path` (which can be copied) and `facts` ([[name, value], …]).
+// `load(key)` promises { src, note } of the original; until then the thumbnail is shown. `onShow`
+// is called with each key that is shown, and with null when the viewer closes. Keys: arrows turn to
+// the next image or move a zoomed one; + and − zoom, 0 fits; Enter searches; Escape closes.
 import { button, make, put, putChildren } from "./dom.js";
 
 const DEEPEST = 16; // times the fitted size
@@ -18,37 +14,37 @@ const SWEEP = 60; // pixels that a finger moves to turn to the next image
 
 export function createViewer(element, options = {}) {
   const state = { items: [], current: null, query: null, ...options };
-  const name = make("h2", { className: "imgsearch-viewer-name" });
+  const name = make("h2.viewer-name");
   const close = button("Close", () => dialog.close());
   const img = make("img", { draggable: false });
-  const stage = make("div", { className: "imgsearch-viewer-stage" }, img);
+  const stage = make("div.viewer-stage", {}, img);
   const queryImg = make("img", { draggable: false });
   const queryName = make("figcaption");
-  const query = make("figure", { className: "imgsearch-viewer-query" }, queryImg, queryName);
-  const previous = button("‹", () => step(-1), { className: "imgsearch-button imgsearch-viewer-step", ariaLabel: "Previous image" });
-  const next = button("›", () => step(1), { className: "imgsearch-button imgsearch-viewer-step", ariaLabel: "Next image" });
-  const note = make("span", { className: "imgsearch-muted", role: "status" });
-  const path = make("code", { className: "imgsearch-viewer-path" });
+  const query = make("figure.viewer-query", {}, queryImg, queryName);
+  const previous = button("‹", () => step(-1), ".viewer-step", { ariaLabel: "Previous image" });
+  const next = button("›", () => step(1), ".viewer-step", { ariaLabel: "Next image" });
+  const note = make("span.muted", { role: "status" });
+  const path = make("code.viewer-path");
   const copy = button("Copy path", copyPath);
-  const facts = make("dl", { className: "imgsearch-viewer-facts" });
+  const facts = make("dl.viewer-facts");
   const compare = button("Compare", () => {
     comparing = !comparing;
     draw();
   });
-  const zoomOut = button("−", () => zoom(1 / 1.5), { ariaLabel: "Zoom out" });
+  const zoomOut = button("−", () => zoom(1 / 1.5), "", { ariaLabel: "Zoom out" });
   const fit = button("Fit", () => place(1, 0, 0));
-  const zoomIn = button("+", () => zoom(1.5), { ariaLabel: "Zoom in" });
+  const zoomIn = button("+", () => zoom(1.5), "", { ariaLabel: "Zoom in" });
   const search = button(options.searchLabel ?? "Search with this", () => {
     const key = state.current;
     state.current = null; // an update before the close event must not open it again
     dialog.close();
     options.onSearch?.(key);
-  }, { className: "imgsearch-button imgsearch-primary" });
-  const save = make("a", { className: "imgsearch-button", textContent: "Download" });
-  const dialog = make("dialog", { className: "imgsearch-viewer" },
-    make("div", { className: "imgsearch-viewer-bar" }, name, note, close),
-    make("div", { className: "imgsearch-viewer-body" }, query, previous, stage, next),
-    make("div", { className: "imgsearch-viewer-bar" }, search, zoomOut, fit, zoomIn, compare, save, copy, path, facts));
+  }, ".primary");
+  const save = make("a.button", { textContent: "Download" });
+  const dialog = make("dialog.viewer", {},
+    make("div.viewer-bar", {}, name, note, close),
+    make("div.viewer-body", {}, query, previous, stage, next),
+    make("div.viewer-bar", {}, search, zoomOut, fit, zoomIn, compare, save, copy, path, facts));
   element.append(dialog);
 
   let shown = null; // key of the image that is shown or being loaded
@@ -145,12 +141,12 @@ export function createViewer(element, options = {}) {
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / 400), ...fromMiddle(event));
   }, { passive: false });
-  stage.addEventListener("dblclick", (event) => (scale > 1 ? place(1, 0, 0) : zoom(2.5, ...fromMiddle(event))));
+  stage.ondblclick = (event) => (scale > 1 ? place(1, 0, 0) : zoom(2.5, ...fromMiddle(event)));
   stage.addEventListener("pointerdown", (event) => {
     stage.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, fromMiddle(event));
   });
-  stage.addEventListener("pointermove", (event) => {
+  stage.onpointermove = (event) => {
     if (!fingers.has(event.pointerId)) return;
     const now = fromMiddle(event);
     const last = fingers.get(event.pointerId);
@@ -160,7 +156,7 @@ export function createViewer(element, options = {}) {
       const apart = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
       zoom(apart(now) / apart(last), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
     } else place(scale, offset[0] + now[0] - last[0], offset[1] + now[1] - last[1]);
-  });
+  };
   for (const kind of ["pointerup", "pointercancel"]) {
     stage.addEventListener(kind, (event) => fingers.delete(event.pointerId));
   }
@@ -177,7 +173,7 @@ export function createViewer(element, options = {}) {
   // ---------------------------------------------------------------- keys
 
   const pan = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
-  dialog.addEventListener("keydown", (event) => {
+  dialog.onkeydown = (event) => {
     const { key } = event;
     event.stopPropagation(); // the keys of the page mean something else
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -190,15 +186,15 @@ export function createViewer(element, options = {}) {
     else if (key === "Enter" && !event.target.closest("button, a")) search.click();
     else return;
     event.preventDefault();
-  });
-  dialog.addEventListener("click", (event) => {
+  };
+  dialog.onclick = (event) => {
     if (event.target === dialog) dialog.close(); // the backdrop
-  });
-  dialog.addEventListener("close", () => {
+  };
+  dialog.onclose = () => {
     state.current = shown = null;
     img.removeAttribute("src");
     options.onShow?.(null);
-  });
+  };
 
   function update(changes) {
     Object.assign(state, changes);

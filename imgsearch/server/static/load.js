@@ -25,26 +25,26 @@ function describe(ingest) {
 }
 
 export function createLoad(dialog, opener, options) {
-  const folder = make("input", { className: "imgsearch-field", name: "folder", required: true, autocomplete: "off" });
-  const collection = make("input", { className: "imgsearch-field", name: "collection", required: true, autocomplete: "off", pattern: "[A-Za-z_][A-Za-z0-9_]*", title: "Letters, digits and _" });
+  const folder = make("input.field", { name: "folder", required: true, autocomplete: "off" });
+  const collection = make("input.field", { name: "collection", required: true, autocomplete: "off", pattern: "[A-Za-z_][A-Za-z0-9_]*", title: "Letters, digits and _" });
   const roots = make("datalist", { id: "roots" });
   const names = make("datalist", { id: "collections" });
   folder.setAttribute("list", "roots");
   collection.setAttribute("list", "collections");
   const recursive = make("input", { type: "checkbox", checked: true });
-  const start = make("button", { type: "submit", className: "imgsearch-button imgsearch-primary" }, "Start");
-  const message = make("p", { className: "imgsearch-wrong", role: "alert" });
+  const start = make("button.button.primary", { type: "submit" }, "Start");
+  const message = make("p.wrong", { role: "alert" });
   const form = make("form", {},
     make("label", {}, "Folder on the server", folder), make("label", {}, "Collection", collection),
-    make("label", { className: "check" }, recursive, "Include subfolders"), start, roots, names);
+    make("label.check", {}, recursive, "Include subfolders"), start, roots, names);
   const none = make("p", {}, "Start the server with --root DIR to name the folders that may be loaded.");
   const bar = make("progress", { ariaLabel: "Progress of the load" });
   const line = make("p", { role: "status" });
   const stop = button("Stop", () => request(`ingests/${following.id}/stop`, { method: "POST" }).catch(wrong));
-  const failures = make("details", {});
-  const progress = make("div", { className: "progress", hidden: true }, bar, line, stop, failures);
+  const failures = make("details");
+  const progress = make("div.progress", { hidden: true }, bar, line, stop, failures);
   const close = button("Close", () => dialog.close());
-  dialog.append(make("div", { className: "sheet-head" }, make("h2", { id: "loading-title" }, "Load images"), close),
+  dialog.append(make("div.sheet-head", {}, make("h2", { id: "loading-title" }, "Load images"), close),
     none, form, message, progress);
 
   let following = null; // { id, source } of the ingest that is shown
@@ -65,7 +65,7 @@ export function createLoad(dialog, opener, options) {
     put(opener, { textContent: ended ? "Load images" : `Loading ${ingest.total ? Math.floor(100 * ingest.done / ingest.total) : 0} %` });
     put(failures, { hidden: !ended || !ingest.failures.length });
     failures.replaceChildren(make("summary", {}, "Files that could not be read"),
-      ...ingest.failures.map(({ path, reason }) => make("p", { className: "imgsearch-muted" }, `${path}: ${reason}`)));
+      ...ingest.failures.map(({ path, reason }) => make("p.muted", {}, `${path}: ${reason}`)));
     if (!ended) return;
     following?.source.close();
     options.onLoaded(ingest);
@@ -82,8 +82,8 @@ export function createLoad(dialog, opener, options) {
     });
   }
 
-  opener.addEventListener("click", () => dialog.showModal());
-  form.addEventListener("submit", async (event) => {
+  opener.onclick = () => dialog.showModal();
+  form.onsubmit = async (event) => {
     event.preventDefault();
     message.textContent = "";
     try {
@@ -92,7 +92,7 @@ export function createLoad(dialog, opener, options) {
     } catch (error) {
       wrong(error);
     }
-  });
+  };
 
   return {
     update(given) {

@@ -10,7 +10,8 @@ import { createViewer } from "./viewer.js";
 
 const KEPT = 20; // lists that Back shows at once
 const REFUSED = 5; // times that a thumbnail is asked for again
-const SLOW = 150; // milliseconds after which a search shows that it is under way
+const SLOW = 150; // milliseconds after which a request shows that it is under way
+const EMPTY = { where: {}, query: null, box: null, examples: [], open: null };
 
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
@@ -18,9 +19,10 @@ const root = document.documentElement;
 let about = null; // the server, and what this client may do
 let collections = [];
 let attributed = null; // the collection whose values the filters show
-let view = { collection: "", where: {}, query: null, box: null, open: null };
+let view = { collection: "", ...EMPTY };
 let list = { key: null, items: [], next: null };
 let running = null; // AbortController of the request for a list
+let waiting = 0; // requests under way
 const lists = new Map(); // by what they show, the latest last
 const places = new Map(); // scroll positions, by entry of the history
 const files = new Map(); // uploaded pictures, by their id on the server
@@ -31,7 +33,8 @@ const known = new Map(); // details of stored images, by address
 function fromAddress() {
   const given = new URLSearchParams(location.search);
   const { upload, box = null } = history.state ?? {};
-  const query = ["image", "text"].filter((kind) => given.has(kind)).map((kind) => ({ [kind]: given.get(kind) }))[0] ?? (upload ? { upload } : null);
+  const kind = ["image", "text"].find((name) => given.has(name));
+  const examples = (name, liked) => (given.get(name)?.split(",") ?? []).map((key) => ({ key, liked }));
   let where = {};
   try {
     where = JSON.parse(given.get("where") ?? "{}");
@@ -40,36 +43,48 @@ function fromAddress() {
   }
   const first = collections.find(({ name }) => name === about.collection) ?? collections[0];
   return {
-    collection: given.get("collection") ?? first?.name ?? about.collection, where, query,
-    box: given.get("box")?.split(",").map(Number) ?? box, open: given.get("open"),
+    collection: given.get("collection") ?? first?.name ?? about.collection, where,
+    query: kind ? { [kind]: given.get(kind) } : upload ? { upload } : null,
+    box: given.get("box")?.split(",").map(Number) ?? box,
+    examples: [...examples("like", true), ...examples("unlike", false)], open: given.get("open"),
   };
 }
 
-function address({ collection, where, query, box, open }) {
+function address({ collection, where, query, box, examples, open }) {
   const parts = new URLSearchParams({ collection });
-  if (Object.keys(where).length) parts.set("where", JSON.stringify(where));
-  if (query?.image) parts.set("image", query.image);
-  if (query?.text) parts.set("text", query.text);
-  if (query && box && !query.upload) parts.set("box", box.join());
-  if (open) parts.set("open", open);
+  const { image, text } = query ?? {};
+  const keys = (liked) => examples.filter((one) => one.liked === liked).map((one) => one.key).join();
+  const given = {
+    where: Object.keys(where).length && JSON.stringify(where), image, text,
+    box: image && box?.join(), like: keys(true), unlike: keys(false), open,
+  };
+  for (const [name, value] of Object.entries(given)) if (value) parts.set(name, value);
   return `/?${parts}`;
 }
 
 // Shows something else, as a new entry of the history or instead of the present one.
 function go(changes, { replace = false, opened = false } = {}) {
   view = { ...view, ...changes };
-  const { query, box } = view;
+  const { upload } = view.query ?? {};
   const old = (replace && history.state) || {};
-  const state = { entry: old.entry ?? Math.random(), opened: opened || old.opened, ...(query?.upload && { upload: query.upload, box }) };
+  const state = { entry: old.entry ?? Math.random(), opened: opened || old.opened, ...(upload && { upload, box: view.box }) };
   history[replace ? "replaceState" : "pushState"](state, "", address(view));
   return show();
 }
 
 // Searches with something else; the filters stay.
 async function searchFor(query) {
-  await go({ query, box: null, open: null });
+  await go({ ...EMPTY, where: view.where, query });
   scrollTo(0, 0);
 }
+
+// Searches with the same and other examples; counter-examples alone are no query.
+function searchLike(examples, query = view.query) {
+  const enough = query || examples.some(({ liked }) => liked);
+  return go({ query, box: query && view.box, examples: enough ? examples : [] });
+}
+
+const searching = () => Boolean(view.query || view.examples.length);
 
 addEventListener("popstate", async () => {
   const place = places.get(history.state?.entry) ?? 0;
@@ -86,9 +101,7 @@ function collection() {
   return collections.find(({ name }) => name === view.collection) ?? { images: 0, text: false };
 }
 
-function path(rest) {
-  return `collections/${encodeURIComponent(view.collection)}${rest}`;
-}
+const path = (rest) => `collections/${encodeURIComponent(view.collection)}${rest}`;
 
 async function details(id) {
   const key = path(`/images/${id}`);
@@ -97,20 +110,33 @@ async function details(id) {
 }
 
 async function page(offset, signal) {
-  const { query, box } = view;
+  const { query, box, examples } = view;
   const limit = innerWidth > 1600 ? 120 : 60;
   const where = Object.keys(view.where).length ? view.where : undefined;
-  if (!query) {
+  if (!searching()) {
     const parts = new URLSearchParams({ offset, limit, ...(where && { where: JSON.stringify(where) }) });
     const found = await request(path(`/images?${parts}`), { signal });
     return { ...found, matched: found.total };
   }
-  const body = { limit, offset, where };
-  if (query.text) body.text = query.text;
-  else if (query.image) Object.assign(body, { image_id: query.image, exclude: [query.image], box });
-  else Object.assign(body, { query_id: query.upload.id, box });
+  const { image, text, upload } = query ?? {};
+  const body = { limit, offset, where, text, image_id: image, query_id: upload?.id, exclude: image ? [image] : [] };
+  if (image || upload) body.box = box;
+  for (const { key, liked } of examples) (body[liked ? "like" : "unlike"] ??= []).push(key);
   const found = await request(path("/search"), { body, signal });
   return { ...found, items: found.hits };
+}
+
+// Shows that something is under way, if it takes long.
+async function busy(work) {
+  waiting++;
+  const slow = setTimeout(() => put($("busy"), { hidden: false }), SLOW);
+  try {
+    return await work();
+  } finally {
+    clearTimeout(slow);
+    waiting--;
+    put($("busy"), { hidden: !waiting });
+  }
 }
 
 async function send(file) {
@@ -122,19 +148,14 @@ async function send(file) {
 }
 
 async function searchWith([file]) {
-  if (file.size > about.max_bytes) {
-    drop.update({ message: `${file.name} is too large: ${about.max_bytes >> 20} MiB at most.` });
-    return;
-  }
-  drop.update({ message: "" });
-  put($("busy"), { hidden: false });
+  const tooLarge = file.size > about.max_bytes;
+  drop.update({ message: tooLarge ? `${file.name} is too large: ${about.max_bytes >> 20} MiB at most.` : "" });
+  if (tooLarge) return;
   try {
-    await searchFor({ upload: await send(file) });
+    await busy(async () => searchFor({ upload: await send(file) }));
   } catch (error) {
     if (error.status === 400) drop.update({ message: `${file.name}: ${error.message}` });
     else fail(error);
-  } finally {
-    put($("busy"), { hidden: true });
   }
 }
 
@@ -153,26 +174,15 @@ async function more(target, signal) {
 }
 
 async function listImages() {
-  const { collection, where, query, box } = view;
-  const key = JSON.stringify([collection, where, query?.upload?.id ?? query, query && box]);
+  const { collection, where, query, box, examples } = view;
+  const key = JSON.stringify([collection, where, query?.upload?.id ?? query, query && box, examples]);
   running?.abort();
-  running = null;
   if (list.key === key) return;
-  const kept = lists.get(key);
-  if (!kept) {
+  if (!lists.has(key)) {
     const mine = running = new AbortController();
     const fresh = { key, items: [], next: null };
-    const slow = setTimeout(() => put($("busy"), { hidden: false }), SLOW);
     grid.update({ busy: true });
-    try {
-      await more(fresh, mine.signal);
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      throw error;
-    } finally {
-      clearTimeout(slow);
-      if (running === mine || !running) put($("busy"), { hidden: true });
-    }
+    await busy(() => more(fresh, mine.signal));
     if (mine.signal.aborted) return;
     lists.set(key, fresh);
     if (lists.size > KEPT) lists.delete(lists.keys().next().value);
@@ -193,43 +203,37 @@ async function moreImages() {
   if (list === target) drawImages();
 }
 
-function count(number, what) {
-  return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
-}
-
 function summary() {
   const { query, box } = view;
   if (!list.items.length) return "";
-  if (!query) return count(list.matched ?? collection().images, "image");
-  if (query.text) return `Images for “${query.text}”`;
-  return box ? "Similar to this part" : "Similar images";
+  if (query?.text) return `Images for “${query.text}”`;
+  if (query) return box ? "Similar to this part" : "Similar images";
+  if (searching()) return "Images like the examples";
+  const number = list.matched ?? collection().images;
+  return `${number.toLocaleString("en")} image${number === 1 ? "" : "s"}`;
 }
 
 function drawImages() {
-  const withScores = Boolean(view.query) && localStorage.scores === "yes";
+  const withScores = searching() && localStorage.scores === "yes";
   for (const item of list.items) item.score = withScores ? item.similarity.toFixed(3) : "";
   grid.update({
     items: list.items, busy: false, summary: summary(), label: summary() || "Images", more: list.next === null ? "" : "Show more",
-    legend: withScores ? "Score: cosine similarity; 1 is the same picture" : "",
+    judging: searching(), legend: withScores ? "Score: cosine similarity; 1 is the same picture" : "",
   });
-  put($("scores"), { hidden: !view.query, ariaPressed: String(withScores) });
-  const empty = $("empty");
-  put(empty, { hidden: list.items.length > 0 });
+  put(scores, { hidden: !searching(), ariaPressed: String(withScores) });
+  put($("empty"), { hidden: list.items.length > 0 });
   const admin = about.scope === "admin";
-  if (collection().images) {
-    empty.replaceChildren(make("h2", {}, "No matches"), make("p", {}, "No image fits these filters."),
-      button("Clear filters", () => go({ where: {} })));
-  } else {
-    empty.replaceChildren(make("h2", {}, "There are no images yet"),
-      make("p", {}, admin ? "Load a folder of images to search in." : "An administrator can load a folder of images."),
-      ...(admin ? [button("Load images", () => $("load").click(), { className: "imgsearch-button imgsearch-primary" })] : []));
-  }
+  const [title, text, next] = collection().images
+    ? ["No matches", "No image fits these filters.", button("Clear filters", () => go({ where: {} }))]
+    : ["There are no images yet", admin ? "Load a folder of images to search in." : "An administrator can load a folder of images.",
+      admin ? button("Load images", () => $("load").click(), ".primary") : ""];
+  $("empty").replaceChildren(make("h2", {}, title), make("p", {}, text), next);
 }
 
 // ---------------------------------------------------------------- errors
 
-function fail({ status, message }) {
-  put($("busy"), { hidden: true });
+function fail({ name, status, message }) {
+  if (name === "AbortError") return; // something else is asked for already
   grid.update({ busy: false });
   root.classList.toggle("locked", status === 401);
   if (status === 401) askForToken();
@@ -237,15 +241,16 @@ function fail({ status, message }) {
     const again = button("Try again", () => {
       list.key = attributed = null;
       start();
-    }, { hidden: status >= 400 && status < 429 });
+    });
+    again.hidden = status >= 400 && status < 429;
     $("problem").replaceChildren(make("p", {}, status === 503 || status === 429 ? "The server is busy. Try again in a moment." : message), again);
   }
   put($("problem"), { hidden: false });
 }
 
 function askForToken() {
-  const token = make("input", { type: "password", className: "imgsearch-field", name: "token", required: true, ariaLabel: "Token", placeholder: "Token" });
-  const form = make("form", { action: "/" }, token, make("button", { className: "imgsearch-button imgsearch-primary" }, "Open"));
+  const token = make("input.field", { type: "password", name: "token", required: true, ariaLabel: "Token", placeholder: "Token" });
+  const form = make("form", { action: "/" }, token, make("button.button.primary", {}, "Open"));
   const given = new URLSearchParams(location.search);
   const refused = given.has("token");
   given.delete("token");
@@ -261,7 +266,7 @@ async function drawQuery() {
   const { query, box, collection } = view;
   const picture = query && !query.text;
   root.classList.toggle("searching", Boolean(picture));
-  root.classList.toggle("reading", Boolean(query?.text));
+  root.classList.toggle("reading", searching() && !picture);
   drop.update({ compact: Boolean(picture), message: "" });
   put($("invitation"), { textContent: picture ? "Searching with" : "Find images like yours" });
   for (const id of ["end", "note"]) put($(id), { hidden: !picture });
@@ -270,7 +275,7 @@ async function drawQuery() {
   if (!picture) {
     crop.update({ src: "", note: "" });
     viewer.update({ query: null });
-    document.title = `${query?.text ?? collection} – imgsearch`;
+    document.title = `${query?.text ?? (searching() ? "Examples" : collection)} – imgsearch`;
     return;
   }
   let shown = query.upload;
@@ -279,10 +284,32 @@ async function drawQuery() {
     shown = { name, width, height, src: `${thumbnail}?size=large` };
   }
   if (view.query !== query) return;
-  crop.update({ src: shown.src, width: shown.width, height: shown.height, box, alt: shown.name, note: "Draw on the picture to search with a part of it." });
-  viewer.update({ query: { src: shown.src, name: shown.name } });
+  const { src, name, width, height } = shown;
+  crop.update({ src, width, height, box, alt: name, note: "Draw on the picture to search with a part of it." });
+  viewer.update({ query: { src, name } });
   put($("note"), { textContent: query.image ? "" : "Your picture is not stored, and not part of the address." });
-  document.title = `Similar to ${shown.name} – imgsearch`;
+  document.title = `Similar to ${name} – imgsearch`;
+}
+
+// The parts of a query that has examples. Pressing one removes it.
+async function drawParts() {
+  const { query, examples } = view;
+  const chip = (text, remove, picture = "") => button(picture, remove, ".part", { ariaLabel: `Remove ${text}`, title: `Remove ${text}` });
+  const chips = await Promise.all(examples.map(async (example) => {
+    const { name, thumbnail } = await details(example.key);
+    const remove = () => searchLike(examples.filter((other) => other !== example));
+    const one = chip(`${example.liked ? "like" : "unlike"} ${name}`, remove, make("img", { src: `${thumbnail}?size=small`, alt: "" }));
+    one.prepend(example.liked ? "+" : "−");
+    return one;
+  }));
+  if (view.examples !== examples) return;
+  if (query && chips.length) {
+    const text = query.text ? `“${query.text}”` : "the picture";
+    chips.unshift(chip(text, () => searchLike(examples, null), text));
+  }
+  const held = $("parts").contains(document.activeElement);
+  $("parts").replaceChildren(...chips);
+  if (held) (chips[0] ?? $("results")).focus();
 }
 
 async function drawViewer() {
@@ -303,7 +330,7 @@ async function show() {
   filters.update({ where: view.where });
   try {
     if (!collections.length) drawImages();
-    else await Promise.all([drawQuery(), listImages(), drawAttributes()]);
+    else await Promise.all([drawQuery(), drawParts(), listImages(), drawAttributes()]);
     await drawViewer();
   } catch (error) {
     const { upload } = view.query ?? {};
@@ -325,26 +352,26 @@ async function drawAttributes() {
 
 // ---------------------------------------------------------------- components
 
-const drop = createDrop($("drop"), {
-  onFiles: searchWith,
-  onKey: (key) => searchFor({ image: key }),
-});
+const drop = createDrop($("drop"), { onFiles: searchWith, onKey: (key) => searchFor({ image: key }) });
 const crop = createCrop(drop.slot, { onBox: (box) => go({ box }) });
 const filters = createFilters($("filters"), { onChange: (where) => go({ where }) });
 const grid = createGrid($("grid"), {
   endless: true, draggable: true, size: innerWidth < 640 ? 150 : innerWidth < 1200 ? 180 : 220,
   onPick: (key) => go({ open: key }, { opened: true }), onMore: moreImages,
+  onJudge: (key, value) => searchLike([...view.examples, { key, liked: value > 0 }]),
+  onUndo: () => searchLike(view.examples.slice(0, -1)),
 });
-grid.bar.append(button("Scores", () => {
+const scores = button("Scores", () => {
   localStorage.scores = localStorage.scores === "yes" ? "no" : "yes";
   drawImages();
-}, { id: "scores" }));
+}, "", { id: "scores" });
+grid.bar.append(scores);
 const viewer = createViewer(document.body, {
   searchLabel: "More like this",
   load: async (key) => {
     const image = await details(key);
     const item = list.items.find((one) => one.key === key);
-    const facts = [["Format", image.format], ...Object.entries(image.attributes ?? {}).map(([name, value]) => [name, [value].flat().join(", ")])];
+    const facts = [["Format", image.format], ...Object.entries(image.attributes).map(([name, value]) => [name, [value].flat().join(", ")])];
     if (item) item.facts = facts;
     viewer.update({});
     return { src: image.original, note: `${image.width} × ${image.height} · ${Math.ceil(image.size / 1024).toLocaleString("en")} kB` };
@@ -370,33 +397,34 @@ const load = createLoad($("loading"), $("load"), {
   },
 });
 
-$("words").addEventListener("submit", (event) => {
+$("words").onsubmit = (event) => {
   event.preventDefault();
   const text = $("words").text.value.trim();
   searchFor(text ? { text } : null);
-});
-$("collection").addEventListener("change", ({ target }) => go({ collection: target.value, where: {}, query: null, box: null, open: null }));
-function clicked(id, act) {
-  $(id).addEventListener("click", (event) => {
+};
+$("collection").onchange = ({ target }) => go({ ...EMPTY, collection: target.value });
+for (const [id, act] of Object.entries({
+  skip: () => $("results").focus(),
+  home: () => {
+    view.where = {};
+    searchFor(null);
+  },
+  end: () => searchFor(null),
+  share: async () => {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      put($("note"), { textContent: "Link copied. Whoever opens it needs access to this server." });
+    } catch {
+      put($("note"), { textContent: "Copy the address of the page to share this search." });
+    }
+  },
+})) {
+  $(id).onclick = (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // opens a tab
     event.preventDefault();
     act();
-  });
+  };
 }
-clicked("skip", () => $("results").focus());
-clicked("home", () => {
-  view.where = {};
-  searchFor(null);
-});
-clicked("end", () => searchFor(null));
-clicked("share", async () => {
-  try {
-    await navigator.clipboard.writeText(location.href);
-    put($("note"), { textContent: "Link copied. Whoever opens it needs access to this server." });
-  } catch {
-    put($("note"), { textContent: "Copy the address of the page to share this search." });
-  }
-});
 $("drop").querySelector(".imgsearch-drop-buttons").append($("share"), $("end"));
 
 // ---------------------------------------------------------------- the window
@@ -404,11 +432,11 @@ $("drop").querySelector(".imgsearch-drop-buttons").append($("share"), $("end"));
 const system = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
 const drawTheme = () => put($("theme"), { ariaPressed: String(isDark()) });
-$("theme").addEventListener("click", () => {
+$("theme").onclick = () => {
   root.dataset.theme = localStorage.theme = isDark() ? "light" : "dark";
   drawTheme();
-});
-system.addEventListener("change", drawTheme);
+};
+system.onchange = drawTheme;
 
 // A picture may be dropped anywhere.
 const isFile = (event) => event.dataTransfer?.types.includes("Files");
