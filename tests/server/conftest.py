@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +22,17 @@ from imgsearch.ingestion import ingest
 from imgsearch.server.app import create_app
 from imgsearch.server.security import visitor_token
 from imgsearch.server.service import Options
+from tests.conftest import ROOT
+from tests.guarantees.common import environment
 from tests.helpers import paint
 
 TOKEN = "a-token-of-the-tests"
+BOUND = """
+import ctypes, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it dies with its parent
+runpy.run_module("imgsearch.server", run_name="__main__")
+"""
 ODD = ["a&b#c+d%41.png", "日本 x.png", os.fsdecode(b"\xff.png")]
 """Names that break addresses, or are no UTF-8."""
 
@@ -60,6 +72,45 @@ class Running:
         self._server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive()
+
+
+class Process:
+    """A server in a process of its own, which does not outlive the tests."""
+
+    def __init__(self, log: Path, settings: Settings, *arguments: str):
+        self._log = log
+        names = {name.upper() for name in Settings.model_fields}
+        inherited = {key: value for key, value in os.environ.items() if key not in names}
+        own = {"IMGSEARCH_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+        with log.open("a") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOUND, "--port", "0", *arguments],
+                cwd=ROOT,
+                env=inherited | environment(settings) | own,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self.printed = self._process.stdout.readline() + self._process.stdout.readline()
+        assert self.printed, log.read_text()
+        self.url = re.search(r"http://[^?]*", self.printed)[0]
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=120)
+
+    def wait_until_ready(self) -> None:
+        until = time.monotonic() + 60
+        while self.client.get("/readyz").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def end(self, number: int = signal.SIGTERM) -> str:
+        """End it, if it still runs, and return its log."""
+        self.client.close()
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait(60)
+        self._process.stdout.close()
+        return self._log.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -2,64 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from imgsearch.gallery import Gallery
 from imgsearch.server.__main__ import _options, _parser, main
 from imgsearch.server.security import visitor_token
-from tests.conftest import ROOT
-from tests.guarantees.common import assert_consistent, environment
+from tests.guarantees.common import assert_consistent
 from tests.helpers import paint
-from tests.server.conftest import TOKEN
-
-ADDRESS = re.compile(r"(http://\S+?/)\?token=(\S+)")
+from tests.server.conftest import TOKEN, Process
 
 
-class Process:
-    """A server in a process of its own."""
+@pytest.fixture
+def launch(stored, tmp_path) -> Iterator[Callable[..., Process]]:
+    """Start servers in processes of their own, which end with the test."""
+    started = []
 
-    def __init__(self, log: Path, settings, *arguments: str):
-        self._log = log
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "imgsearch.server", "--port", "0", *arguments],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                **environment(settings),
-                "IMGSEARCH_TOKEN": TOKEN,
-                "PYTHONPATH": str(ROOT),
-            },
-            stdout=subprocess.PIPE,
-            stderr=log.open("a"),
-            text=True,
-        )
-        self.printed = self._process.stdout.readline()
-        self.printed += self._process.stdout.readline()
-        self.url, token = ADDRESS.search(self.printed).groups()
-        headers = {"Authorization": f"Bearer {token}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=120)
+    def run(*arguments: str) -> Process:
+        started.append(Process(tmp_path / "log", stored, *arguments))
+        started[-1].wait_until_ready()
+        return started[-1]
 
-    def end(self, number: int = signal.SIGTERM) -> str:
-        self.client.close()
-        self._process.send_signal(number)
-        self._process.communicate(timeout=60)
-        return self._log.read_text()
-
-
-def ready(process: Process) -> None:
-    until = time.monotonic() + 60
-    while process.client.get("/readyz").status_code != 200:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    yield run
+    for process in started:
+        process.end(signal.SIGKILL)
 
 
 def test_each_start_makes_a_new_token_if_none_is_given():
@@ -82,15 +52,14 @@ def test_options_that_cannot_be_used_are_refused(arguments, why):
         main(arguments)
 
 
-def test_nothing_is_lost_when_the_server_is_killed_in_a_load(stored, tmp_path, collection):
+def test_nothing_is_lost_when_the_server_is_killed_in_a_load(launch, stored, tmp_path, collection):
     folder = tmp_path / "many"
     for number in range(300):
         paint(folder / f"{number}.png", number, size=(32, 24))
     arguments = ["--root", str(tmp_path), "--collection", collection, "--rate", "0"]
-    process = Process(tmp_path / "log", stored, *arguments)
+    process = launch(*arguments)
     assert process.url.startswith("http://127.0.0.1:")
     assert f"?token={visitor_token(TOKEN)}" in process.printed
-    ready(process)
     number = process.client.post("/api/v1/ingests", json={"folder": str(folder)}).json()["id"]
     until = time.monotonic() + 60
     while (told := process.client.get(f"/api/v1/ingests/{number}").json())["encoded"] < 64:
@@ -98,8 +67,7 @@ def test_nothing_is_lost_when_the_server_is_killed_in_a_load(stored, tmp_path, c
         assert time.monotonic() < until
         time.sleep(0.01)
     process.end(signal.SIGKILL)
-    process = Process(tmp_path / "log", stored, *arguments)
-    ready(process)
+    process = launch(*arguments)
     count = process.client.post("/img/count").json()
     assert told["encoded"] <= count <= 300, "acknowledged, but not there"
     assert process.client.post("/img/load", json={"File": str(folder)}).status_code == 200

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +14,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from imgsearch.config import Settings, load_settings
+from imgsearch.config import load_settings
 from imgsearch.server import security
 from tests.conftest import ROOT
+from tests.server.conftest import TOKEN, Process
 
 PHOTOS = sorted((ROOT / "data" / "VOCsample" / "JPEGImages").iterdir())
 STORED, OTHER = PHOTOS[:140], PHOTOS[150]
 LABELS = {photo.name: ("cat", "dog", "train")[i % 3] for i, photo in enumerate(STORED[:9])}
-TOKEN = "a-token-of-the-tests"
 HEIGHTS = {390: 844, 1000: 800, 1400: 900, 2560: 1440}
 PATIENCE = 60_000
 
@@ -55,31 +53,39 @@ def site(tmp_path_factory) -> Iterator[Site]:
     ingest(photos, "photos", settings=load_settings(**settings))
     with Gallery.open("photos", settings=load_settings(**settings)) as gallery:
         gallery.set_attributes({photos / name: {"label": label} for name, label in LABELS.items()})
-    names = {name.upper() for name in Settings.model_fields}
-    environment = {key: value for key, value in os.environ.items() if key not in names}
-    environment |= {key.upper(): str(value) for key, value in settings.items()}
-    environment |= {"PYTHONPATH": str(ROOT), "DEFAULT_TABLE": "photos"}
-    command = [sys.executable, "-m", "imgsearch.server", "--port", "0", "--token", TOKEN]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--root", str(root), "--rate", "0"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    greeting = process.stdout.readline()
-    assert greeting, (home / "log").read_text()
-    yield Site(re.search(r"http://[^?]*", greeting)[0], root)
-    process.terminate()
-    process.wait(30)
-    process.stdout.close()
+    arguments = ["--collection", "photos", "--root", str(root), "--rate", "0"]
+    process = Process(home / "log", load_settings(**settings), *arguments)
+    yield Site(process.url, root)
+    process.end()
+
+
+@pytest.fixture(scope="session")
+def context(chromium, site) -> Iterator[Callable]:
+    """A browser's window by its size, theme and rights, which keeps files that it has loaded."""
+    contexts = {}
+
+    def find(width: int, theme: str, admin: bool):
+        key = width, theme, admin
+        if key not in contexts:
+            phone = width < 600
+            contexts[key] = chromium.new_context(
+                viewport={"width": width, "height": HEIGHTS[width]},
+                color_scheme=theme,
+                has_touch=phone,
+                is_mobile=phone,
+                permissions=["clipboard-read", "clipboard-write"],
+            )
+        return contexts[key]
+
+    yield find
+    for one in contexts.values():
+        one.close()
 
 
 @pytest.fixture
-def open_page(chromium, site) -> Iterator[Callable]:
+def open_page(context, site) -> Iterator[Callable]:
     """Open the page at an address; errors and refused resources fail the test."""
-    contexts, errors = [], []
+    pages, errors = [], []
 
     def log(message) -> None:
         # A status that is an error is logged too; tests that provoke one look for the message.
@@ -94,16 +100,8 @@ def open_page(chromium, site) -> Iterator[Callable]:
         admin: bool = True,
         theme: str = "light",
     ):
-        phone = width < 600
-        context = chromium.new_context(
-            viewport={"width": width, "height": HEIGHTS[width]},
-            color_scheme=theme,
-            has_touch=phone,
-            is_mobile=phone,
-            permissions=["clipboard-read", "clipboard-write"],
-        )
-        contexts.append(context)
-        page = context.new_page()
+        page = context(width, theme, admin).new_page()
+        pages.append(page)
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", log)
@@ -113,8 +111,10 @@ def open_page(chromium, site) -> Iterator[Callable]:
         return page
 
     yield run
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.evaluate("localStorage.clear()")
+        page.context.clear_cookies()
+        page.close()
     assert errors == []
 
 
@@ -411,6 +411,64 @@ def test_scrolling_loads_more_and_back_returns_to_the_place(open_page, width):
     page.go_back()
     shown(page, "140 images")
     eventually(page, f"Math.abs(scrollY - {place}) < 5", True)
+
+
+# ---------------------------------------------------------------- examples
+
+
+@WIDTHS
+def test_results_become_examples_and_counter_examples(open_page, width):
+    page = open_page(width, admin=False)
+    assert page.get_by_role("button", name="More like").count() == 0
+    search_with(page, STORED[1].name)
+    liked = names(page)[3]
+    page.get_by_role("button", name=f"More like {liked}").click()
+    shown(page, "Similar images")
+    assert liked not in names(page)
+    unliked = names(page)[0]
+    page.get_by_role("button", name=f"Less like {unliked}").click()
+    shown(page, "Similar images")
+    found = names(page)
+    assert not {liked, unliked} & set(found)
+    assert set(address(page)) == {"collection", "image", "like", "unlike"}
+    parts = page.get_by_role("group", name="Parts of the query").get_by_role("button")
+    chips = ["Remove the picture", f"Remove like {liked}", f"Remove unlike {unliked}"]
+    assert parts.evaluate_all("all => all.map((chip) => chip.ariaLabel)") == chips
+    page.reload()
+    shown(page, "Similar images")
+    assert names(page) == found
+    page.get_by_role("button", name="Remove the picture").click()
+    shown(page, "Images like the examples")
+    assert set(address(page)) == {"collection", "like", "unlike"}
+    page.get_by_role("button", name=f"Remove like {liked}").click()
+    shown(page, "140 images")  # a counter-example alone is no query
+    assert set(address(page)) == {"collection"}
+    page.go_back()
+    shown(page, "Images like the examples")
+    page.go_back()
+    shown(page, "Similar images")
+    assert names(page) == found
+    page.go_back()
+    shown(page, "Similar images")
+    assert unliked in names(page)
+
+
+def test_results_are_judged_by_keys(open_page):
+    page = open_page()
+    page.get_by_role("searchbox", name="Describe").fill("dog")
+    page.keyboard.press("Enter")
+    shown(page, "Images for “dog”")
+    first = names(page)[0]
+    page.get_by_role("button", name=f"Open {first}").focus()
+    page.keyboard.press("n")
+    shown(page, "Images for “dog”")
+    assert first not in names(page)
+    page.get_by_role("button", name=f"Remove unlike {first}").wait_for()
+    page.get_by_role("button", name="Remove “dog”").wait_for()
+    page.keyboard.press("u")
+    shown(page, "Images for “dog”")
+    assert names(page)[0] == first
+    assert page.locator("#parts button").count() == 0
 
 
 # ---------------------------------------------------------------- words
