@@ -42,7 +42,7 @@ def collection_name(name: str) -> str:
 
 
 def as_collection_name(text: str) -> str:
-    """Make a valid collection name of any text, such as the name of a folder.
+    """Turn any text, such as the name of a folder, into a valid collection name.
 
     Examples
     --------
@@ -55,15 +55,15 @@ def as_collection_name(text: str) -> str:
 
 
 def _default_home() -> Path:
-    """Folder of earlier versions where it exists, else the platform's folder for user data."""
+    """Return the folder of earlier versions if it exists, else the platform's user data folder."""
     former = absolute("~/.local/share/imgsearch")
     return former if former.is_dir() else platformdirs.user_data_path("imgsearch", appauthor=False)
 
 
 class Settings(BaseSettings):
-    """Settings of imgsearch. Each field is read from the environment variable in upper case.
+    """Settings of imgsearch, each read from the environment variable of its name in upper case.
 
-    Made by :func:`load_settings`, which reports a value that cannot be used.
+    Use :func:`load_settings`, which reports invalid values as a :class:`ConfigError`.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -79,15 +79,17 @@ class Settings(BaseSettings):
     imgsearch_weights: Path | None = Field(
         None, description="file with the encoder's weights, instead of the cache or a download"
     )
-    imgsearch_device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    imgsearch_device: str = Field(
+        "auto", description="device of the encoder: auto, cpu, cuda, cuda:1, mps"
+    )
     imgsearch_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="arithmetic of the encoder: auto (chosen for the hardware), fp32, bf16, fp16",
     )
     imgsearch_backend: Literal["auto", "eager", "compile", "openvino", "onnxruntime"] = Field(
         "auto",
-        description="library that runs the encoder, if it can: auto, eager, compile, openvino, "
-        "onnxruntime",
+        description="library that runs the encoder, if it supports it: auto, eager, compile, "
+        "openvino, onnxruntime",
     )
     imgsearch_index: str = Field(
         "auto",
@@ -113,23 +115,24 @@ class Settings(BaseSettings):
     mysql_password: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("mysql_password", "mysql_pwd"),
-        description="password at MYSQL_HOST; MYSQL_PWD, as in the original demo, is the same",
+        description="password at MYSQL_HOST; MYSQL_PWD, its name in the original demo, works too",
     )
     mysql_db: str = Field("imgsearch", description="database at MYSQL_HOST")
     default_table: Annotated[str, AfterValidator(collection_name)] = Field(
-        "images", description="collection to use where none is named"
+        "images", description="collection that is used if none is named"
     )
     imgsearch_token: SecretStr | None = Field(
-        None, description="token of the web server's administrator; unset, each start makes one"
+        None, description="token of the web server's administrator; by default a random one"
     )
     top_k: int = Field(
         10,
         ge=1,
         le=16_384,
-        description="results of the web server's /img/search by default",
+        description="default number of results of the web server's /img/search",
     )
     upload_path: Annotated[Path, AfterValidator(absolute)] | None = Field(
-        None, description="folder of the web server's uploads; unset, uploads/ in IMGSEARCH_HOME"
+        None,
+        description="folder of the web server's uploads; by default uploads/ in IMGSEARCH_HOME",
     )
 
     @model_validator(mode="before")

@@ -1,7 +1,7 @@
 """Errors of imgsearch.
 
-Each error names the object, the reason and what to do, and has the same facts as
-attributes, so that notebooks and reports need not parse messages.
+The message of each error names the object, the reason and what to do about it. The same
+facts are attributes, so that notebooks and reports need not parse messages.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ConfigError(ImgSearchError, ValueError):
 
 
 class FilterError(ConfigError):
-    """A filter, or an attribute that filters are to find, cannot be used.
+    """A filter or an attribute is invalid.
 
-    `name` is the place in it, such as ``where["or"][1]["width"]``.
+    `name` locates the invalid part, such as ``where["or"][1]["width"]``.
     """
 
 
@@ -202,6 +202,6 @@ class DatasetError(ImgSearchError):
 
 
 def printable(thing: object) -> str:
-    """Text of a path or id with undecodable bytes and control characters escaped."""
+    """Return the text of a path or id with undecodable bytes and control characters escaped."""
     text = str(thing).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,12 +1,12 @@
-r"""A collection as one Parquet file.
+r"""Export of a collection to one Parquet file, and import from it.
 
 One row per path, sorted by ``image_id`` and path, with the columns ``image_id``, ``sha256``,
 ``path``, ``size`` (bytes), ``width``, ``height``, ``format``, ``mtime_ns``, ``added_at``,
 ``date_taken``, ``camera``, ``orientation``, ``has_gps``, ``attributes`` (as JSON) and ``vector``,
-a fixed-size list of float32. The metadata of the file hold a JSON document under
-the key ``imgsearch``: collection, encoder, identity, fingerprint, index, counts and a SHA-256
-of the content. In ``path``, a backslash is written as ``\\`` and a byte that is not UTF-8 as
-``\xHH``; all other paths are unchanged. Image files are not part of the file.
+a fixed-size list of float32. The metadata of the file contain a JSON document under the key
+``imgsearch``: collection, encoder, identity, fingerprint, index, counts and a SHA-256 of the
+content. In ``path``, a backslash is written as ``\\`` and a byte that is not UTF-8 as ``\xHH``.
+The image files themselves are not exported.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from imgsearch.stores.metadata import CollectionRow, ImageRow, MetadataStore
 from imgsearch.stores.vectors import VectorStore
 
 GROUP_BYTES = 32 * 1024 * 1024
-"""Bytes of vectors in a row group, which is read and written as a whole."""
+"""Size in bytes of the vectors of a row group, which is read and written as a whole."""
 
 ROW_BYTES = 32 * 1024
-"""Upper limit for the bytes of a row without its vector. A path has at most 4,096 bytes, which
-escapes make longer, and the attributes have at most 8,192."""
+"""Upper limit of the size in bytes of a row without its vector. A path has at most 4,096 bytes
+before it is escaped, and the attributes have at most 8,192."""
 
 Progress = Callable[[int, int], None]
 
@@ -87,7 +87,7 @@ class _Header(BaseModel):
         if fingerprint_of(self.identity) != self.fingerprint:
             raise ValueError("the fingerprint does not belong to the identity of the encoder")
         if self.identity.get("dim", self.dim) != self.dim:
-            raise ValueError("the vectors have another dimension than the encoder")
+            raise ValueError("the dimension of the vectors is not that of the encoder")
         return self
 
 
@@ -120,7 +120,7 @@ def _key(row: ImageRow) -> tuple[int, str]:
 
 
 def _values(row: ImageRow) -> list[Any]:
-    """A row as it stands in the columns."""
+    """Return the values of a row, one for each column."""
     attributes = json.dumps(row.attributes, sort_keys=True) if row.attributes else None
     row = row._replace(path=_escape(row.path), attributes=attributes)
     return [getattr(row, name) for name in _COLUMNS]
@@ -148,10 +148,10 @@ def export_collection(
     collection : Collection
         The collection. Only ready images are written.
     path : path
-        The file. An existing file is replaced at the end.
+        The file. An existing file is replaced once the export is complete.
     progress : callable, optional
-        Called with the number of images written so far and in total. An exception that
-        it raises stops the export, which then leaves no file.
+        Called with the number of images written so far and in total. If it raises an
+        exception, the export stops and leaves no file.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def export_collection(
     Raises
     ------
     StoreDamaged
-        A ready image has no vector, or another one than was written.
+        The vector of a ready image is missing or damaged.
     StoreError
         A store failed.
     OSError
@@ -170,8 +170,8 @@ def export_collection(
     row, ids = collection.row, collection.metadata.ids(collection.name)
     schema, step = _schema(row.dim), _group_rows(row.dim)
     digest, images_written, paths_written = hashlib.sha256(), 0, 0
-    # Without compression and dictionaries a file cannot be larger in memory than on disk;
-    # embeddings do not compress anyway.
+    # Without compression and dictionaries a file takes no more space in memory than on disk;
+    # embeddings hardly compress anyway.
     how = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
     with atomic(path) as file, pq.ParquetWriter(file, schema, **how) as writer:
         for start in range(0, len(ids), step):
@@ -194,10 +194,10 @@ def export_collection(
 
 
 def _ready(collection: Collection, ids: np.ndarray) -> tuple[list[ImageRow], np.ndarray]:
-    """Rows of images, sorted, with a vector each."""
+    """Return the rows of ready images, sorted, and the vector of each row."""
     with_vector, vectors = collection.vectors.get(collection.name, ids)
     found = dict(zip(with_vector.tolist(), vectors, strict=True))
-    # Read after the vectors: images that were deleted in the meantime have no row any more.
+    # Read the rows after the vectors, so that images deleted in between have no row either.
     stored = collection.metadata.by_id(collection.name, ids.tolist())
     rows = sorted((row for known in stored.values() for row in known), key=_key)
     broken = [
@@ -208,8 +208,8 @@ def _ready(collection: Collection, ids: np.ndarray) -> tuple[list[ImageRow], np.
     if broken:
         raise StoreDamaged(
             collection.vectors.where,
-            f"{len(broken)} images of {collection.name!r} have no vector, or another one than was "
-            f"written: {WITHOUT_VECTORS}",
+            f"the vectors of {len(broken)} images of {collection.name!r} are missing or damaged: "
+            f"{WITHOUT_VECTORS}",
         )
     return rows, np.stack([found[row.image_id] for row in rows]) if rows else vectors[:0]
 
@@ -233,10 +233,10 @@ def import_collection(
     progress: Progress | None = None,
     settings: config.Settings | None = None,
 ) -> int:
-    """Create a collection from a file of :func:`export_collection`.
+    """Create a collection from a file that :func:`export_collection` wrote.
 
-    The whole file is checked before anything is stored. If the import fails or is
-    stopped after that, the new collection is dropped.
+    The whole file is validated before anything is stored. If the import fails or is stopped
+    later, the new collection is dropped.
 
     Parameters
     ----------
@@ -245,8 +245,8 @@ def import_collection(
     collection : str, optional
         Name of the new collection. By default the name in the file.
     progress : callable, optional
-        Called with the number of paths stored so far and in total, also while the file is
-        being checked. An exception that it raises stops the import.
+        Called with the number of paths stored so far and in total, also during validation.
+        If it raises an exception, the import stops.
     settings : Settings, optional
         By default read from the environment.
 
@@ -258,7 +258,7 @@ def import_collection(
     Raises
     ------
     DatasetError
-        The file cannot be read, or its content is not a valid export.
+        The file cannot be read, or is not a valid export.
     ConfigError
         The name of the collection is invalid or in use.
     StoreError
@@ -271,7 +271,7 @@ def import_collection(
         name = config.collection_name(collection or header.collection)
         with MetadataStore.open(settings) as metadata, VectorStore.open(settings) as vectors:
             if name in [row.name for row in metadata.collections()] + vectors.collections():
-                raise ConfigError("collection", f"{name!r} is in use: import under another name")
+                raise ConfigError("collection", f"{name!r} already exists: use another name")
         for _ in _read(path, parquet, header):
             progress(0, header.paths)
         with _create(name, header, settings) as made:
@@ -292,7 +292,7 @@ def import_collection(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Report whatever is wrong with the content of the file as a DatasetError."""
+    """Raise any error about the content of the file as a DatasetError."""
     try:
         yield
     except (OSError, ValueError, OverflowError, pa.ArrowNotImplementedError) as error:
@@ -303,7 +303,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, _Header]]:
-    """Open a file and check everything that can be checked without reading a row."""
+    """Open a file and validate everything that does not require reading rows."""
     with _reading(path):
         file = path.open("rb")
     with file:
@@ -311,12 +311,12 @@ def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, _Header]]:
             parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
             document = (parquet.metadata.metadata or {}).get(b"imgsearch")
             if document is None:
-                raise ValueError("its metadata have no entry of imgsearch")
+                raise ValueError("its metadata have no entry 'imgsearch', as every export has")
             header = _Header.model_validate_json(document)
             if not parquet.schema_arrow.remove_metadata().equals(_schema(header.dim)):
-                raise ValueError("it has other columns than an export")
+                raise ValueError("its columns are not those of an export")
             if parquet.metadata.num_rows != header.paths:
-                raise ValueError("the number of rows differs from its metadata")
+                raise ValueError("the number of rows is not the one in its metadata")
             for number in range(parquet.metadata.num_row_groups):
                 _check_row_group(number, parquet.metadata.row_group(number), header.dim)
         yield parquet, header
@@ -331,13 +331,13 @@ def _check_row_group(number: int, group: pq.RowGroupMetaData, dim: int) -> None:
         or group.num_rows > _group_rows(dim)
         or size > _group_rows(dim) * (4 * dim + ROW_BYTES)
     ):
-        raise ValueError(f"row group {number} is compressed, or larger than in an export")
+        raise ValueError(f"row group {number} is compressed, or larger than those of an export")
 
 
 def _read(
     path: Path, parquet: pq.ParquetFile, header: _Header
 ) -> Iterator[tuple[list[ImageRow], np.ndarray]]:
-    """Read and check the rows, one row group at a time."""
+    """Read and validate the rows, one row group at a time."""
     digest, images_read, hashes = hashlib.sha256(), 0, array("q")
     last: tuple[ImageRow, np.ndarray] | None = None
     with _reading(path):
@@ -353,7 +353,7 @@ def _read(
                 elif _key(row) <= _key(last[0]):
                     raise ValueError("the rows are not sorted by image_id and path")
                 elif row.sha256 != last[0].sha256 or not np.array_equal(vector, last[1]):
-                    raise ValueError(f"image {row.image_id} has two different contents")
+                    raise ValueError(f"the rows of image {row.image_id} contradict each other")
                 last = row, vector
                 hashes.append(hash(row.path))
             with np.errstate(all="ignore"):
@@ -363,9 +363,9 @@ def _read(
             _update(digest, rows, vectors)
             yield rows, vectors
         if len(np.unique(hashes)) != len(hashes):
-            raise ValueError("a path occurs twice")
+            raise ValueError("a path occurs more than once")
         if (images_read, digest.hexdigest()) != (header.images, header.sha256):
-            raise ValueError("the content does not match its checksum: the file is corrupted")
+            raise ValueError("the content does not match its checksum")
 
 
 def _row(values: dict[str, Any]) -> ImageRow:
@@ -376,7 +376,7 @@ def _row(values: dict[str, Any]) -> ImageRow:
     row = ImageRow(**values | {"path": path, "attributes": attributes})
     digits = re.fullmatch("[0-9a-f]{64}", row.sha256)
     if not digits or images.image_id(row.sha256) != row.image_id:
-        raise ValueError(f"the image_id of {escaped[:200]!r} does not belong to its sha256")
+        raise ValueError(f"the image_id of {escaped[:200]!r} does not match its sha256")
     known_format = re.fullmatch("[A-Z0-9]{1,16}", row.format)
     if row.width < 1 or row.height < 1 or row.size < 0 or not known_format:
         raise ValueError(f"the size or the format of {escaped[:200]!r} is invalid")
@@ -394,5 +394,5 @@ def _create(name: str, header: _Header, settings: config.Settings) -> Collection
     made = Collection.open(name, settings=settings)
     if made.row.created_at != row.created_at:  # another process created it in the meantime
         made.close()
-        raise ConfigError("collection", f"{name!r} is in use: import under another name")
+        raise ConfigError("collection", f"{name!r} already exists: use another name")
     return made

@@ -1,8 +1,8 @@
 """Find, read, check and decode images.
 
-Pillow reads the files; this module decides what is let in. A format is known by its
-content, never by a file's name, and sizes are checked before anything is decoded.
-Whatever is wrong with an image becomes one :class:`~imgsearch.errors.ImageError`.
+Pillow decodes the files; this module decides which ones are accepted. Formats are recognized
+by content, never by the name of a file, and sizes are checked before anything is decoded. All
+problems with an image are raised as :class:`~imgsearch.errors.ImageError`.
 """
 
 from __future__ import annotations
@@ -38,43 +38,43 @@ FORMATS = (
     *(["AVIF"] if features.check("avif") else []),
     *(["HEIC"] if find_spec("pillow_heif") else []),
 )
-"""Names of the formats that can be read here."""
+"""Names of the supported formats, which depend on the installed libraries."""
 
 MAX_BYTES = 128 * 2**20
-"""Bytes of the largest file that is read."""
+"""Size limit of a file in bytes."""
 
 MAX_PIXELS = 60 * 2**20
-"""Pixels of the largest picture that is decoded."""
+"""Size limit of a picture in pixels."""
 
 MAX_MEMORY = 480 * 2**20
-"""Bytes that decoding one picture may take: enough for `MAX_PIXELS`, except where a decoder
-keeps a copy of its own (progressive JPEG, WebP, AVIF, HEIC, some TIFF)."""
+"""Limit of the memory for decoding one picture, in bytes: enough for `MAX_PIXELS`, except for
+decoders that keep a copy of their own (progressive JPEG, WebP, AVIF, HEIC, some TIFF)."""
 
 SHOWN_BY_BROWSERS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF"}
-"""Formats whose files every browser shows."""
+"""Formats that every browser can display."""
 
 LARGEST_JPEG = 65_500
-"""Longest side that JPEG allows, pixels."""
+"""Longest side that JPEG allows, in pixels."""
 
 DRAFT_FACTOR = 4
-"""A JPEG is decoded at a reduced scale only if its short side stays this many times the needed
-one, and if the scale divides all its edges. Measured on photographs enlarged or laid out as
-mosaics, the cosine of a MobileNetV2 with the full decode is then 0.9993 or more; it falls to
-0.998 at twice the needed side, and to 0.996 where an edge is rounded."""
+"""A JPEG is decoded at a reduced scale only if its short side stays at least this many times
+the needed one, and if the scale divides all its edges. On enlarged photographs and mosaics, the
+vectors of a MobileNetV2 then have a cosine similarity of at least 0.9993 to those of the full
+decode; it falls to 0.998 at a factor of 2, and to 0.996 if an edge is rounded."""
 
 _MAX_SCAN_PIXELS = 16 * MAX_PIXELS
-"""Scans times pixels of a JPEG: a few kilobytes can ask for thousands of passes."""
+"""Limit of scans times pixels of a JPEG: a few kilobytes can require thousands of passes."""
 
 _NEVER_WAIT = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_TILE = 2048, 512  # pixels that are composited at a time
+_TILE = 2048, 512  # width and height, in pixels, of the parts that are composited one by one
 _EXTENSIONS = re.compile(
     r"\.(jpe?g|jpe|jfif|png|webp|bmp|dib|gif|tiff?|avif|heic|heif|hif)", re.IGNORECASE
 )
-# Raw files of cameras begin like a TIFF, whose first picture is a small preview.
+# Raw files of cameras start like a TIFF file, but its first picture is only a small preview.
 _RAW = re.compile(r"\.(dng|nef|nrw|arw|cr2|pef|srw|sr2|3fr|iiq|erf|kdc|dcr|mef)", re.IGNORECASE)
-# Signature, and the class that reads the format. The classes are used rather than Image.open,
-# which warns about large pictures, or refuses them with an error of its own, before anybody can
-# look at their size; and takes some JPEGs for MPO.
+# Signature of each format, and Pillow's class for it. Image.open is not used, because it warns
+# about large pictures or rejects them before their size can be checked here, and takes some JPEGs
+# for MPO.
 _READERS = {
     "JPEG": (rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile"),
     "PNG": (rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
@@ -88,7 +88,7 @@ _READERS = {
     ),
     "HEIC": (rb".{4}ftyp(?:he[iv][cmsx]|m[is]f1)", "pillow_heif:HeifImageFile"),
 }
-# Bytes for each pixel that these decoders keep beside Pillow's own 4 (measured).
+# Bytes per pixel that these decoders need in addition to Pillow's 4 (measured).
 _OVERHEAD = {"WEBP": 12, "AVIF": 10, "HEIC": 6}
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -102,7 +102,7 @@ _TRANSPOSE = {
 
 
 class ImageFile(NamedTuple):
-    """A regular file below a folder: path, size in bytes, time of its last change in ns."""
+    """A regular file in a folder: path, size in bytes, modification time in ns."""
 
     path: Path
     size: int
@@ -110,11 +110,11 @@ class ImageFile(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """What is stored of an image beside its vector.
+    """What is stored of an image besides its vector.
 
-    ``image_id`` and ``sha256`` (hex) are those of the file's bytes, ``size`` is their number;
+    ``image_id`` and ``sha256`` (hex) are computed from the file's bytes, ``size`` is their number;
     ``width`` and ``height`` are those of the upright picture, in pixels. The rest are Exif data:
-    ``date_taken`` is local time, ``orientation`` is 1 where there is none.
+    ``date_taken`` is local time, ``orientation`` is 1 by default.
     """
 
     image_id: int
@@ -138,13 +138,13 @@ def find(
     recursive: bool = True,
     on_error: Callable[[ImageError], None] | None = None,
 ) -> Iterator[ImageFile]:
-    """Yield every regular file below a folder, image or not, in a stable order.
+    """Yield every regular file in a folder and its subfolders, image or not, in a stable order.
 
     Files are sorted by name, and come before those of the folder's subfolders. Hidden files and
-    folders are left out. Links to folders are never followed; links to files count if the file
-    lies inside `root`. `on_error` is called with an ImageError for each subfolder that cannot be
-    listed, and for each entry with the name of an image that is a pipe, a socket or a device, or
-    a link that leads out of `root` or nowhere. A `root` that cannot be listed raises at once.
+    folders are skipped. Links to folders are never followed; links to files only if the file is
+    inside `root`. `on_error` is called with an ImageError for each subfolder that cannot be
+    listed, and for each entry with the name of an image that is a pipe, a socket, a device, or a
+    link that is broken or leads out of `root`. A `root` that cannot be listed raises immediately.
     """
     try:
         root = absolute(root)
@@ -178,14 +178,14 @@ def _walk(
             except (OSError, ImageError) as error:
                 if _EXTENSIONS.fullmatch(path.suffix):
                     reason = getattr(error, "reason", None)  # of an ImageError
-                    missing = "vanished, or a link to nothing"
+                    missing = "vanished, or is a broken link"
                     on_error(ImageError(path, reason or _why(error, missing)))
             else:
                 yield ImageFile(path, status.st_size, status.st_mtime_ns)
 
 
 def is_candidate(path: str | Path) -> bool:
-    """Whether a file's name or its first bytes are those of an image; no more of it is read."""
+    """Whether a file's name or its first bytes, all that is read, are those of an image."""
     suffix = Path(path).suffix
     if _EXTENSIONS.fullmatch(suffix):
         return True
@@ -199,7 +199,7 @@ def is_candidate(path: str | Path) -> bool:
 
 
 def _format(head: bytes) -> str | None:
-    """Format by signature."""
+    """Return the format that a file's first bytes indicate."""
     kinds = (kind for kind, (signature, _) in _READERS.items() if re.match(signature, head, re.S))
     return next(kinds, None)
 
@@ -208,7 +208,7 @@ def _format(head: bytes) -> str | None:
 
 
 def read(path: str | Path | BinaryIO) -> bytes:
-    """Read a regular file, or the rest of an open one; an ImageError says why it cannot be read."""
+    """Read a regular file, or the rest of an open one; raise ImageError if that is impossible."""
     if hasattr(path, "read"):
         return _read_open(path)
     try:
@@ -228,7 +228,7 @@ def _read_open(file: BinaryIO) -> bytes:
     name = str(getattr(file, "name", "") or "open file")
     try:
         data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: it is closed, or no text in its encoding
+    except (OSError, ValueError) as error:  # ValueError: closed, or not text in its encoding
         raise ImageError(name, f"unreadable: {error}"[:190]) from None
     if not isinstance(data, bytes):
         raise ImageError(name, "opened as text: open it with mode 'rb'")
@@ -241,7 +241,7 @@ def _open(path: str | Path) -> BinaryIO:
     _check_regular(path, Path(path).stat().st_mode)
     file = os.fdopen(os.open(path, _NEVER_WAIT), "rb")
     try:
-        _check_regular(path, os.fstat(file.fileno()).st_mode)  # it may have been exchanged
+        _check_regular(path, os.fstat(file.fileno()).st_mode)  # it may have been replaced
     except ImageError:
         file.close()
         raise
@@ -263,7 +263,7 @@ def _check_bytes(name: object, size: int) -> None:
 
 
 def image_id(sha256_hex: str) -> int:
-    """Identity of an image: the first 63 bits of its file's SHA-256, as a signed 64-bit key.
+    """Return the id of an image: the first 63 bits of its file's SHA-256, for a signed int64.
 
     Examples
     --------
@@ -274,7 +274,7 @@ def image_id(sha256_hex: str) -> int:
 
 
 def probe(data: bytes, *, path: str | Path | None = None) -> ImageInfo:
-    """Identity, size and format of an image from its file's bytes, without decoding it."""
+    """Return the id, size, format and Exif data of an image file without decoding it."""
     return load(data, name=path).info
 
 
@@ -282,14 +282,14 @@ def probe(data: bytes, *, path: str | Path | None = None) -> ImageInfo:
 
 
 class LoadedImage:
-    """An image that was read and checked, and can be decoded once.
+    """An image that has been read and checked, and can be decoded once.
 
     Attributes
     ----------
     name : str
         The path, or a description of the source.
     info : ImageInfo or None
-        None for a picture or an array, which has no file.
+        None for a PIL image or an array, which has no file.
     width, height : int
         Size of the upright picture in pixels.
     """
@@ -304,30 +304,30 @@ class LoadedImage:
         self._turn, self._overhead = turn, overhead
 
     def memory(self, *, box: Box | None = None, draft: int | None = None) -> int:
-        """Bytes that :meth:`decode` takes at most."""
+        """Return an upper bound of the memory that :meth:`decode` needs, in bytes."""
         size = self.width * self.height
-        # Pillow keeps 4 bytes for a pixel, and twice as many while it converts or turns them.
+        # Pillow needs 4 bytes per pixel, and twice as many while it converts or rotates.
         return int(size * max(8 / self._scale(box, draft) ** 2, 4 + self._overhead))
 
     def decode(self, *, box: Box | None = None, draft: int | None = None) -> Image.Image:
-        """Decode as :func:`decode` does, and let go of the file's bytes."""
+        """Decode as :func:`decode` does, and release the file's bytes."""
         box, scale = self._checked(box), self._scale(box, draft)
         picture, self._picture = self._picture, None
         if picture is None:
-            raise RuntimeError(f"{self.name} was decoded before: load it again")
+            raise RuntimeError(f"{self.name} has already been decoded: load it again")
         try:
             if scale > 1:
                 picture.draft("RGB", (picture.width // scale, picture.height // scale))
             picture.load()
             if self._file:
-                self._file.close()  # it holds the file's bytes
-            # Each step frees the picture of the step before.
+                self._file.close()  # releases the file's bytes
+            # Each step releases the picture of the previous one.
             picture = _rgb(picture)
             if self._turn in _TRANSPOSE:
                 picture = picture.transpose(_TRANSPOSE[self._turn])
             if box:
                 picture = picture.crop(tuple(edge // scale for edge in box))
-            picture.info = {}  # Exif data would turn it once more
+            picture.info = {}  # or its Exif orientation would be applied again
             return picture
         except ImageError as error:
             raise ImageError(self.name, error.reason) from None
@@ -342,7 +342,8 @@ class LoadedImage:
         try:
             left, upper, right, lower = (int(edge) for edge in box)
         except (TypeError, ValueError, OverflowError):
-            raise ImageError(self.name, f"box {box!r}: give left, upper, right, lower") from None
+            reason = f"box {box!r} is not of the form (left, upper, right, lower)"
+            raise ImageError(self.name, reason) from None
         if not (0 <= left < right <= self.width and 0 <= upper < lower <= self.height):
             raise ImageError(
                 self.name,
@@ -352,7 +353,7 @@ class LoadedImage:
         return left, upper, right, lower
 
     def _scale(self, box: Box | None, draft: int | None) -> int:
-        """The reduction that a JPEG's decoder can do: 8, 4, 2 or 1."""
+        """Return the factor by which a JPEG's decoder can reduce the picture: 8, 4, 2 or 1."""
         if not draft or self.info is None or self.info.format != "JPEG":
             return 1
         left, upper, right, lower = self._checked(box) or (0, 0, self.width, self.height)
@@ -364,7 +365,7 @@ class LoadedImage:
 
 _Bytes = bytes | bytearray | memoryview
 Source = str | os.PathLike | _Bytes | BinaryIO | Image.Image | np.ndarray | LoadedImage
-"""What an image may come as."""
+"""Everything that is accepted as an image."""
 
 
 def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
@@ -373,10 +374,10 @@ def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
     Parameters
     ----------
     source : path, bytes, binary file, PIL.Image.Image, numpy.ndarray or LoadedImage
-        A path, a file's bytes, an open file, a picture, or an array: bool, uint8 or uint16 of shape
-        (height, width), (height, width, 1), (height, width, 3) RGB or (height, width, 4) RGBA.
+        An array is bool, uint8 or uint16 and has the shape (height, width), (height, width, 1),
+        (height, width, 3) for RGB or (height, width, 4) for RGBA.
     name : str or Path, optional
-        What errors are to name, if the source is no path.
+        Name of the image in errors, if the source is not a path.
 
     Returns
     -------
@@ -385,7 +386,7 @@ def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
     Raises
     ------
     ImageError
-        The image cannot be used; the reason fits into a table of failures.
+        The image cannot be used.
     """
     if isinstance(source, LoadedImage):
         return source
@@ -402,7 +403,8 @@ def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
         return LoadedImage(name, _from_array(name, source), None, 1, 4)
     if not isinstance(source, Image.Image):
         name = str(name or type(source).__name__)
-        raise ImageError(name, "give a path, bytes, a binary file, a PIL image or a numpy array")
+        kinds = "a path, bytes, a binary file, a PIL image or a numpy array"
+        raise ImageError(name, f"not an image: pass {kinds}")
     name = str(name or getattr(source, "filename", "") or "picture")
     _check_size(name, *source.size)
     try:
@@ -413,22 +415,22 @@ def load(source: Source, *, name: str | Path | None = None) -> LoadedImage:
 
 
 def decode(source: Source, *, box: Box | None = None, draft: int | None = None) -> Image.Image:
-    """Decode an image to RGB, upright, transparent parts on white, the first frame only.
+    """Decode the first frame of an image to upright RGB, with transparent parts on white.
 
     Parameters
     ----------
-    source : str, Path, bytes, PIL.Image.Image, numpy.ndarray or LoadedImage
+    source : path, bytes, binary file, PIL.Image.Image, numpy.ndarray or LoadedImage
         As for :func:`load`.
     box : tuple of int, optional
-        Left, upper, right, lower in pixels of the upright picture: the part to keep.
+        Left, upper, right, lower edge of the part to keep, in pixels of the upright picture.
     draft : int, optional
-        Short side, in pixels, that will be needed. A much larger JPEG is then decoded at
-        a half, a quarter or an eighth of its size, to at least `DRAFT_FACTOR` times this.
+        Short side, in pixels, that is needed. A much larger JPEG is decoded at a half, a
+        quarter or an eighth of its size, but to at least `DRAFT_FACTOR` times this side.
 
     Returns
     -------
     PIL.Image.Image
-        Mode RGB. Its size is that of the box, or of the picture, unless a draft reduced it.
+        Mode RGB, of the size of the box or of the picture, unless `draft` reduced it.
 
     Raises
     ------
@@ -453,7 +455,7 @@ def _from_file(name: str, data: bytes) -> LoadedImage:
         raise ImageError(name, "empty (zero bytes)")
     kind = _format(data[:64])
     if kind is None:
-        raise ImageError(name, f"not an image in a known format ({', '.join(FORMATS)})")
+        raise ImageError(name, f"not an image in a supported format ({', '.join(FORMATS)})")
     try:
         picture = _plugin(kind)(BytesIO(data))
         _check_size(name, *picture.size)
@@ -465,7 +467,7 @@ def _from_file(name: str, data: bytes) -> LoadedImage:
         raise ImageError(name, reason) from None
     except Exception as error:  # Pillow's plugins raise anything: SyntaxError, struct.error
         raise ImageError(name, _broken(error, "broken header")) from None
-    # The plugins of TIFF and HEIC turn a picture upright themselves.
+    # The plugins of TIFF and HEIC apply the orientation themselves.
     turn = 1 if kind in ("TIFF", "HEIC") else _orientation(picture)
     width, height = picture.size[::-1] if turn >= 5 else picture.size
     sha256 = hashlib.sha256(data).hexdigest()
@@ -474,7 +476,7 @@ def _from_file(name: str, data: bytes) -> LoadedImage:
     if image.memory() > MAX_MEMORY:
         raise ImageError(
             name,
-            f"too large: decoding {width} x {height} pixels of this kind of {kind} takes "
+            f"too large: decoding {width} x {height} pixels of this kind of {kind} needs "
             f"{image.memory() >> 20} MiB (limit {MAX_MEMORY >> 20} MiB)",
         )
     return image
@@ -487,14 +489,14 @@ def _plugin(kind: str) -> type[Image.Image]:
 
 
 class _Complete:
-    """A file that ends early is an error, whatever Pillow's global switches say."""
+    """Raises an error for a truncated file, regardless of Pillow's global settings."""
 
     def load_read(self, count: int) -> bytes:
         here, end = self.fp.tell(), self.fp.seek(0, os.SEEK_END)
         self.fp.seek(here)
         try:
             part = b"" if here == end else getattr(super(), "load_read", self.fp.read)(count)
-        except (IndexError, struct.error):  # PNG: it ends between two chunks
+        except (IndexError, struct.error):  # a PNG that ends between two chunks
             part = b""
         if not part:
             raise OSError("image file is truncated")
@@ -502,16 +504,17 @@ class _Complete:
 
 
 def _overhead(name: str, kind: str, picture: Image.Image, data: bytes) -> float:
-    """Bytes for each pixel that the decoder keeps beside Pillow's 4; refuses what takes hours."""
+    """Return the bytes per pixel that a decoder needs beside Pillow's 4; refuse endless decodes."""
     if kind == "JPEG":
-        # All coefficients are kept if the first scan (`fp` stands behind its header) has not all.
+        # The decoder keeps all coefficients unless the first scan, behind whose header `fp` is,
+        # contains all layers.
         start = picture.fp.tell()
         layers = data[data.rfind(b"\xff\xda", 0, start) + 4]
         if not picture.info.get("progressive") and layers == picture.layers:
             return 0
         scans = data.count(b"\xff\xda", start) + 1
         if scans * picture.width * picture.height > _MAX_SCAN_PIXELS:
-            raise ImageError(name, f"a JPEG of {scans} scans: save it anew")
+            raise ImageError(name, f"a JPEG with {scans} scans: save it again as baseline JPEG")
         _, across, down, _ = zip(*picture.layer, strict=True)
         samples = sum(map(operator.mul, across, down)) / (max(across) * max(down))
         return 2 * samples
@@ -528,7 +531,7 @@ def _overhead(name: str, kind: str, picture: Image.Image, data: bytes) -> float:
 
 
 def _complete_png(picture: Image.Image, data: bytes) -> None:
-    """Scale the transparent colour as Pillow scales pixels, and find Exif data behind them."""
+    """Scale the transparent colour as Pillow scales pixels, and find Exif data after the pixels."""
     info, rawmode = picture.info, picture.tile[0].args
     if "transparency" in info and rawmode == "RGB;16B":
         info["transparency"] = tuple(channel >> 8 for channel in info["transparency"])
@@ -551,9 +554,9 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Orientation 1 to 8; 1 if the Exif data cannot be read."""
+    """Return the Exif orientation, 1 to 8; 1 if the Exif data cannot be read."""
     try:
-        # The method of the base class: that of a PNG would decode it.
+        # Call the method of the base class, because that of PNG decodes the picture.
         turn = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
@@ -561,9 +564,9 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _exif(picture: Image.Image) -> dict[str, Any]:
-    """Exif data of `ImageInfo`, as far as they can be read."""
+    """Return the Exif fields of `ImageInfo`, as far as they can be read."""
     found = {"orientation": _orientation(picture)}
-    with suppress(Exception):  # Pillow raises anything about data that are broken
+    with suppress(Exception):  # Pillow raises all kinds of errors for broken data
         tags = Image.Image.getexif(picture)
         make, model = (_line(tags.get(tag)) for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
         camera = model if model.startswith(make) else f"{make} {model}".strip()
@@ -577,7 +580,7 @@ def _exif(picture: Image.Image) -> dict[str, Any]:
 
 
 def _line(text: object) -> str:
-    """A text of Exif data without control characters and needless spaces."""
+    """Return a text of Exif data without control characters and redundant spaces."""
     words = str(text or "").replace("\0", " ").split()
     return "".join(c for c in " ".join(words) if c.isprintable())
 
@@ -585,9 +588,9 @@ def _line(text: object) -> str:
 def _from_array(name: str, array: np.ndarray) -> Image.Image:
     shape, kind = array.shape, array.dtype
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(name, f"an array of shape {shape} is no picture")
+        raise ImageError(name, f"an array of shape {shape} is not a picture")
     if kind not in (np.bool_, np.uint8, np.uint16):
-        raise ImageError(name, f"pixels of type {kind}: give uint8, 0 to 255")
+        raise ImageError(name, f"pixels of type {kind}: convert them to uint8, 0 to 255")
     _check_size(name, shape[1], shape[0])
     if kind == np.bool_:
         array = array.astype(np.uint8) * 255
@@ -602,7 +605,7 @@ def _from_array(name: str, array: np.ndarray) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """RGB of any mode, transparent parts on white, in little memory."""
+    """Convert any mode to RGB, with transparent parts on white, in tiles to save memory."""
     if picture.mode == "F":
         raise ImageError("", "floating point pixels: convert them to 8 bits first")
     if not picture.mode.startswith("I") and not picture.has_transparency_data:
@@ -618,8 +621,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _opaque(part: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Split a small picture into RGB and the mask of what is not transparent."""
-    if part.mode.startswith("I"):  # more than 8 bits of grey: keep the upper 8 of 16
+    """Split a small picture into RGB and a mask of its opaque pixels."""
+    if part.mode.startswith("I"):  # grey of more than 8 bits: keep the upper 8 of 16
         grey = np.clip(np.asarray(part), 0, 65535).astype(np.uint16)
         key = part.info.get("transparency")
         mask = None if key is None else Image.fromarray(grey != key)
@@ -634,7 +637,7 @@ def _opaque(part: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _why(error: OSError | ConfigError, missing: str) -> str:
-    """Reason why a path cannot be used, in a few words."""
+    """Return in a few words why a path cannot be used."""
     if isinstance(error, ConfigError):
         return f"the path {error.reason}"[:190]
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -645,7 +648,7 @@ def _why(error: OSError | ConfigError, missing: str) -> str:
 
 
 def _broken(error: Exception, what: str) -> str:
-    """Reason of a failed decode, in a few words."""
+    """Return in a few words why decoding failed."""
     text = " ".join(str(error).split())
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return "truncated"

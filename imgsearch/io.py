@@ -1,4 +1,4 @@
-"""Paths, and files that are written completely or not at all."""
+"""Paths, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -22,33 +22,31 @@ if TYPE_CHECKING:
 def absolute(path: str | Path) -> Path:
     """Make a path absolute and remove ``.`` and ``..``, without following links.
 
-    Two spellings of one path give the same result. A path that is empty, holds a NUL
-    character or a surrogate that stands for no byte, or names an unknown user with ``~``
-    is a :class:`ConfigError`.
+    Equivalent spellings of a path give the same result. Raises :class:`ConfigError` if the
+    path is empty, cannot be encoded as a file name, or refers to an unknown user with ``~``.
     """
     text = os.fspath(path)
     if not text:
         raise ConfigError("path", "is empty")
     if "\0" in text:
-        raise ConfigError("path", f"{printable(text)} holds a NUL character")
+        raise ConfigError("path", f"{printable(text)} contains a NUL character")
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
         raise ConfigError("path", f"{printable(text)} is not a valid file name") from None
     expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises RuntimeError
     if expanded.startswith("~") and text.startswith("~"):
-        raise ConfigError("path", f"{printable(text)} names a user who does not exist")
-    # Not resolve, which would follow links. POSIX lets abspath keep two leading slashes.
+        raise ConfigError("path", f"{printable(text)} refers to a user who does not exist")
+    # Path.resolve would follow links. abspath keeps two leading slashes, as POSIX allows.
     return Path("/" + os.path.abspath(expanded).lstrip("/"))  # noqa: PTH100
 
 
 @contextmanager
 def atomic(path: str | Path, mode: str = "wb", permissions: int = 0o666) -> Iterator[IO]:
-    """Open a file that takes its name only after the block has written all of it.
+    """Open a temporary file that replaces `path` when the block ends without an exception.
 
-    A reader sees the old content or the new, never a part; an exception leaves the old
-    file. The kernel applies the umask to `permissions`. Text (``mode="w"``) is UTF-8;
-    undecodable bytes of paths become backslash escapes.
+    A reader sees either the old or the new content, never a part of it. The umask applies to
+    `permissions`. Text (``mode="w"``) is UTF-8, with undecodable bytes of paths escaped.
     """
     path = absolute(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +77,7 @@ def write_json(path: str | Path, content: dict) -> Path:
 
 
 def write_figure(path: str | Path, figure: Figure, *, dpi: int = 150) -> Path:
-    """Write a figure in the format of the path's ending; return its absolute path."""
+    """Write a figure in the format of the path's suffix; return its absolute path."""
     path = absolute(path)
     with atomic(path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=dpi, bbox_inches="tight")
@@ -87,7 +85,7 @@ def write_figure(path: str | Path, figure: Figure, *, dpi: int = 150) -> Path:
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Table as CSV, with the keys of the first row as its header."""
+    """Return a table as CSV, with the keys of the first row as its header."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     table.writeheader()
@@ -96,7 +94,7 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of imgsearch and of the installed libraries that decide its results."""
+    """Return the versions of imgsearch and of the libraries that influence its results."""
     found = {}
     for name in ("imgsearch", "numpy", "pillow", "torch", "openvino", "pymilvus", "milvus-lite"):
         try:

@@ -30,10 +30,10 @@ from imgsearch.stores.milvus_lite_patches import read_log
 from imgsearch.stores.vectors import VectorStore
 
 BATCH = 1_000
-"""Vectors read at a time: 8 MB of 2048-d ones."""
+"""Number of vectors that are read at a time: 8 MB if they have 2048 dimensions."""
 
 ENCODE_BATCH = 32
-"""Images read or encoded between two calls of `progress`."""
+"""Number of images that are read or encoded between two calls of `progress`."""
 
 
 # ---------------------------------------------------------------- verify
@@ -48,7 +48,7 @@ class Verification:
     collection : str
         The collection.
     images, paths : int
-        Images and paths that are ready to be found.
+        Number of images and paths that are ready to be found.
     missing_vectors : tuple of int
         Ids of images without a vector, which searches cannot find.
     wrong_vectors : tuple of int
@@ -56,10 +56,9 @@ class Verification:
     orphan_vectors : tuple of int
         Ids of vectors without an image, which searches never return.
     unfinished : int
-        Rows that an interrupted ingest or deletion left half done.
+        Number of rows that an interrupted ingest or deletion left unfinished.
     lost_files, changed_files : tuple of str
-        Paths where there is no file, or a file of other content; empty unless files
-        were verified.
+        Paths whose file is missing or has changed; empty unless files were verified.
     damage : str or None
         Why the vectors cannot be read.
     """
@@ -77,7 +76,7 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged, missing, half done or changed."""
+        """Whether nothing is damaged, missing, unfinished or changed."""
         return not self._findings()
 
     def _findings(self) -> list[str]:
@@ -86,7 +85,7 @@ class Verification:
             (len(self.missing_vectors), "image", "without a vector"),
             (len(self.wrong_vectors), "image", "with a damaged vector"),
             (len(self.orphan_vectors), "vector", "without an image"),
-            (self.unfinished, "image", "half done"),
+            (self.unfinished, "image", "unfinished"),
             (len(self.lost_files), "file", "missing"),
             (len(self.changed_files), "file", "changed"),
         )
@@ -119,19 +118,18 @@ def verify(
 ) -> Verification:
     """Compare the two stores with each other and, on request, with the image files.
 
-    Every vector is compared with the checksum of the vector that was written. Nothing is
-    changed.
+    Every vector is compared with the checksum of the one that was written. Nothing is changed.
 
     Parameters
     ----------
     gallery : Gallery
         The collection.
     files : bool
-        Whether to look for every image file, and to hash those whose size or modification
-        time has changed.
+        Whether to check that every image file exists, and to hash those whose size or
+        modification time has changed.
     progress : callable, optional
         Called regularly with the number of files or vectors verified so far and in total.
-        An exception that it raises stops the verification.
+        If it raises an exception, the verification stops.
 
     Returns
     -------
@@ -176,10 +174,10 @@ def verify(
 def _vector_ids(gallery: Gallery) -> np.ndarray:
     if gallery.name not in gallery.vectors.collections():
         return np.empty(0, np.int64)
-    # The index can be missing although every vector is there.
+    # The index can be missing although every vector is stored.
     dim = gallery.vectors.describe(gallery.name).dim
     if dim != gallery.row.dim:
-        reason = f"the vectors have dimension {dim} instead of {gallery.row.dim}"
+        reason = f"the dimension of the vectors is {dim} instead of {gallery.row.dim}"
         raise StoreDamaged(gallery.vectors.where, reason)
     return gallery.vectors.ids(gallery.name)
 
@@ -230,21 +228,21 @@ class Repair:
     metadata_rebuilt : bool
         Whether the entry of the collection in the metadata store was created again.
     recovered : int
-        Half-done rows that were completed or rolled back.
+        Number of unfinished rows that were completed or rolled back.
     restored : int
-        Vectors that were read back from files that were set aside.
+        Number of vectors that were read back from files that were set aside.
     encoded : int
-        Vectors that were computed again from image files.
+        Number of vectors that were computed again from image files.
     rows_added : int
-        Rows that were added for files whose content has a vector.
+        Number of rows that were added for files whose content has a vector.
     orphans_removed : int
-        Vectors without an image that were deleted on request.
+        Number of vectors without an image that were deleted on request.
     orphans_left : int
-        Vectors without an image that stay. Searches never return them.
+        Number of vectors without an image that remain. Searches never return them.
     lost : list of tuple of str
         ``(path, reason)`` of each path whose vector is missing or damaged and could not be
-        computed again. The rows stay: a later repair completes them once a file with their
-        content exists.
+        computed again. The rows are kept: a later repair completes them once a file with
+        their content exists.
     """
 
     collection: str
@@ -271,8 +269,8 @@ class Repair:
         steps = []
         if self.damage and self.dry_run:
             steps = [
-                f"the vectors cannot be read ({self.damage}): an embedded server will be "
-                "restarted, the index rebuilt and, if that does not help, its files moved aside"
+                f"the vectors cannot be read ({self.damage}): the embedded server will be "
+                "restarted, the index rebuilt and, if that does not help, the files moved aside"
             ]
         if self.set_aside:
             steps.append(f"the unreadable vectors were moved to {self.set_aside}")
@@ -281,7 +279,7 @@ class Repair:
         if self.metadata_rebuilt:
             steps.append(f"the entry in the metadata store {will or 'was '}rebuilt")
         steps += _counted(
-            (self.recovered, "half-done row", f"{will}completed or rolled back"),
+            (self.recovered, "unfinished row", f"{will}completed or rolled back"),
             (self.restored, "vector", f"{will}restored from files that were set aside"),
             (self.encoded, "vector", f"{will}computed again from image files"),
             (self.rows_added, "path", f"{will}added for vectors without an image"),
@@ -302,27 +300,27 @@ def repair(
     settings: config.Settings | None = None,
     **how: str,
 ) -> Repair:
-    """Restore a collection from what is left of its stores and from the image files.
+    """Restore a collection from what is left in its stores and from the image files.
 
-    Corrupted vectors of the embedded store are moved aside, never deleted, and only after a
-    fresh server could not read them either; every vector that can be read from their files
-    is kept. Missing vectors are computed again from the image files. Vectors without an image
-    get rows for the files with their content in `image_dirs` and in every folder that was
-    ever ingested. No row is removed because its file is missing.
+    Corrupted vectors of the embedded store are moved aside, never deleted, and only if a
+    restarted server cannot read them either; every vector that can be read from their files
+    is kept. Missing vectors are computed again from the image files. For vectors without an
+    image, files with their content are searched for in `image_dirs` and in every folder that
+    was ever ingested, and added. No row is removed because its file is missing.
 
     Parameters
     ----------
     collection : str, optional
         By default ``DEFAULT_TABLE``.
     image_dirs : iterable of path
-        More folders in which to look for image files.
+        Additional folders to search for image files.
     remove_orphans : bool
         Whether to delete vectors for which no file was found.
     dry_run : bool
         Whether to report what would be done without changing anything.
     progress : callable, optional
-        Called regularly with the report so far. An exception that it raises stops the
-        repair; repeating it continues the work.
+        Called regularly with the report so far. If it raises an exception, the repair stops;
+        calling `repair` again continues it.
     settings : Settings, optional
         By default read from the environment.
     **how : str
@@ -337,11 +335,11 @@ def repair(
     CollectionNotFound
         Neither store has the collection.
     EncoderMismatch
-        Vectors must be computed, and the encoder of the collection is not available.
+        Vectors must be computed, but the encoder of the collection is not available.
     StoreDamaged
-        The vectors of a server are corrupted, which only the server's own tools can repair.
+        The vectors on a server are corrupted, which only the server's own tools can repair.
     StoreError
-        A store cannot be reached or failed. Nothing is set aside then.
+        A store cannot be reached or failed. Nothing is set aside in this case.
     """
     settings = settings or config.load_settings()
     name = config.collection_name(collection or settings.default_table)
@@ -364,7 +362,7 @@ def repair(
 
 
 def _rebuild_metadata(report: Repair, settings: config.Settings) -> set[int] | None:
-    """Create the entry of a collection again from its vectors; their ids if that is needed."""
+    """Recreate a missing metadata entry from the vectors; return their ids, None if it exists."""
     name = report.collection
     with MetadataStore.open(settings) as metadata:
         if name in [row.name for row in metadata.collections()]:
@@ -376,8 +374,8 @@ def _rebuild_metadata(report: Repair, settings: config.Settings) -> set[int] | N
             if about is None or "fingerprint" not in about:
                 raise StoreDamaged(
                     store.where,
-                    f"collection {name!r} does not state which encoder made it: ingest its folder "
-                    "into a new collection",
+                    f"the encoder of collection {name!r} is unknown: ingest its folder into a new "
+                    "collection",
                 )
             ids = {*store.ids(name).tolist()}
         report.metadata_rebuilt = True
@@ -389,7 +387,7 @@ def _rebuild_metadata(report: Repair, settings: config.Settings) -> set[int] | N
 
 
 class _Repairer:
-    """The steps of a repair, which add to its report as they go."""
+    """The steps of a repair, which update its report."""
 
     def __init__(
         self, gallery: Gallery, report: Repair, folders: list[Path], tick: Callable[[], None]
@@ -424,7 +422,7 @@ class _Repairer:
         return verify(self.gallery, progress=lambda *_: self.tick())
 
     def make_readable(self) -> Verification:
-        """Set the vectors aside, after everything that loses nothing was tried."""
+        """Try everything that loses nothing, and set the vectors aside if that does not help."""
         gallery, report = self.gallery, self.report
         if gallery.settings.embedded_vectors:
             gallery.vectors.restart()
@@ -442,7 +440,7 @@ class _Repairer:
         return found
 
     def restore(self, ids: set[int]) -> list[int]:
-        """Write vectors back from files of the embedded store; return the ids that are left."""
+        """Restore vectors from files of the embedded store; return the ids not found there."""
         home, report = self.gallery.settings.imgsearch_home, self.report
         if not ids or not self.gallery.settings.embedded_vectors:
             return sorted(ids)
@@ -464,7 +462,7 @@ class _Repairer:
         return sorted(wanted)
 
     def encode(self, ids: Sequence[int]) -> dict[int, str]:
-        """Compute vectors again from the files; return why, for each id that has no file."""
+        """Compute vectors again from the files; return the reason for each id that failed."""
         lost: dict[int, str] = {}
         for start in range(0, len(ids), ENCODE_BATCH):
             self.tick()
@@ -482,7 +480,7 @@ class _Repairer:
         return lost
 
     def encode_files(self, files: dict[int, Path]) -> dict[int, str]:
-        """Encode files and write their vectors; return the reason for each that failed."""
+        """Encode files and write their vectors; return the reason for each id that failed."""
         failed: dict[int, str] = {}
         if files and not self.report.dry_run:
             vectors = {}
@@ -499,7 +497,7 @@ class _Repairer:
         return failed
 
     def find_files(self, lost: dict[int, str], orphans: set[int]) -> None:
-        """Add rows for files with the content of `lost` or `orphans`, and shorten both."""
+        """Add rows for files with the content of `lost` or `orphans`, and remove it from these."""
         gallery, report = self.gallery, self.report
         stored = gallery.metadata.known(self.name).items()
         known = {path for path, file in stored if file.state in WITH_VECTOR}
@@ -546,12 +544,12 @@ def _read_files(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 ids, vectors = batch["id"].to_numpy(), batch["vector"].flatten().to_numpy()
                 yield ids, vectors.reshape(len(ids), -1)
         except (OSError, ValueError, KeyError, pa.ArrowNotImplementedError) as error:
-            if getattr(error, "errno", None):  # of the system, not of the content
+            if getattr(error, "errno", None):  # an I/O error, not one of the content
                 raise
 
 
 def _unusable(row: ImageRow) -> str | None:
-    """Why a file cannot replace a lost vector; None if it has the content of the row."""
+    """Return why a lost vector cannot be computed from a row's file; None if it can."""
     try:
         return None if _content_id(row.path) == row.image_id else "file has changed"
     except ImageError as error:
@@ -564,7 +562,7 @@ def _scan(
     wanted: Container[int],
     tick: Callable[[], None],
 ) -> Iterator[tuple[ImageFile, ImageInfo]]:
-    """Find files at unknown paths whose content is wanted."""
+    """Find files at unknown paths that have wanted content."""
     seen: set[str] = set()
     for folder in folders:
         files: Iterable[ImageFile] = ()

@@ -1,4 +1,4 @@
-"""Summarize and delete collections, also those that only one of the two stores has."""
+"""Summarize and delete collections, including those that exist in only one of the two stores."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Overview:
     dim : int
         Dimension of the vectors.
     images, paths, unfinished : int
-        Images, files and half-done rows in the metadata store.
+        Number of images, files and unfinished rows in the metadata store.
     vectors : int or None
-        Vectors in the vector store; None if they cannot be counted. A server may
+        Number of vectors in the vector store; None if they cannot be counted. A server may
         include deleted vectors until it has compacted the collection.
     problem : str
-        What is wrong and what to do about it; empty if nothing is.
+        What is wrong and what to do about it; empty if there is no problem.
     size : int or None
-        Bytes of the vectors on disk; None if a server holds them.
+        Size of the vectors on disk in bytes; None if they are on a server.
     created_at : datetime or None
-        UTC; None if the metadata store does not have the collection.
+        UTC; None if the collection is missing in the metadata store.
     last_run : RunRow or None
         The latest ingest.
     """
@@ -85,14 +85,14 @@ def overview(settings: config.Settings | None = None) -> list[Overview]:
     Returns
     -------
     list of Overview
-        Sorted by name. Includes collections that only the vector store has, which
+        Sorted by name. Includes collections that exist only in the vector store, which
         :func:`~imgsearch.maintenance.repair` restores, and those of interrupted sweeps.
 
     Raises
     ------
     StoreError
-        The metadata store cannot be read. A failure of the vector store is reported as
-        the `problem` of each collection.
+        The metadata store cannot be read. A failure of the vector store is not raised, but
+        is the `problem` of each collection.
     """
     settings = settings or config.load_settings()
     unreachable, found = "", {}
@@ -101,7 +101,7 @@ def overview(settings: config.Settings | None = None) -> list[Overview]:
         try:
             with VectorStore.open(settings) as store:
                 for name in store.collections():
-                    with contextlib.suppress(CollectionNotFound):  # dropped meanwhile
+                    with contextlib.suppress(CollectionNotFound):  # dropped in the meantime
                         ours = settings.embedded_vectors or name in rows
                         if ours or _is_ours(store, name):
                             found[name] = _stored(store, name, name in rows)
@@ -111,13 +111,13 @@ def overview(settings: config.Settings | None = None) -> list[Overview]:
             without = Overview(name, vectors=None if unreachable else 0, problem=unreachable)
             try:
                 found[name] = _complete(found.get(name, without), row, metadata, settings)
-            except CollectionNotFound:  # dropped meanwhile
+            except CollectionNotFound:  # dropped in the meantime
                 found.pop(name, None)
     return [replace(found[name], size=_size(name, settings)) for name in sorted(found)]
 
 
 def _is_ours(store: VectorStore, name: str) -> bool:
-    """Whether imgsearch made a collection that only the vector store has."""
+    """Whether imgsearch created a collection that exists only in the vector store."""
     try:
         return store.about(name) is not None
     except StoreError:
@@ -125,7 +125,7 @@ def _is_ours(store: VectorStore, name: str) -> bool:
 
 
 def _stored(store: VectorStore, name: str, known: bool) -> Overview:
-    """What the vector store has of a collection."""
+    """Summarize what the vector store knows about a collection."""
     try:
         about, vectors, problem = store.about(name) or {}, store.stored_rows(name), ""
     except StoreError as error:
@@ -140,15 +140,15 @@ def _stored(store: VectorStore, name: str, known: bool) -> Overview:
 def _complete(
     one: Overview, row: CollectionRow, metadata: MetadataStore, settings: config.Settings
 ) -> Overview:
-    """Add what the metadata store has of a collection, and compare the two."""
+    """Add what the metadata store knows about a collection, and compare the two stores."""
     stored, runs = metadata.count(row.name), metadata.runs(row.name, limit=1)
     unfinished, problem = stored.pending + stored.deleting, one.problem
     if unfinished and not problem:
         problem = (
-            f"{counted(unfinished, 'image')} half done: an ingest is running, or was interrupted"
+            f"{counted(unfinished, 'image')} unfinished: an ingest is running or was interrupted"
         )
     elif one.vectors is not None and not problem:
-        # Servers count deleted vectors of a collection that is not loaded until they compact it.
+        # For collections that are not loaded, servers count deleted vectors until they compact.
         missing = one.vectors < stored.images
         if missing or (settings.embedded_vectors and one.vectors > stored.images):
             images, vectors = counted(stored.images, "image"), counted(one.vectors, "vector")
@@ -170,13 +170,13 @@ def _size(name: str, settings: config.Settings) -> int | None:
         return None
     total = 0
     for file in (settings.imgsearch_home / embedded.STORE / "collections" / name).rglob("*"):
-        with contextlib.suppress(OSError):  # compaction removes files at any moment
+        with contextlib.suppress(OSError):  # compaction may remove files at any time
             total += file.stat().st_size if file.is_file() else 0
     return total
 
 
 def drop(collection: str, *, settings: config.Settings | None = None) -> None:
-    """Delete a collection, also one that only the vector store has. Image files stay."""
+    """Delete a collection, even if only the vector store has it. Image files are kept."""
     settings = settings or config.load_settings()
     try:
         with Gallery.open(collection, settings=settings) as gallery:
@@ -186,7 +186,7 @@ def drop(collection: str, *, settings: config.Settings | None = None) -> None:
             if collection in store.collections() and not (
                 settings.embedded_vectors or _is_ours(store, collection)
             ):
-                reason = f"collection {collection!r} is not one of imgsearch"
+                reason = f"collection {collection!r} was not created by imgsearch"
                 raise StoreError(store.where, reason) from None
             store.drop(collection)
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TILE = 1.35
-"""Width of a picture in a grid, inches: captions stay legible where seven stand side by side."""
+"""Width of a picture in a grid, in inches: captions stay legible with seven columns."""
 
 THUMBNAIL = 320
-"""Longest side of a picture in a grid, pixels."""
+"""Longest side of a picture in a grid, in pixels."""
 
 CAPTION = 19
 """Characters that fit below a picture."""
@@ -38,9 +38,9 @@ def result_grid(
     title: str = "",
     columns: int = 5,
 ) -> Figure:
-    """Draw a query, if there is a picture of it, and beside it its hits, best first.
+    """Draw a query, if it is a picture, and its hits beside it, best first.
 
-    A query that cannot be read is an :class:`ImageError`; a hit that cannot be read becomes
+    A query that cannot be read raises :class:`ImageError`; a hit that cannot be read becomes
     a tile with the reason. `box` is drawn on the query.
     """
     rows = max(1, math.ceil(len(results) / columns))
@@ -76,7 +76,7 @@ def _draw_query(
 
 
 def thumbnail(source: images.Source, side: int = THUMBNAIL) -> Image.Image:
-    """Decode a picture, RGB and upright, at no more than `side` pixels."""
+    """Decode a picture to upright RGB of at most `side` by `side` pixels."""
     picture = images.decode(source, draft=side)
     picture.thumbnail((side, side))
     return picture
@@ -85,7 +85,7 @@ def thumbnail(source: images.Source, side: int = THUMBNAIL) -> Image.Image:
 def tile_grid(
     rows: int, columns: int, title: str = "", *, height: float = 1.3
 ) -> tuple[Figure, np.ndarray]:
-    """Make a figure of square tiles with captions; `height` is that of a tile in widths."""
+    """Create a figure of captioned tiles; `height` is that of a tile relative to its width."""
     import numpy as np
 
     figure = _figure(rows, columns, title, height)
@@ -120,7 +120,7 @@ def frame(tile: Axes, colour: str | None, style: str = "-") -> None:
 
 
 def show_image(tile: Axes, path: str | Path) -> None:
-    """Show an image file, or why it cannot be read."""
+    """Show an image file, or the reason why it cannot be read."""
     try:
         if not path:
             raise ImageError("", "no file")
@@ -135,12 +135,12 @@ def show_image(tile: Axes, path: str | Path) -> None:
 
 
 def caption(tile: Axes, *lines: str) -> None:
-    """Write lines below a tile; dollar signs in file names start no formula."""
+    """Write lines below a tile; dollar signs in file names do not start a formula."""
     text = "\n".join(printable(line) for line in lines if line)
     tile.set_xlabel(text, fontsize=8, labelpad=3, parse_math=False)
 
 
 def shorten(text: str, length: int = CAPTION) -> str:
-    """Cut the middle out of a text that is too long."""
+    """Replace the middle of a text that is too long by an ellipsis."""
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"

@@ -8,7 +8,7 @@ from imgsearch.config import as_collection_name, collection_name, load_settings
 from imgsearch.errors import ConfigError
 
 
-def test_with_nothing_set_everything_is_embedded(monkeypatch, tmp_path):
+def test_the_defaults_are_embedded_stores(monkeypatch, tmp_path):
     monkeypatch.delenv("IMGSEARCH_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))

@@ -39,7 +39,7 @@ def exported(filled, tmp_path) -> Path:
     return export_collection(filled, tmp_path / "out" / "mine.parquet")
 
 
-def test_a_collection_comes_back_as_it_was(filled, exported, stores, collection, monkeypatch):
+def test_a_collection_survives_a_round_trip(filled, exported, stores, collection, monkeypatch):
     monkeypatch.setattr(export, "GROUP_BYTES", 4 * filled.row.dim * 7)  # four row groups
     export_collection(filled, exported)
     assert pq.ParquetFile(exported).num_row_groups > 3
@@ -73,13 +73,13 @@ def test_pandas_and_pyarrow_open_the_file(filled, exported):
     assert (header["images"], header["paths"], header["dim"]) == (25, 26, filled.row.dim)
 
 
-def test_a_name_in_use_is_never_written_into(filled, exported, stores, collection):
+def test_an_existing_collection_is_never_overwritten(filled, exported, stores, collection):
     """Neither a collection of the metadata nor one that only the vector store has."""
-    with pytest.raises(ConfigError, match="in use"):
+    with pytest.raises(ConfigError, match="already exists"):
         import_collection(exported, settings=stores)
     assert filled.count()[:2] == (25, 26)
     filled.vectors.create(f"{collection}_2", filled.row.dim, export.IndexSpec.parse("FLAT"))
-    with pytest.raises(ConfigError, match="in use"):
+    with pytest.raises(ConfigError, match="already exists"):
         import_collection(exported, f"{collection}_2", settings=stores)
     assert len(filled.vectors.ids(f"{collection}_2")) == 0
     filled.vectors.drop(f"{collection}_2")
@@ -197,9 +197,9 @@ def reversed_order(rows):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (other_sha256, "does not belong to its sha256"),
-        (other_image_id, "does not belong to its sha256"),
-        (set_first(sha256="x" * 64), "does not belong to its sha256"),
+        (other_sha256, "does not match its sha256"),
+        (other_image_id, "does not match its sha256"),
+        (set_first(sha256="x" * 64), "does not match its sha256"),
         (set_first(path=""), "path"),
         (set_first(path="../../etc/passwd"), "not absolute and normalized"),
         (set_first(path="photos/a.jpg"), "not absolute and normalized"),
@@ -209,9 +209,9 @@ def reversed_order(rows):
         (set_first(path="/photos/a\0.jpg"), "NUL"),
         (set_first(path="/photos/a\\q.jpg"), "not absolute and normalized"),
         (set_first(path="/photos/\\xc3\\xa4.jpg"), "not absolute and normalized"),
-        (same_path_twice, "a path occurs twice"),
-        (two_vectors_of_one_image, "two different contents"),
-        (two_contents_of_one_image, "two different contents"),
+        (same_path_twice, "a path occurs more than once"),
+        (two_vectors_of_one_image, "contradict each other"),
+        (two_contents_of_one_image, "contradict each other"),
         (reversed_order, "not sorted"),
         (set_first(width=0), "size or the format"),
         (set_first(size=-1), "size or the format"),
@@ -282,11 +282,11 @@ def test_files_that_could_expand_in_memory_are_refused(refusals, tmp_path, how):
 
 def test_row_groups_that_are_too_large_are_refused(refusals, tmp_path, encoder, monkeypatch):
     monkeypatch.setattr(export, "GROUP_BYTES", 4 * encoder.dim * 10)
-    refusals.check(refusals.file(tmp_path), "larger than in an export")
+    refusals.check(refusals.file(tmp_path), "larger than those of an export")
 
 
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
-def test_a_flipped_bit_is_noticed(refusals, tmp_path, where):
+def test_a_flipped_bit_is_detected(refusals, tmp_path, where):
     path = refusals.file(tmp_path)
     data = bytearray(path.read_bytes())
     data[int(len(data) * where)] ^= 1
@@ -302,7 +302,7 @@ def test_a_truncated_file_is_named(refusals, tmp_path, length):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"plain text"])
-def test_a_file_of_another_kind_is_named(tmp_path, content):
+def test_a_file_of_another_format_is_named(tmp_path, content):
     path = tmp_path / "no.parquet"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"no\.parquet"):
@@ -311,7 +311,7 @@ def test_a_file_of_another_kind_is_named(tmp_path, content):
 
 def test_a_parquet_file_of_another_program_is_named(tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(DatasetError, match="no entry of imgsearch"):
+    with pytest.raises(DatasetError, match="have no entry 'imgsearch'"):
         import_collection(tmp_path / "other.parquet", "x")
 
 
@@ -323,7 +323,9 @@ def test_a_missing_file_is_named(tmp_path):
 # ---------------------------------------------------------------- failures
 
 
-def test_an_error_of_a_store_is_not_one_of_the_file(exported, stores, collection, monkeypatch):
+def test_an_error_of_a_store_is_not_reported_as_one_of_the_file(
+    exported, stores, collection, monkeypatch
+):
     """Review 8.8: any OSError or RuntimeError of the import was called an unreadable archive."""
 
     def full(*_):

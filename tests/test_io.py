@@ -56,13 +56,13 @@ def test_text_is_utf8_and_undecodable_bytes_are_escaped(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "a\ud800b", "~nobody-of-this-name/x"])
-def test_a_path_that_cannot_be_one_is_refused(path):
+def test_an_invalid_path_is_refused(path):
     """Attack rows 3 and 10: NUL, lone surrogates, empty paths, unknown users."""
     with pytest.raises(ConfigError, match="path"):
         io.absolute(path)
 
 
-def test_two_spellings_of_a_path_are_one(tmp_path, monkeypatch):
+def test_equivalent_spellings_of_a_path_give_the_same_path(tmp_path, monkeypatch):
     """Attack row 10: ``a/../a`` doubled the paths of a collection."""
     monkeypatch.chdir(tmp_path)
     assert io.absolute("a/../a/./b.jpg") == io.absolute("a/b.jpg") == tmp_path / "a" / "b.jpg"
@@ -71,7 +71,7 @@ def test_two_spellings_of_a_path_are_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
-def test_figures_come_in_the_format_of_their_name(tmp_path, name, magic):
+def test_figures_are_written_in_the_format_of_their_suffix(tmp_path, name, magic):
     from matplotlib.figure import Figure
 
     figure = Figure()

@@ -41,7 +41,7 @@ def whole(gallery, photos) -> bool:
     return [hit.path for hit in found] == [str(path) for path in sorted(photos.iterdir())]
 
 
-def test_what_was_ingested_is_sound(filled):
+def test_an_ingested_collection_is_sound(filled):
     account = verify(filled, files=True)
     assert account.sound
     assert "8 images" in str(account)
@@ -104,7 +104,7 @@ def test_missing_rows_are_added_from_folders_that_were_ingested(filled, photos, 
     assert whole(filled, photos)
 
 
-def test_a_folder_of_long_ago_is_still_searched_for_files(filled, photos, stores, tmp_path):
+def test_a_folder_ingested_long_ago_is_still_searched_for_files(filled, photos, stores, tmp_path):
     """Attack row 7, review 8.3: after 50 other runs, orphans of older folders were deleted."""
     paths = [str(path) for path in sorted(photos.iterdir())[:5]]
     filled.metadata.remove(filled.name, paths)
@@ -158,7 +158,7 @@ def test_rows_of_missing_and_changed_files_are_kept(filled, photos, stores):
     assert verify(filled, files=True).sound
 
 
-def test_a_missing_file_that_moved_makes_its_image_whole(filled, photos, stores, tmp_path):
+def test_a_moved_file_restores_its_image(filled, photos, stores, tmp_path):
     """Attack row 1: `image_dirs` also restores images whose vector and file are missing."""
     path = sorted(photos.iterdir())[0]
     image_id = filled.get(path).image_id
@@ -366,7 +366,7 @@ def test_an_interrupted_repair_still_keeps_what_was_set_aside(home, photos, monk
 
 
 @pytest.mark.parametrize("error", ["MemoryError", "ImportError", "OSError"])
-def test_a_server_that_fails_to_start_is_no_damage(home, photos, tmp_path, monkeypatch, error):
+def test_a_server_that_fails_to_start_is_not_damage(home, photos, tmp_path, monkeypatch, error):
     """Attack row 1, review 8.1: one passing MemoryError at start cost the whole store."""
     shadow = tmp_path / "shadow" / "milvus_lite"
     shadow.mkdir(parents=True)
@@ -384,7 +384,7 @@ def test_a_server_that_fails_to_start_is_no_damage(home, photos, tmp_path, monke
         assert whole(gallery, photos)
 
 
-def test_an_error_of_the_disk_is_no_damage(home, photos, monkeypatch):
+def test_a_disk_error_is_not_damage(home, photos, monkeypatch):
     """Attack row 1: what is not corrupted content ends the repair and changes nothing."""
 
     def fail(*_):
@@ -411,7 +411,7 @@ def test_a_deleted_sqlite_file_is_rebuilt_from_the_vectors_and_the_files(home, p
         assert verify(gallery, files=True).sound
 
 
-def test_repair_finds_pictures_that_have_no_other_file(tmp_path, encoder):
+def test_repair_finds_added_pictures_in_the_home(tmp_path, encoder):
     home = load_settings(imgsearch_home=tmp_path / "home")
     with Gallery.open("mine", encoder=encoder, create=True, settings=home) as gallery:
         gallery.add(np.zeros((9, 9, 3), np.uint8), name="scan")

@@ -29,7 +29,7 @@ def overview_of(name, settings):
 
 
 @pytest.mark.parametrize("store", [VectorStore, MetadataStore])
-def test_a_collection_that_is_dropped_meanwhile_is_left_out(filled, stores, monkeypatch, store):
+def test_a_collection_dropped_in_the_meantime_is_left_out(filled, stores, monkeypatch, store):
     """Another process drops a collection after it was listed and before it is looked at."""
     listed = store.collections
 
@@ -61,7 +61,7 @@ def test_the_overview_compares_both_stores(filled, stores, tmp_path):
     assert overview_of(filled.name, stores) is None
 
 
-def test_the_overview_names_collections_that_a_sweep_left(filled, stores):
+def test_the_overview_includes_collections_left_by_a_sweep(filled, stores):
     """Attack row 10, review 8.10: a left-over of a sweep could neither be repaired nor dropped."""
     name = f"{filled.name}_sweep"
     about = json.dumps({"sweep": "index sweep of mine, process 7 on host here"})
@@ -93,7 +93,7 @@ def test_a_shared_server_loads_nothing_and_other_programs_are_not_listed(
         assert foreign not in names
         for name in (filled.name, foreign):
             assert milvus_client.get_load_state(name)["state"].name == "NotLoad"
-        with pytest.raises(StoreError, match="not one of imgsearch"):
+        with pytest.raises(StoreError, match="was not created by imgsearch"):
             drop(foreign, settings=stores)
         assert foreign in milvus_client.list_collections()
     finally:

@@ -52,7 +52,7 @@ def test_anything_else_that_can_be_iterated_over_is_a_list(given, count):
         ("https://example.org/cat.jpg", "URLs are not fetched"),
         ({"image": 1}, "dict: is not an image: give a path, bytes, .* or a vector"),
         (np.ones(7, np.float32), "vector"),
-        (np.zeros((4, 4, 3)), "float64: give uint8"),
+        (np.zeros((4, 4, 3)), "float64: convert them to uint8"),
         (b"not a picture", "bytes"),
         (io.StringIO("text"), "mode 'rb'"),
         (12345, "does not contain image 12345"),

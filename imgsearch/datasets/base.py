@@ -1,4 +1,4 @@
-"""What an evaluation needs to know about a labelled dataset."""
+"""The interface of labelled datasets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from imgsearch.errors import DatasetError
 class Dataset(ABC):
     """Image files with class labels, in named sets.
 
-    Subclasses read one format. Images have names, which are unique in the dataset;
-    everything else about an image is looked up by its name.
+    Each subclass reads one format. Images are identified by names that are unique in the
+    dataset.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Dataset(ABC):
     classes : tuple of str
         Names of the classes, in the order of the columns of :meth:`labels`.
     groups : mapping of str to tuple of str
-        Classes whose results are also reported together, by the name of the group.
+        Groups of classes, by name, for which combined results are reported as well.
     """
 
     root: Path
@@ -35,11 +35,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def image_sets(self) -> list[str]:
-        """Names of the image sets, sorted."""
+        """Return the names of the image sets, sorted."""
 
     @abstractmethod
     def image_set(self, name: str) -> tuple[str, ...]:
-        """Names of the images in a set.
+        """Return the names of the images in a set.
 
         Parameters
         ----------
@@ -58,27 +58,27 @@ class Dataset(ABC):
 
     @abstractmethod
     def image_files(self) -> dict[str, Path]:
-        """Absolute path of every image file by its name, whether or not a set contains it."""
+        """Return the absolute path of every image file by name, including images in no set."""
 
     @abstractmethod
     def annotated(self) -> frozenset[str]:
-        """Names of the images that have labels."""
+        """Return the names of the images that have labels."""
 
     @abstractmethod
     def labels(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes of images.
+        """Return the classes of images.
 
         Parameters
         ----------
         names : sequence of str
-            Annotated images, n of them.
+            Names of n annotated images.
 
         Returns
         -------
         present : ndarray of bool, shape (n, c)
-            The image shows an object of the class that is not difficult.
+            Whether the image shows an object of the class that is not difficult.
         difficult : ndarray of bool, shape (n, c)
-            It shows objects of the class, all of which are difficult.
+            Whether it shows only difficult objects of the class.
 
         Raises
         ------
@@ -87,29 +87,29 @@ class Dataset(ABC):
         """
 
     def single_label(self, names: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
-        """Select the images that show exactly one class, which is one of `classes`.
+        """Select the images that show exactly one class, and that one of `classes`.
 
         Parameters
         ----------
         names : sequence of str
-            Annotated images.
+            Names of annotated images.
         classes : sequence of str
             Some of :attr:`classes`.
 
         Returns
         -------
         tuple of str
-            In the order of `names`. Difficult objects count as shown.
+            In the order of `names`. An object counts as shown even if it is difficult.
 
         Raises
         ------
         DatasetError
-            As :meth:`labels`, or a class is unknown.
+            A class is unknown, or an annotation is missing or damaged.
         """
         for name in classes:
             if name not in self.classes:
                 known = ", ".join(self.classes)
-                raise DatasetError(self.root, f"has no class {name[:40]!r}, only {known}")
+                raise DatasetError(self.root, f"has no class {name[:40]!r}; its classes: {known}")
         present, difficult = self.labels(names)
         keep = (present | difficult).sum(axis=1) == 1
         keep &= present[:, [self.classes.index(name) for name in classes]].any(axis=1)
@@ -117,9 +117,9 @@ class Dataset(ABC):
 
 
 def list_files(folder: Path) -> list[str]:
-    """Names of the entries of a folder."""
+    """Return the names of the entries of a folder."""
     try:
-        return os.listdir(folder)  # noqa: PTH208 - 17,125 Path objects would only be taken apart
+        return os.listdir(folder)  # noqa: PTH208 - only the names of its 17,125 files are needed
     except OSError as error:
         raise DatasetError(folder, f"cannot be listed: {error.strerror}") from None
 

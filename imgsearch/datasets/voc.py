@@ -1,7 +1,7 @@
 """PASCAL VOC: image sets and annotations of VOC2007 and VOC2012.
 
-Only ``ImageSets/Main`` is ground truth. The other images in ``JPEGImages`` belong to the
-action and segmentation tasks, and not every object in them is annotated.
+Only the image sets in ``ImageSets/Main`` are completely annotated. The other images in
+``JPEGImages`` belong to the action and segmentation tasks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLASSES = (
 """The twenty classes in the official order."""
 
 GROUPS = {"without person": tuple(name for name in CLASSES if name != "person")}
-"""A third of all images show a person, which dominates every mean."""
+"""A third of all images show a person, so that this class dominates every mean."""
 
 MAX_ANNOTATION = 1 << 20  # bytes; the largest official one has 14,142
 MAX_SET = 1 << 24  # bytes; the largest official one has about 300,000
@@ -40,15 +40,15 @@ class Voc(Dataset):
     Parameters
     ----------
     root : path
-        ``…/VOCdevkit/VOC2012``, any folder that holds ``Annotations`` and ``ImageSets``,
-        or a folder that holds ``VOC2012`` or ``VOCdevkit/VOC2012``.
+        ``…/VOCdevkit/VOC2012``, any other folder that contains ``Annotations`` and
+        ``ImageSets``, or a folder that contains ``VOC2012`` or ``VOCdevkit/VOC2012``.
     year : int or str, optional
-        Required if `root` holds several years.
+        Required if `root` contains several years.
 
     Attributes
     ----------
     root : pathlib.Path
-        The folder that holds ``Annotations`` and ``ImageSets``.
+        The folder that contains ``Annotations`` and ``ImageSets``.
 
     Raises
     ------
@@ -66,13 +66,13 @@ class Voc(Dataset):
         return f"Voc({str(self.root)!r})"
 
     def image_sets(self) -> list[str]:
-        """Names of the sets in ``ImageSets/Main``, without the lists of a single class."""
+        """Return the names of the sets in ``ImageSets/Main``, except those of single classes."""
         per_class = tuple(f"{name}_" for name in CLASSES)
         paths = (self.root / "ImageSets" / "Main").glob("*.txt")
         return sorted(path.stem for path in paths if not path.stem.startswith(per_class))
 
     def image_set(self, name: str) -> tuple[str, ...]:
-        """Names of the images in a set, such as ``trainval``, in the order of its file."""
+        """Return the names of the images in a set such as ``trainval``, in file order."""
         folder = self.root / "ImageSets" / "Main"
         path = folder / f"{_checked_name(name, folder, 'an image set')}.txt"
         if not path.is_file():
@@ -97,11 +97,11 @@ class Voc(Dataset):
                 raise DatasetError(path, f"{missing}: the dataset is incomplete, unpack it again")
             lines[image] = number
         if not lines:
-            raise DatasetError(path, "lists no image")
+            raise DatasetError(path, "lists no images")
         return tuple(lines)
 
     def image_files(self) -> dict[str, Path]:
-        """Every image file in ``JPEGImages``, by its name without the ending."""
+        """Return every image file in ``JPEGImages``, by its name without the suffix."""
         folder = self.root / "JPEGImages"
         # The official images are JPEG; other datasets in this layout contain PNG as well.
         return {
@@ -111,12 +111,12 @@ class Voc(Dataset):
         }
 
     def annotated(self) -> frozenset[str]:
-        """Names of the images that have a file in ``Annotations``."""
+        """Return the names of the images that have a file in ``Annotations``."""
         files = list_files(self.root / "Annotations")
         return frozenset(file[:-4] for file in files if file.endswith(".xml"))
 
     def labels(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes of images, bool (n, 20): present, and shown by difficult objects only."""
+        """Return the classes of images, bool (n, 20): present, and only as difficult objects."""
         folder = self.root / "Annotations"
         present = np.zeros((len(names), len(CLASSES)), bool)
         shown = np.zeros_like(present)
@@ -129,7 +129,7 @@ class Voc(Dataset):
 
 
 def _objects(data: bytes, path: Path) -> Iterator[tuple[int, bool]]:
-    """Class and difficulty of each object in an annotation."""
+    """Yield the class and difficulty of each object in an annotation."""
     try:
         root: Element = fromstring(data, forbid_dtd=True)
     except DTDForbidden:
@@ -155,14 +155,14 @@ def _shorten(text: str) -> str:
 
 
 def _checked_name(name: str, where: Path, kind: str) -> str:
-    """Refuse a name that could lead out of the dataset's folder."""
+    """Return a name unchanged, or raise an error if it could lead out of the dataset's folder."""
     if not _NAME.fullmatch(name):
         raise DatasetError(where, f"{_shorten(name)!r} is not a valid name for {kind}")
     return name
 
 
 def _locate(root: Path, year: int | str | None) -> Path:
-    """Find the folder of one year in, or below, the folder that was given."""
+    """Find the folder of one year in the given folder or below it."""
     if year is not None and not re.fullmatch(r"(VOC)?[0-9]{4}", str(year)):
         raise DatasetError(root, f"{_shorten(str(year))!r} is not a year, such as 2012")
     if not root.is_dir():
@@ -178,11 +178,12 @@ def _locate(root: Path, year: int | str | None) -> Path:
         return found[0]
     if found:
         years = ", ".join(p.name for p in found)
-        raise DatasetError(root, f"holds several years ({years}): choose one, as year=2012")
+        raise DatasetError(root, f"contains several years ({years}): choose one, as in year=2012")
     raise DatasetError(
         root,
-        f"holds neither Annotations and ImageSets/Main nor {folder.replace('[0-9]', '?')} with "
-        "them: choose the folder VOC2012 of an unpacked VOCdevkit",
+        f"contains neither Annotations and ImageSets/Main nor a folder "
+        f"{folder.replace('[0-9]', '?')} with them: choose the folder VOC2012 of an unpacked "
+        "VOCdevkit",
     )
 
 

@@ -1,12 +1,12 @@
 """Evaluation of retrieval quality: protocols, rankings, scores, statistics and reports.
 
 :func:`prepare` combines a collection with a dataset into a :class:`Task`; :func:`evaluate`
-ranks and scores it; :func:`compare` sets two evaluations against each other; :func:`sweep`
-measures how much of the exact ranking an index finds, which is another matter than the
-quality of the embedding. :mod:`~imgsearch.evaluation.plots` draws the results, and
-:mod:`~imgsearch.evaluation.trec` writes them for trec_eval.
+ranks and scores it; :func:`compare` compares two evaluations; :func:`sweep` measures how much
+of the exact ranking an index finds, which is separate from the quality of the embedding.
+:mod:`~imgsearch.evaluation.plots` draws the results, and :mod:`~imgsearch.evaluation.trec`
+writes them for trec_eval.
 
-The names below are imported when they are first used.
+The names below are imported on first use.
 """
 
 from __future__ import annotations

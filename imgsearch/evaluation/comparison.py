@@ -13,13 +13,13 @@ from imgsearch.evaluation.scoring import ALL, Evaluation
 
 
 class Difference(NamedTuple):
-    """Second evaluation minus first, on the queries of one view.
+    """Difference of two evaluations on the queries of one view.
 
-    `first` and `second` are means; `difference` is second minus first, with its 95 %
-    bootstrap interval over queries from `low` to `high`. `p` is that of the two-sided paired
-    randomisation test, for classes adjusted by Holm's method for the number of classes.
-    `effect_size` is Cohen's d of pairs. `wins`, `losses` and `ties` count the queries on
-    which the second is better, worse and equal (to 1e-9).
+    `first` and `second` are means; `difference` is second minus first, with a 95 % bootstrap
+    interval over queries from `low` to `high`. `p` is the p-value of the two-sided paired
+    randomisation test; those of classes are adjusted by Holm's method. `effect_size` is
+    Cohen's d for paired samples. `wins`, `losses` and `ties` count the queries on which the
+    second evaluation is better, worse and equal (to within 1e-9).
     """
 
     view: str
@@ -43,11 +43,11 @@ class Comparison:
     Attributes
     ----------
     first, second : Evaluation
-        What was compared.
+        The evaluations.
     overall : Difference
-        On the queries of the chosen view.
+        Difference on the queries of the chosen view.
     classes : tuple of Difference
-        One for each class.
+        Difference on each class.
     """
 
     first: Evaluation
@@ -71,15 +71,15 @@ def compare(
     Parameters
     ----------
     first, second : Evaluation
-        Of the same images, labels, queries and gallery.
+        Evaluations of the same images, labels, queries and gallery.
     metric : str
         One of their metrics.
     view : str
         ``all``, a group or a class.
     draws : int
-        Number of sign changes drawn for the randomisation test.
+        Number of random sign changes in the randomisation test.
     seed : int
-        Of the test and of the bootstrap.
+        Seed of the test and of the bootstrap.
     resamples : int
         Number of bootstrap samples.
 
@@ -90,20 +90,20 @@ def compare(
     Raises
     ------
     ConfigError
-        They differ in queries, labels or gallery, or lack the metric or the view.
+        The evaluations differ in queries, labels or gallery, or lack the metric or the view.
     """
     if first.task.fingerprint != second.task.fingerprint:
         raise ConfigError(
             "comparison",
-            "the two evaluations are of different queries, labels or galleries "
-            f"({first.task.fingerprint} and {second.task.fingerprint}): use one protocol on "
+            "the two evaluations have different queries, labels or galleries "
+            f"({first.task.fingerprint} and {second.task.fingerprint}): use the same protocol on "
             "collections that contain the same images",
         )
     for evaluation in (first, second):
         if metric not in evaluation.metrics or view not in evaluation.views:
             raise ConfigError("comparison", f"there is no {metric!r} in view {view!r} to compare")
     if not len(first.views[view].rows):
-        raise ConfigError("comparison", f"view {view!r} has no query with anything relevant")
+        raise ConfigError("comparison", f"view {view!r} has no query with a relevant item")
     name = first.metrics[metric]
 
     def difference(view: str) -> Difference:

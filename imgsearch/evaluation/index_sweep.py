@@ -1,8 +1,8 @@
-"""Recall and latency of Milvus indexes, against exact search over the same vectors.
+"""Recall and latency of Milvus indexes, compared with exact search over the same vectors.
 
-Each index is built in a temporary collection. Its name contains an identifier of the machine
-and the process that created it, so that what a killed process left behind is recognised and
-dropped by the next sweep on the same machine.
+Each index is built in a temporary collection, whose name contains identifiers of the machine
+and process that created it, so that the next sweep on the same machine drops what a killed
+process left behind.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SWEEP = (
 """Indexes that :func:`sweep` measures by default."""
 
 TOLERANCE = 1e-6
-"""A hit whose exact score is at most this far below that of the exact k-th counts as found:
-float32 scores of one pair differ by about as much between programs."""
+"""A hit belongs to the exact top k if its exact score is at most this far below the k-th one:
+float32 scores of the same pair differ by about as much between programs."""
 
 _TEMPORARY = re.compile(r"\w+_sweep_([0-9a-f]{8})_([0-9]+)_[0-9a-f]{8}")
 
@@ -49,23 +49,23 @@ class IndexPoint(NamedTuple):
     Attributes
     ----------
     index : str
-        As in ``IMGSEARCH_INDEX``, with all parameters.
+        The index as in ``IMGSEARCH_INDEX``, with all parameters.
     k : int
-        Depth of recall.
+        Depth of recall: the given one, or the number of vectors without the query if smaller.
     recall : float
-        Mean over queries of the share of the k hits that belong to the exact top k. The
-        denominator is k, or the size of the collection if that is smaller. A hit with the
-        exact score of the k-th, to 1e-6, belongs to it.
+        Mean over queries of the share of the first k hits that belong to the exact top k.
+        The denominator is k. A hit whose exact score equals that of the exact k-th to within
+        1e-6 belongs to the top k.
     low, high : float
         95 % bootstrap interval over queries.
     queries : int
         Number of queries.
     median_ms, p95_ms : float
-        Latency of one search with one vector, milliseconds, one after the other.
+        Latency of a search with one vector, in milliseconds; searches run one after another.
     build_seconds : float
         Time for writing, indexing and loading all vectors; 0 for the collection's own index.
     vectors : int
-        Size of the collection.
+        Number of vectors in the collection.
     """
 
     index: str
@@ -91,27 +91,27 @@ def sweep(
 ) -> list[IndexPoint]:
     """Measure recall and latency of indexes over the vectors of a collection.
 
-    Each index with build parameters other than the collection's own is built in a temporary
-    collection, which is dropped at the end, also after a failure. What killed processes of
-    this machine left behind is dropped at the beginning.
+    Indexes with other build parameters than the collection's own are built in a temporary
+    collection, which is dropped at the end, even after a failure. Temporary collections that
+    killed processes of this machine left behind are dropped at the beginning.
 
     Parameters
     ----------
     gallery : Gallery
-        Its vectors are indexed; a sample of them are the queries. A query's own vector is
-        left out of both rankings.
+        The collection. Its vectors are indexed, and a sample of them are the queries. A
+        query's own vector is left out of both rankings.
     indexes : sequence of str
         Such as ``FLAT`` or ``HNSW:M=16,efConstruction=200,ef=32``. Milvus requires `ef` to
-        be at least the number of hits, and the store raises it to that. Neighbours in the
-        sequence that differ only in search parameters share one temporary collection.
+        be at least the number of hits, so the store raises it if necessary. Consecutive
+        indexes that differ only in search parameters share one temporary collection.
     k : int
         Depth of recall.
     queries : int
-        Size of the sample, at most that of the collection.
+        Number of queries, at most the number of vectors.
     seed : int
-        Of the sample and of the intervals.
+        Seed of the sample and of the intervals.
     progress : callable, optional
-        Called with a line of text for each index. An exception from it ends the work.
+        Called with a line of text for each index. If it raises an exception, the sweep stops.
 
     Returns
     -------
@@ -156,13 +156,13 @@ def drop_abandoned(gallery: Gallery) -> None:
     for name in gallery.vectors.collections():
         found = _TEMPORARY.fullmatch(name)
         if found and found[1] == _machine() and not _running(int(found[2])):
-            with suppress(CollectionNotFound):  # another sweep dropped it meanwhile
+            with suppress(CollectionNotFound):  # another sweep dropped it in the meantime
                 if "sweep" in (gallery.vectors.about(name) or {}):
                     gallery.vectors.drop(name)
 
 
 class _Sample:
-    """Queries with the exact score of their k-th neighbour."""
+    """A random sample of queries, with the exact score of the k-th neighbour of each."""
 
     def __init__(self, ids: np.ndarray, vectors: np.ndarray, depth: int, queries: int, seed: int):
         self.ids, self.vectors, self.depth, self.seed = ids, vectors, depth, seed
@@ -179,7 +179,7 @@ class _Sample:
 def _temporary(
     gallery: Gallery, spec: IndexSpec, ids: np.ndarray, vectors: np.ndarray
 ) -> Iterator[tuple[str, float]]:
-    """Name of a temporary collection with these vectors, and the seconds it took to build."""
+    """Yield the name of a temporary collection of the vectors and the seconds to build it."""
     host, pid = socket.gethostname(), os.getpid()
     name = f"{gallery.name[:20]}_sweep_{_machine()}_{pid}_{secrets.token_hex(4)}"
     about = {"sweep": f"index sweep of {gallery.name}, process {pid} on host {host}"}
@@ -201,7 +201,7 @@ def _measure(
     ids, vectors, chosen, depth = sample.ids, sample.vectors, sample.chosen, sample.depth
 
     def search(i: int) -> np.ndarray:
-        # One more than needed, because the query finds itself.
+        # Fetch one hit more, because the query finds itself.
         answer = gallery.vectors.search(
             name, vectors[i : i + 1], depth + 1, search_params=spec.search
         )
@@ -226,7 +226,7 @@ def _measure(
 
 
 def _machine() -> str:
-    """Eight hexadecimal digits for this boot of this machine, or of this container."""
+    """Return eight hexadecimal digits that identify this boot of the machine or container."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # only Linux has these
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())

@@ -1,9 +1,9 @@
 """Retrieval metrics on arrays, with every denominator stated.
 
-A ranking enters as the ranks of the relevant items that it found (:class:`Ranks`),
-because no metric here needs more. What the gallery contains for each query
-(:class:`Counts`) comes from the ground truth and never from the ranking, so that an item
-that was not retrieved counts as missed:
+A ranking is given as the ranks of the relevant items that it found (:class:`Ranks`), which
+is all that the metrics need. What the gallery contains for each query (:class:`Counts`) is
+derived from the ground truth and never from the ranking, so that an item that was not
+retrieved counts as missed:
 
 ``relevant`` (R)
     Number of relevant items in the gallery.
@@ -12,14 +12,14 @@ that was not retrieved counts as missed:
 ``at_least``
     Number of items whose gain is at least 1, 2, …, for the ideal ranking of nDCG.
 ``nonrelevant``
-    Number of candidates that were judged not relevant: N - R where everything was judged.
+    Number of candidates that were judged not relevant: N - R if everything was judged.
 ``pooled``
-    Number of candidates that were in the pool for judging, judged or not: N where everything
+    Number of candidates that were in the pool for judging, judged or not: N if everything
     was judged.
 
 Each metric returns float64 of shape (q,). A query with R = 0 has the value 0, as in
-trec_eval; whether such queries enter a mean is the caller's decision. All values agree with
-trec_eval where it has the metric.
+trec_eval; the caller decides whether a mean includes such queries. All values agree with
+trec_eval if it has the metric.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Ranks(NamedTuple):
     """Ranks of the t relevant items that the rankings of q queries found.
 
     `rank`, int32 (t,), counts from 1, query after query, ascending within each; junk has no
-    rank. `hit`, int32 (t,), is the number of relevant items at this rank and above it. `gain`,
-    (t,), is the graded relevance, at least 1. `nonrelevant` and `pooled`, int32 (t,), are how
-    many items above it were judged not relevant, and how many were pooled for judging. Query
-    ``i`` has the entries ``offsets[i]`` to ``offsets[i + 1]``.
+    rank. `hit`, int32 (t,), is the number of relevant items up to and including this rank.
+    `gain`, (t,), is the graded relevance, at least 1. `nonrelevant` and `pooled`, int32 (t,),
+    are the numbers of items above this rank that were judged not relevant and that were pooled
+    for judging. The entries of query ``i`` are ``offsets[i]`` to ``offsets[i + 1]``.
     """
 
     rank: np.ndarray
@@ -72,10 +72,10 @@ def ranks(
     unjudged: np.ndarray | None = None,
     unpooled: np.ndarray | None = None,
 ) -> Ranks:
-    """Ranks of the relevant items in rankings given as gains, all of shape (q, depth).
+    """Compute ranks of the relevant items from rankings of gains; all have shape (q, depth).
 
-    A gain of 0 is not relevant. Places marked in `junk` are removed from the ranking, and
-    what follows moves up; it also marks the padding of short rankings. Places marked in
+    A gain of 0 is not relevant. Items marked in `junk` are removed from the ranking, and the
+    following ones move up; it also marks the padding of short rankings. Items marked in
     `unjudged` were not judged, those in `unpooled` were not even in the pool.
     """
     if junk is None:
@@ -111,7 +111,7 @@ def average_precision(found: Ranks, counts: Counts) -> np.ndarray:
 
 
 def average_precision_at_r(found: Ranks, counts: Counts) -> np.ndarray:
-    """MAP@R: the sum of precision at each relevant item within rank R, over R.
+    """Average precision at R: the sum of precision at each relevant item within rank R, over R.
 
     The denominator is R (trec_eval ``map_cut_R``). See Musgrave, Belongie, Lim: A Metric
     Learning Reality Check, ECCV 2020, section 3.2.
@@ -136,7 +136,7 @@ def r_precision(found: Ranks, counts: Counts) -> np.ndarray:
 
 
 def precision_at(found: Ranks, counts: Counts, k: int) -> np.ndarray:
-    """P@k: relevant items within rank k, over k, also if fewer were ranked (trec_eval ``P_k``)."""
+    """P@k: relevant items within rank k, over k, even if fewer were ranked (trec_eval ``P_k``)."""
     return _within(found, k) / k
 
 
@@ -168,11 +168,11 @@ def ndcg_at(found: Ranks, counts: Counts, k: int) -> np.ndarray:
 
 
 def bpref(found: Ranks, counts: Counts) -> np.ndarray:
-    """Binary preference: how seldom items judged not relevant are above the relevant ones.
+    """Binary preference: how rarely items judged not relevant rank above relevant ones.
 
     Each relevant item found has the value 1 - min(n, R) / min(N', R), where n is the number
-    of items above it that were judged not relevant, and N' the number of all of these; the
-    sum is divided by R. Items that were not judged do not matter. Agrees with trec_eval
+    of items above it that were judged not relevant, and N' is their number in the gallery; the
+    sum is divided by R. Items that were not judged have no effect. Agrees with trec_eval
     ``bpref``. See Buckley, Voorhees: Retrieval evaluation with incomplete information,
     SIGIR 2004.
     """
@@ -182,12 +182,12 @@ def bpref(found: Ranks, counts: Counts) -> np.ndarray:
 
 
 def inferred_average_precision(found: Ranks, counts: Counts) -> np.ndarray:
-    """Inferred average precision: an estimate of AP where a sample of the pool was judged.
+    """Inferred average precision: an estimate of AP if only a sample of the pool was judged.
 
     At each relevant item found, the precision above it is estimated as the share of pooled
-    items there, times the share of relevant ones among those of them that were judged,
-    smoothed by 1e-5; the sum is divided by R. Equals AP (up to the smoothing) where the
-    whole pool was judged. Agrees with trec_eval ``infAP``. See Yilmaz, Aslam: Estimating
+    items above it, times the share of relevant items among the judged ones of these, smoothed
+    by 1e-5; the sum is divided by R. Equals AP (up to the smoothing) if the whole pool was
+    judged. Agrees with trec_eval ``infAP``. See Yilmaz, Aslam: Estimating
     average precision with incomplete and imperfect judgments, CIKM 2006.
     """
     above = found.hit - 1.0
@@ -198,7 +198,7 @@ def inferred_average_precision(found: Ranks, counts: Counts) -> np.ndarray:
 def interpolated_precision(
     found: Ranks, relevant: np.ndarray, levels: tuple[float, ...] = ELEVEN
 ) -> np.ndarray:
-    """Interpolated precision at `levels` of recall, shape (q, levels).
+    """Return the interpolated precision at `levels` of recall, shape (q, levels).
 
     The value at a level is the highest precision at any rank at which at least
     ``int(level * R + 0.9)`` relevant items have been found, and 0 if the ranking never
@@ -215,14 +215,14 @@ def interpolated_precision(
     last = count[some, None] - 1
     starts = found.offsets[some, None] + np.clip(needed - 1, 0, last)
     highest = np.maximum.reduceat(found.hit / found.rank, starts.ravel()).reshape(starts.shape)
-    # A stretch runs to the next level's start; the last one of a query to the next query's.
+    # Each segment ends where the next level starts; the last of a query where the next query does.
     highest = np.maximum.accumulate(highest[:, ::-1], axis=1)[:, ::-1]
     values[some] = np.where(reached, highest, 0.0)
     return values
 
 
 def expected_average_precision(counts: Counts, depth: np.ndarray | None = None) -> np.ndarray:
-    r"""Expectation of average precision when the N candidates are in random order, exact.
+    r"""Return the exact expectation of average precision if the N candidates are in random order.
 
     The item at rank i is relevant with probability R/N, and then each of the i - 1 items
     above it with probability (R-1)/(N-1), so that
@@ -242,12 +242,12 @@ def expected_average_precision(counts: Counts, depth: np.ndarray | None = None) 
 
 
 def expected_average_precision_at_r(counts: Counts) -> np.ndarray:
-    """Expectation of MAP@R in random order, exact."""
+    """Return the exact expectation of average precision at R in random order."""
     return expected_average_precision(counts, counts.relevant)
 
 
 def expected_reciprocal_rank(counts: Counts) -> np.ndarray:
-    """Expectation of the reciprocal rank in random order, exact.
+    """Return the exact expectation of the reciprocal rank in random order.
 
     The first relevant item is at rank i with probability
     P(i) = R/(N-i+1) · prod_{j<i-1} (N-R-j)/(N-j), and E = sum P(i)/i for i ≤ N - R + 1.
@@ -263,26 +263,26 @@ def expected_reciprocal_rank(counts: Counts) -> np.ndarray:
 
 
 def expected_r_precision(counts: Counts) -> np.ndarray:
-    """Expectation of R-precision in random order, exact: R/N."""
+    """Return the exact expectation of R-precision in random order: R/N."""
     return ratio(counts.relevant, counts.candidates)
 
 
 def expected_precision_at(counts: Counts, k: int) -> np.ndarray:
-    """Expectation of P@k in random order, exact: min(k, N) · R/N, over k."""
+    """Return the exact expectation of P@k in random order: min(k, N) · R/N, over k."""
     return ratio(np.minimum(k, counts.candidates) * counts.relevant, counts.candidates) / k
 
 
 def expected_recall_at(counts: Counts, k: int) -> np.ndarray:
-    """Expectation of R@k in random order, exact: min(k, N) / N, and 0 if R = 0."""
+    """Return the exact expectation of R@k in random order: min(k, N) / N, and 0 if R = 0."""
     share = ratio(np.minimum(k, counts.candidates), counts.candidates)
     return np.where(counts.relevant > 0, share, 0.0)
 
 
 def expected_ndcg_at(counts: Counts, k: int) -> np.ndarray:
-    """Expectation of nDCG@k in random order, exact.
+    """Return the exact expectation of nDCG@k in random order.
 
     The expected gain at each of the first min(k, N) ranks is the mean gain of the N
-    candidates; the denominator is the ideal DCG, a constant of the query.
+    candidates; the denominator is the ideal DCG, which is constant for a query.
     """
     mean_gain = ratio(counts.at_least.sum(axis=1), counts.candidates)
     dcg = mean_gain * _discounts(k)[np.minimum(counts.candidates, k)]
@@ -290,10 +290,10 @@ def expected_ndcg_at(counts: Counts, k: int) -> np.ndarray:
 
 
 def expected_bpref(counts: Counts) -> np.ndarray:
-    """Expectation of bpref in random order, exact.
+    """Return the exact expectation of bpref in random order.
 
-    The number of items judged not relevant above a relevant one is then 0 to N' with equal
-    probability, so that E = (R + 1) / (2 (N' + 1)) if N' ≥ R, else 1/2, and 1 if N' = 0.
+    The number of items judged not relevant above a relevant one is then uniformly distributed
+    from 0 to N', so that E = (R + 1) / (2 (N' + 1)) if N' ≥ R, else 1/2, and 1 if N' = 0.
     """
     r, n = counts.relevant, counts.nonrelevant
     value = np.where(n >= r, (r + 1) / (2 * (n + 1)), np.where(n > 0, 0.5, 1.0))
@@ -301,11 +301,11 @@ def expected_bpref(counts: Counts) -> np.ndarray:
 
 
 def expected_inferred_average_precision(counts: Counts) -> np.ndarray:
-    """Expectation of infAP in random order, exact but for the smoothing.
+    """Return the expectation of infAP in random order, exact except for the smoothing.
 
-    At rank i, (i - 1)(P - 1)/(N - 1) items of the pool P are expected above a relevant one,
-    of which a share of (R - 1)/(J - 1) counts as relevant where something there was judged
-    (J items are), and one half where nothing was.
+    Above a relevant item at rank i, (i - 1)(P - 1)/(N - 1) of the P pooled items are expected.
+    A share of (R - 1)/(J - 1) of them counts as relevant if any of them was judged, where J is
+    the number of judged items, and one half otherwise.
     """
     kinds = np.stack([counts.relevant, counts.candidates, counts.nonrelevant, counts.pooled], 1)
     found, which = np.unique(kinds, axis=0, return_inverse=True)
@@ -324,10 +324,10 @@ def expected_inferred_average_precision(counts: Counts) -> np.ndarray:
 def simulated_interpolated_precision(
     counts: Counts, levels: tuple[float, ...] = ELEVEN, *, draws: int = 200, seed: int = 0
 ) -> np.ndarray:
-    """Mean interpolated precision of random rankings, drawn evenly over the queries.
+    """Estimate the mean interpolated precision of random rankings by simulation.
 
-    Interpolated precision takes a maximum along the ranking, and its expectation in random
-    order has no closed form; so here, and only here, rankings are drawn.
+    Interpolated precision takes a maximum along the ranking, so that its expectation in random
+    order has no closed form. The `draws` rankings are spread evenly over the queries.
     """
     if not len(counts.relevant):
         return np.zeros(len(levels))
@@ -348,11 +348,11 @@ class Metric(NamedTuple):
     Attributes
     ----------
     mean : str
-        Name of its mean over queries.
+        Name of the mean over queries.
     value : callable
-        ``value(found, counts)`` is the metric of each query.
+        ``value(found, counts)`` returns the metric of each query.
     baseline : callable
-        ``baseline(counts)`` is its exact expectation in random order.
+        ``baseline(counts)`` returns its exact expectation in random order.
     """
 
     mean: str
@@ -371,14 +371,14 @@ METRICS = {
     "R@k": Metric("R@k", recall_at, expected_recall_at),
     "nDCG@k": Metric("nDCG@k", ndcg_at, expected_ndcg_at),
 }
-"""Every metric of an evaluation by the name of its value for one query.
+"""All metrics, by the name of their value for one query.
 
-The functions of a metric whose name ends in ``@k`` take the depth `k` as well.
+The functions of metrics whose names end in ``@k`` also take the depth `k`.
 """
 
 
 def at_depths(ks: Sequence[int]) -> dict[str, Metric]:
-    """The metrics of :data:`METRICS`, with one entry per depth for those that have a `k`."""
+    """Return :data:`METRICS` with one entry per depth for each metric that has a `k`."""
     found = {}
     for name, metric in METRICS.items():
         if not name.endswith("@k"):
@@ -391,12 +391,12 @@ def at_depths(ks: Sequence[int]) -> dict[str, Metric]:
 
 
 def _within(found: Ranks, k: int) -> np.ndarray:
-    """Number of relevant items within rank k, int64 (q,)."""
+    """Count the relevant items within rank k, int64 (q,)."""
     return _segments(found.rank <= k, found.offsets, np.int64)
 
 
 def _segments(values: np.ndarray, offsets: np.ndarray, dtype: type = np.float64) -> np.ndarray:
-    """Sum of each query's values; 0 for an empty segment, which ``reduceat`` gets wrong."""
+    """Sum the values of each query, with 0 for no values, where ``reduceat`` is wrong."""
     some = offsets[:-1] < offsets[1:]
     sums = np.zeros(len(some), dtype)
     if some.any():
@@ -405,10 +405,10 @@ def _segments(values: np.ndarray, offsets: np.ndarray, dtype: type = np.float64)
 
 
 def _ideal_dcg(counts: Counts, k: int) -> np.ndarray:
-    """DCG within rank k of the best possible ranking."""
+    """Return the DCG within rank k of the ideal ranking."""
     return _discounts(k)[np.minimum(counts.at_least, k)].sum(axis=1)
 
 
 def _discounts(k: int) -> np.ndarray:
-    """DCG of 0, 1, …, k items of gain 1 at the top, float64 (k + 1,)."""
+    """Return the DCG of 0, 1, …, k items of gain 1 at the top, float64 (k + 1,)."""
     return np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])

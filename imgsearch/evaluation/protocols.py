@@ -1,4 +1,4 @@
-"""Protocols: which images of a dataset are queries, which are searched, and with which vectors."""
+"""Protocols: which images of a dataset are queries and which are searched."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imgsearch.evaluation.scoring import Task
 if TYPE_CHECKING:
     from imgsearch.gallery import Gallery
 
-_REPORT_EVERY = 500  # files that are hashed between two calls of progress
+_REPORT_EVERY = 500  # number of files between two calls of progress
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Protocol:
     Attributes
     ----------
     gallery, query : str
-        Image sets of the dataset. If both are the same, the protocol is leave-one-out: each
-        image in turn is the query, and the others are the gallery. A query is never in its
-        own ranking, and neither is a byte-identical copy of it.
+        Image sets of the dataset that are searched and that are queries. If both are the
+        same, the protocol is leave-one-out: each image in turn is the query, and the others
+        are the gallery. A query and its byte-identical copies are never in its own ranking.
     distractors : bool
-        Also search the images of the collection that are in no image set. They are never
-        relevant. If one is annotated and shares a class with the query, it is junk. What
-        is not annotated in them counts against the ranking, so that scores are a lower
+        Whether to search also the images of the collection that are in no image set. They are
+        never relevant, but junk if they are annotated and share a class with the query. Objects
+        in them that are not annotated make them count as wrong, so that scores are a lower
         bound.
     """
 
@@ -55,7 +55,7 @@ class Protocol:
         text : str
             ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``.
         distractors : bool
-            As the attribute.
+            Whether to search also the images that are in no image set.
 
         Returns
         -------
@@ -64,7 +64,7 @@ class Protocol:
         Raises
         ------
         ConfigError
-            The text has another form.
+            The text is not a protocol.
         """
         name = "([A-Za-z0-9_-]+)"
         if found := re.fullmatch(rf"leave-one-out[ :]+{name}", text.strip()):
@@ -92,24 +92,24 @@ def prepare(
 ) -> Task:
     """Combine the vectors of a collection with the labels of a dataset.
 
-    Images are matched by content: the collection may have been ingested from a copy of the
-    dataset, or imported.
+    Images are matched by content, so that the collection may have been imported, or ingested
+    from a copy of the dataset.
 
     Parameters
     ----------
     gallery : Gallery
         The collection.
     dataset : Dataset
-        Only its image sets are ground truth.
+        The dataset. Only the images in its image sets have ground truth.
     protocol : Protocol or str
-        As :meth:`Protocol.parse` takes it.
+        The protocol, or a text for :meth:`Protocol.parse`.
     classes : sequence of str
-        If given, use only the images that show exactly one class, which is one of these.
+        If given, use only the images that show exactly one class, and that one of these.
     allow_missing : bool
-        Go on without the images that the collection does not contain. They are counted in
-        the reports, and are neither queries nor relevant.
+        Whether to ignore images that the collection does not contain. They are counted in the
+        reports, and are neither queries nor relevant.
     progress : callable, optional
-        Called with a line of text now and then while files are read.
+        Called regularly with a line of text while files are read.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def prepare(
 
 
 def described(gallery: Gallery) -> dict:
-    """What a report says of a collection."""
+    """Return the description of a collection for a report."""
     return {
         "collection": gallery.name,
         "encoder": gallery.row.encoder,
@@ -197,9 +197,9 @@ def described(gallery: Gallery) -> dict:
 def _image_ids(
     gallery: Gallery, files: Mapping[str, Path], progress: Callable[[str], None] | None
 ) -> dict[str, int]:
-    """Identity of each file's content; files that cannot be read are left out.
+    """Return the image id of each file by name, without those that cannot be read.
 
-    A file that was ingested under this very path, and has not changed since, is not read.
+    A file that was ingested under the same path and has not changed since is not read.
     """
     rows = gallery.metadata.by_path(gallery.name, [str(path) for path in files.values()])
 
@@ -219,7 +219,7 @@ def _image_ids(
     with ThreadPoolExecutor(4) as pool:
         while len(found) < len(paths):
             if progress is not None:
-                progress(f"identifying {len(paths):,} images by content, {len(found):,} done")
+                progress(f"identified {len(found):,} of {len(paths):,} images by content")
             found += pool.map(identify, paths[len(found) : len(found) + _REPORT_EVERY])
     ids = zip(files, found, strict=True)
     return {name: image_id for name, image_id in ids if image_id is not None}
@@ -228,7 +228,7 @@ def _image_ids(
 def _annotated_classes(
     dataset: Dataset, contents: Mapping[str, int], ids: np.ndarray
 ) -> np.ndarray:
-    """Classes that the annotations of images outside every set mention, bool (n, classes)."""
+    """Return the annotated classes of images that are in no image set, bool (n, classes)."""
     annotated = dataset.annotated()
     names = {image_id: name for name, image_id in contents.items() if name in annotated}
     shown = np.zeros((len(ids), len(dataset.classes)), bool)

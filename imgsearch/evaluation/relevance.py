@@ -1,8 +1,8 @@
-"""Relevance by shared classes, junk, and the counts that metrics divide by.
+"""Relevance by shared classes, junk, and the denominators of metrics.
 
-An item is *relevant* to a query if they share at least one class of which both show an
-object that is not difficult; its *gain* is the number of such classes. It is *junk*, and
-left out of the ranking, if every class they share rests on difficult objects.
+An item is *relevant* to a query if both show an object of the same class that is not
+difficult; its *gain* is the number of such classes. It is *junk*, and removed from the
+ranking, if they share classes, but every one of them through a difficult object.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MAX_CLASSES = 63
 class Labels:
     """Classes of items as bits of unsigned integers, uint32 or uint64 (n,).
 
-    Bit ``c`` of `present` is set for an object of class ``c`` that is not difficult, of
-    `shown` for any object of the class. Where not every item was judged for every class, bit
-    ``c`` of `unjudged` is set for an item that was not judged, and of `unpooled` for one that
-    was not in the pool of the class either. The highest bit is not used.
+    Bit ``c`` of `present` is set if an item shows an object of class ``c`` that is not
+    difficult, bit ``c`` of `shown` if it shows any object of the class. If judgments are
+    incomplete, bit ``c`` of `unjudged` is set if an item was not judged for the class, and bit
+    ``c`` of `unpooled` if it was not in the pool either. The highest bit is not used.
     """
 
     present: np.ndarray
@@ -45,7 +45,7 @@ class Labels:
         classes = present.shape[1]
         if classes > MAX_CLASSES:
             raise ConfigError(
-                "classes", f"there are {classes}, and an evaluation takes at most {MAX_CLASSES}"
+                "classes", f"there are {classes}, but an evaluation supports at most {MAX_CLASSES}"
             )
         kind = np.uint32 if classes < 32 else np.uint64
         bits = kind(1) << np.arange(classes, dtype=kind)
@@ -55,11 +55,11 @@ class Labels:
         )
 
     def __getitem__(self, rows: np.ndarray | slice) -> Labels:
-        """Labels of some items."""
+        """Return the labels of some items."""
         return self._each(lambda some: some[rows])
 
     def among(self, mask: int) -> Labels:
-        """Only the classes of a mask."""
+        """Return the labels without the classes that are not in a mask."""
         bits = self.present.dtype.type(mask)
         return self._each(lambda some: some & bits)
 
@@ -69,18 +69,19 @@ class Labels:
 
 
 def members(queries: Labels, mask: int) -> np.ndarray:
-    """Indices of the queries that show a class of `mask` by an object that is not difficult."""
+    """Return the indices of the queries with an object, not difficult, of a class in `mask`."""
     return np.flatnonzero(queries.among(mask).present)
 
 
 def count(queries: Labels, gallery: Labels, skip: np.ndarray, mask: int) -> Counts:
-    """Relevant items and candidates of each query, from the labels alone.
+    """Count relevant items and candidates of each query, using the labels only.
 
-    `skip` is what each query leaves out, as in :func:`imgsearch.evaluation.ranking.exact`.
+    `skip` is the part of the gallery that each query omits, as in
+    :func:`imgsearch.evaluation.ranking.exact`.
     """
     queries = queries.among(mask)
     highest = np.arange(1, int(mask).bit_count() + 1)
-    # There are far fewer combinations of classes than queries.
+    # Count once per combination of classes, of which there are far fewer than queries.
     combinations, which = np.unique(
         np.stack([queries.present, queries.shown], axis=1), axis=0, return_inverse=True
     )
@@ -118,19 +119,19 @@ class Judge:
 
     def __init__(self, gallery: Labels):
         kind = gallery.present.dtype.type
-        # The highest bit marks places of a ranking that hold no item.
+        # The highest bit marks the ranks without an item.
         self._nothing = kind(1) << kind(8 * gallery.present.itemsize - 1)
         self._labels = gallery._each(lambda some: np.append(some, kind(0)))
         self._labels.shown[-1] = self._nothing
 
     def places(self, order: np.ndarray) -> Labels:
-        """Labels of what is at each place of some rankings, of shape (b, depth)."""
-        return self._labels[order]  # -1 is the last entry, which stands for no item
+        """Return the labels of the items at each rank of some rankings, of shape (b, depth)."""
+        return self._labels[order]  # -1 selects the last entry, which stands for no item
 
     def gains(self, places: Labels, queries: Labels, mask: int) -> tuple[np.ndarray, np.ndarray]:
-        """Number of shared classes, and junk, at the places of each query's ranking.
+        """Return the number of shared classes, and whether it is junk, for each ranked item.
 
-        Both have the shape (b, depth). Places without an item are junk.
+        Both have the shape (b, depth). Ranks without an item are junk.
         """
         own = queries.among(mask)
         return _judge(places, own.present[:, None], (own.shown | self._nothing)[:, None])
@@ -138,7 +139,7 @@ class Judge:
     def missing(
         self, places: Labels, queries: Labels, mask: int
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Which places were not judged, and not in the pool; None where all of them were."""
+        """Return which ranked items were not judged, and not pooled; None if all of them were."""
         return _missing(places, queries.among(mask).present[:, None])
 
 
@@ -154,7 +155,7 @@ def _judge(
 def _missing(
     items: Labels, query_present: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Items not relevant of which the query's classes were not judged, or not pooled."""
+    """Return masks of the items, not relevant, that were not judged or not pooled for the query."""
     if items.unjudged is None:
         return None, None
     irrelevant = (items.present & query_present) == 0

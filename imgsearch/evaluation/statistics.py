@@ -1,8 +1,7 @@
 """Confidence intervals and significance tests for means over queries.
 
-Queries are the sample; the gallery and its labels are held fixed. Leave-one-out queries
-share their gallery and are not quite independent, so that intervals are, if anything, too
-narrow.
+The queries are the sample; the gallery and its labels are fixed. Leave-one-out queries share
+their gallery and are not completely independent, so that intervals may be slightly too narrow.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 import numpy as np
 
 EXACT_UP_TO = 16
-"""Number of differing pairs up to which all sign changes are enumerated instead of drawn."""
+"""Number of differing pairs up to which all sign changes are enumerated, not sampled."""
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """Quotient, `empty` where the denominator is 0."""
+    """Divide; the result is `empty` where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     result = np.full(denominator.shape, empty)
     return np.divide(numerator, denominator, out=result, where=denominator != 0)
 
 
 def bootstrap_weights(queries: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each query is in each bootstrap sample, float64 (resamples, queries)."""
+    """Draw how often each query is in each bootstrap sample, float64 (resamples, queries)."""
     generator = np.random.default_rng(seed)
     weights = np.empty((resamples, queries))
     for row in weights:
@@ -30,17 +29,17 @@ def bootstrap_weights(queries: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def weighted_means(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean of some queries' values, (q,) or (q, m), in each bootstrap sample.
+    """Return the mean of some queries' values, (q,) or (q, m), in each bootstrap sample.
 
-    The denominator is the number of those queries in the sample, itself random if they are
-    a part of all queries. NaN if a sample contains none of them.
+    The denominator is the number of these queries in the sample, which is random if they are
+    a subset of all queries. The mean is NaN if a sample contains none of them.
     """
     size = weights.sum(axis=1).reshape((-1,) + (1,) * (values.ndim - 1))
     return ratio(weights @ values, size, empty=np.nan)
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of bootstrap means, (b,) or (b, m); NaN samples are left out.
+    """Return the percentile interval of bootstrap means, (b,) or (b, m), ignoring NaN.
 
     See Efron, Tibshirani: An Introduction to the Bootstrap, 1993, chapter 13.
     """
@@ -52,20 +51,20 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.n
 
 
 def mean_interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % interval of the mean of values, (q,)."""
+    """Return the 95 % bootstrap interval of the mean of values, (q,)."""
     weights = bootstrap_weights(len(values), resamples, seed)
     low, high = interval(weighted_means(weights, values))
     return float(low), float(high)
 
 
 def paired_randomisation(differences: np.ndarray, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value for the hypothesis that two systems have the same mean.
+    """Return the two-sided p-value for the hypothesis that two systems have the same mean.
 
     `differences` are the values of one system minus those of the other, for the same
-    queries. Under the null hypothesis the two values of each query could as well be
-    swapped. The p-value is the share of sign changes that bring the mean at least as far
-    from 0 as observed: of all changes if at most 16 queries differ, else of `draws` random
-    ones and the observed one, (1 + count) / (1 + draws). See Smucker, Allan, Carterette: A
+    queries. Under the null hypothesis the two values of each query are exchangeable. The
+    p-value is the share of sign changes for which the mean is at least as far from 0 as
+    observed: of all sign changes if at most 16 queries differ, else of `draws` random ones
+    and the observed one, (1 + count) / (1 + draws). See Smucker, Allan, Carterette: A
     comparison of statistical significance tests for information retrieval evaluation, CIKM
     2007.
     """
@@ -73,7 +72,7 @@ def paired_randomisation(differences: np.ndarray, draws: int = 10_000, seed: int
     n = len(changed)
     if n == 0:
         return 1.0
-    # Sums that equal the observed one except for rounding must count.
+    # Count sums that equal the observed one except for rounding.
     observed = abs(changed.sum()) - 1e-12 * np.abs(changed).sum()
     if n <= EXACT_UP_TO:
         signs = (np.arange(1 << n)[:, None] >> np.arange(n) & 1) * 2.0 - 1
@@ -89,11 +88,11 @@ def paired_randomisation(differences: np.ndarray, draws: int = 10_000, seed: int
 
 
 def effect_size(differences: np.ndarray) -> float:
-    """Cohen's d of pairs: the mean difference over the standard deviation of differences.
+    """Return Cohen's d for paired samples: the mean difference over its standard deviation.
 
-    The deviation has the denominator q - 1. With thousands of queries nearly every
-    difference is significant; this says whether it is large. 0 if no query differs,
-    infinite if all differ by the same, NaN for a single query that differs.
+    The variance has the denominator q - 1. With thousands of queries nearly every difference
+    is significant; the effect size shows whether it is large. It is 0 if no query differs,
+    infinite if all differ by the same amount, and NaN for a single query that differs.
     """
     if not differences.any():
         return 0.0

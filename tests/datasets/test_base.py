@@ -45,7 +45,7 @@ def test_images_of_one_class_are_selected():
     table = Table({"a": "cat", "b": "cat dog", "c": "dog", "d": "cat (dog)", "e": "(dog)"})
     assert table.single_label(tuple("abcde"), ["cat", "dog"]) == ("a", "c")
     assert table.single_label(tuple("edcba"), ["dog"]) == ("c",)
-    with pytest.raises(DatasetError, match="has no class 'cow', only cat, dog"):
+    with pytest.raises(DatasetError, match="has no class 'cow'; its classes: cat, dog"):
         table.single_label(("a",), ["cow"])
 
 

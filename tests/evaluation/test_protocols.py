@@ -192,7 +192,7 @@ def test_files_that_were_ingested_in_place_are_not_read_again(shared_home, encod
     with Gallery.open("t_in_place", settings=own) as gallery:
         lines: list[str] = []
         assert len(prepare(gallery, voc, progress=lines.append).ids) == 4
-        assert lines == ["identifying 4 images by content, 0 done"]
+        assert lines == ["identified 0 of 4 images by content"]
         os.utime(path)
         with pytest.raises(DatasetError, match=r"1 of 4 images .* the first is i01"):
             prepare(gallery, voc)

@@ -75,5 +75,5 @@ def test_many_classes_fit_into_the_bits(classes):
 
 
 def test_too_many_classes_are_refused():
-    with pytest.raises(ConfigError, match="there are 80, and an evaluation takes at most 63"):
+    with pytest.raises(ConfigError, match="there are 80, but an evaluation supports at most 63"):
         Labels.of(np.ones((2, 80), bool))

@@ -206,7 +206,7 @@ def test_a_collection_goes_into_a_file_and_comes_back(admin, scratch, tmp_path):
     admin(f"panel.file.value = {file!r}; panel.export.click()")
     assert file in admin("", "panel.status.text")
     assert admin("panel.import_.click()", "panel.status.kind") == "bad"
-    assert "is in use: import under another name" in admin("", "panel.status.text")
+    assert "already exists: use another name" in admin("", "panel.status.text")
     admin("panel.new_name.value = 'again'; panel.import_.click()")
     assert "Imported 6 images" in admin("", "panel.status.text")
     admin("panel.collection.value = 'again'; panel.wait(100); panel.verify.click()")

@@ -77,7 +77,7 @@ def filled(store):
 # ---------------------------------------------------------------- collections and images
 
 
-def test_a_collection_comes_back_as_it_was(store):
+def test_a_collection_survives_a_round_trip(store):
     before = datetime.now(UTC)
     store.create_collection(ROW)
     made = store.collection("c")
