@@ -1,15 +1,15 @@
 """Scores of rankings: per query, per class, micro and macro means with intervals.
 
-Scores are computed in *views*. A view is a set of classes that count, everything else being
-invisible: in the view ``all`` every class counts, in the view of a group the classes of that
-group (such as ``without person``), and each class has a view of its own. The queries of a
-view are those that show one of its classes by an object that is not difficult.
+Scores are computed in *views*. A view is a set of classes; labels of other classes are
+ignored. The view ``all`` contains every class, the view of a group the classes of that group
+(such as ``without person``), and each class has its own view. The queries of a view are those
+that show an object, not difficult, of one of its classes.
 
 - A *micro* score is the mean over the queries of ``all``, or of a group.
 - The score of a class is the mean over the queries of its own view.
-- A *macro* score is the mean over classes of the scores of the classes.
+- A *macro* score is the mean of the scores of the classes.
 
-Queries without a relevant item in the gallery enter no mean; they are counted in
+Queries without a relevant item in the gallery are excluded from all means and counted in
 ``without_relevant``.
 """
 
@@ -38,39 +38,39 @@ LEVELS = tuple(i / 100 for i in range(101))
 """Recall levels of the precision-recall curves; every tenth is one of the 11 points."""
 
 NEIGHBOURS = 20
-"""Number of nearest neighbours that are kept for each query."""
+"""Number of nearest neighbours that are stored for each query."""
 
 ALL = "all"
-"""The view in which every class counts."""
+"""Name of the view that contains every class."""
 
 T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Images with vectors and labels, and which of them are queries and gallery.
+    """Images with vectors and labels, of which some are queries and some the gallery.
 
-    Made by :func:`task`, which checks and sorts its arguments, or from a collection and a
-    dataset by :func:`prepare`.
+    Created by :func:`task`, which validates and sorts its arguments, or by :func:`prepare`
+    from a collection and a dataset.
 
     Attributes
     ----------
     ids : ndarray of int64, shape (n,)
-        Ascending; equal ids are byte-identical files.
+        Image ids, ascending; byte-identical files have equal ids.
     names : tuple of str
-        Unique.
+        Unique names of the images.
     paths : tuple of str
-        Image files; an empty text stands for none.
+        Paths of the image files; empty if there is no file.
     vectors : ndarray of float, shape (n, d)
-        Of any length but zero.
+        Not necessarily normalised, but not zero.
     labels : Labels
         Classes of the n images, as bits.
     queries, gallery : ndarray of int64
         Indices of images, ascending.
     classes : tuple of str
-        Meaning of the bits of `labels`.
+        Names of the classes, in the order of the bits of `labels`.
     groups : dict of str to tuple of str
-        Classes that are also reported together, by the name of the group.
+        Groups of classes, by name, for which combined scores are reported as well.
     about : dict
         What is needed to repeat the evaluation: collection, encoder, dataset, protocol.
     """
@@ -88,7 +88,7 @@ class Task:
 
     @cached_property
     def skip(self) -> np.ndarray:
-        """Where each query and its copies are in the gallery, int64 (q, 2)."""
+        """Positions of each query and its copies in the gallery, int64 (q, 2)."""
         return ranking.copies(self.ids[self.queries], self.ids[self.gallery])
 
     @cached_property
@@ -103,13 +103,13 @@ class Task:
 
     @cached_property
     def masks(self) -> dict[str, int]:
-        """Classes that count in each view, as bits."""
+        """Classes of each view, as bits."""
         bit = {name: 1 << column for column, name in enumerate(self.classes)}
         groups = {name: sum(bit[c] for c in set(some)) for name, some in self.groups.items()}
         return {ALL: (1 << len(bit)) - 1} | groups | bit
 
     def mask(self, view: str) -> int:
-        """Classes that count in a view, as bits.
+        """Return the classes of a view, as bits.
 
         Parameters
         ----------
@@ -134,12 +134,12 @@ class Task:
         Parameters
         ----------
         block_bytes : int
-            Memory for the scores of one block, bytes; changes no result.
+            Memory for the scores of one block, in bytes; does not affect results.
 
         Yields
         ------
         callable
-            Returns the rankings of the next queries. Several may be called in threads.
+            Computes the rankings of one block of queries. May be called in parallel threads.
         """
         yield from ranking.exact(
             self.vectors[self.queries],
@@ -151,13 +151,13 @@ class Task:
     def permuted(self, seed: int = 0) -> Task:
         """Permute the labels among the labelled images, as a control.
 
-        The vectors then know nothing about the labels, so that scores must fall to those
-        of a random ranking.
+        The vectors are then independent of the labels, so that scores must drop to those of a
+        random ranking.
 
         Parameters
         ----------
         seed : int
-            Of the permutation.
+            Seed of the permutation.
 
         Returns
         -------
@@ -186,31 +186,31 @@ def task(
     gallery: np.ndarray | None = None,
     about: dict | None = None,
 ) -> Task:
-    """Make a task from arrays; by default leave-one-out over all images.
+    """Create a task from arrays; by default leave-one-out over all images.
 
     Parameters
     ----------
     ids : ndarray of int, shape (n,)
-        Equal ids are byte-identical files. Equal scores rank by id, then by name.
+        Image ids; byte-identical files have equal ids. Equal scores rank by id, then by name.
     vectors : ndarray of float, shape (n, d)
-        Of any length but zero.
+        Not necessarily normalised, but not zero.
     present, difficult : ndarray of bool, shape (n, c)
         Classes of each image; see :meth:`imgsearch.datasets.Dataset.labels`.
     unjudged, unpooled : ndarray of bool, shape (n, c), optional
-        Images that were not judged for a class, and those of them that were not in the pool
-        for judging; both or neither. If left out, every image was judged.
+        Whether an image was not judged for a class, and whether it was not even in the pool
+        for judging; pass both or neither. By default every image was judged.
     classes : sequence of str
         Names of the columns of `present`, at most 63.
     groups : mapping of str to sequence of str, optional
-        Classes that are also reported together, by the name of the group.
+        Groups of classes, by name, for which combined scores are reported as well.
     names : sequence of str
-        Unique; the ids if left out.
+        Unique names of the images; by default their ids.
     paths : sequence of str
-        Image files, for figures of best and worst queries.
+        Paths of the image files, for figures of the best and worst queries.
     queries, gallery : ndarray of bool, shape (n,), optional
-        Which images are queries, and which can be found; all if left out.
+        Which images are queries, and which are searched; by default all.
     about : dict, optional
-        Included in every report.
+        Description that is included in every report.
 
     Returns
     -------
@@ -219,7 +219,7 @@ def task(
     Raises
     ------
     ConfigError
-        Shapes do not fit, names are not unique, or there is no query or no gallery.
+        Shapes do not match, names are not unique, or there is no query or no gallery.
     """
     n = len(ids)
     names = tuple(names) or tuple(map(str, ids))
@@ -231,16 +231,19 @@ def task(
         ("queries", len(queries)), ("gallery", len(gallery)), ("paths", len(paths) or n),
     ]:  # fmt: skip
         if size != n:
-            raise ConfigError(what, f"there are {size} for {n} ids")
+            raise ConfigError(what, f"there are {size}, but {n} ids")
     if len(set(names)) != n:
         raise ConfigError("names", "must be unique; if ids occur twice, pass names")
     if present.ndim != 2 or present.shape[1] != len(classes):
-        raise ConfigError("present", f"has the shape {present.shape} for {len(classes)} classes")
+        raise ConfigError(
+            "present", f"has shape {present.shape}, but there are {len(classes)} classes"
+        )
     groups = {name: tuple(some) for name, some in (groups or {}).items()}
     for name, some in groups.items():
         unknown = set(some) - set(classes)
         if unknown or not some or name in (ALL, *classes):
-            raise ConfigError("groups", f"{name!r} must name classes, and not be one: {some}")
+            reason = f"{name!r} must differ from all classes and contain existing ones: {some}"
+            raise ConfigError("groups", reason)
     for what, some in (("queries", queries), ("gallery", gallery)):
         if not some.any():
             raise ConfigError(what, "is empty: there is nothing to evaluate")
@@ -261,13 +264,13 @@ def task(
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Scores of the queries that show one of the classes of a view.
+    """Scores of the queries of a view.
 
     `rows` are the indices, among the task's queries, of the v queries with at least one
-    relevant item; `without_relevant` counts the others. `values` has each metric for each
-    query (``AP``, ``RR``, ``P@5``), float64 (v,), and `baseline` its expectation in random
-    order. The curves are mean interpolated precision at :data:`LEVELS`, and that of
-    simulated random rankings, because the expectation has no closed form.
+    relevant item; `without_relevant` is the number of other queries. `values` contains each
+    metric of each query (``AP``, ``RR``, ``P@5``), float64 (v,), and `baseline` its expectation
+    in random order. `curve` is the mean interpolated precision at :data:`LEVELS`, and
+    `curve_baseline` that of simulated random rankings.
     """
 
     rows: np.ndarray
@@ -285,10 +288,10 @@ class Score(NamedTuple):
     Attributes
     ----------
     average : str
-        ``micro``, ``macro``, either with the name of a group (``micro without person``),
+        ``micro`` or ``macro``, possibly with the name of a group (``micro without person``),
         or a class.
     metric : str
-        ``mAP``, ``mAP@R``, ``MRR``, ``Rprec``, ``bpref``, ``infAP``, ``P@k``, ``R@k``,
+        ``mAP``, ``mAP@R``, ``MRR``, ``Rprec``, ``bpref``, ``infAP``, ``P@k``, ``R@k`` or
         ``nDCG@k``.
     value : float
         The mean.
@@ -297,11 +300,11 @@ class Score(NamedTuple):
     baseline : float
         Exact expectation in random order.
     queries : int
-        Number of queries in the mean; for macro, of pairs of a query and a class.
+        Number of queries in the mean; for macro, number of pairs of a query and a class.
     without_relevant : int
-        Number of queries (pairs) left out because the gallery has nothing relevant.
+        Number of queries (or pairs) that are excluded because they have no relevant item.
     relevant : float
-        Mean number of relevant items of these queries.
+        Mean number of relevant items of the included queries.
     """
 
     average: str
@@ -328,10 +331,10 @@ class Neighbour(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A query with its nearest neighbours, best first and without junk, for looking at.
+    """A query with its nearest neighbours, best first and without junk, for inspection.
 
-    `value` is the metric by which it was chosen, `relevant` the number of relevant items in
-    the gallery. Classes are without difficult objects. Paths are empty if there are no files.
+    `value` is the metric by which it was selected, `relevant` the number of relevant items in
+    the gallery. Classes of difficult objects are omitted. Paths are empty if there is no file.
     """
 
     name: str
@@ -350,20 +353,19 @@ class Evaluation:
     Attributes
     ----------
     task : Task
-        What was ranked.
+        The images, queries and labels.
     about : dict
-        What is needed to repeat it.
+        What is needed to repeat the evaluation.
     views : dict of str to View
-        ``all``, and every group and class that has a query.
+        Scores in the view ``all``, and in those of every group and class that has a query.
     neighbours : ndarray of int32, shape (q, 20)
-        Indices of the nearest images, without junk; -1 for none.
+        Indices of the nearest images, without junk, padded with -1.
     neighbour_scores : ndarray of float64, shape (q, 20)
         Their cosine similarities.
     unlabelled : int
-        Number of queries that show no class by an object that is not difficult; they are
-        in no view.
+        Number of queries that show no objects, or only difficult ones; they are in no view.
     seed, resamples : int
-        Of the bootstrap.
+        Seed and number of samples of the bootstrap.
     """
 
     task: Task
@@ -377,13 +379,13 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> dict[str, str]:
-        """Name of each mean (``mAP``), with that of its value for one query (``AP``)."""
+        """Name of each mean (``mAP``), mapped to that of its value for one query (``AP``)."""
         known = metrics.at_depths(self.about["ks"])
         return {known[name].mean: name for name in self.views[ALL].values}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes with at least one query that has something relevant."""
+        """Classes with at least one query that has a relevant item."""
         return tuple(c for c in self.task.classes if c in self.views and len(self.views[c].rows))
 
     @cached_property
@@ -399,7 +401,7 @@ class Evaluation:
         }
 
     def summary(self) -> list[Score]:
-        """Micro and macro scores of every metric, over all classes and over each group."""
+        """Return micro and macro scores of every metric, over all classes and each group."""
         every, found = self.classes, []
         for view in (ALL, *self.task.groups):
             if view in self._samples:
@@ -413,7 +415,7 @@ class Evaluation:
         return found
 
     def per_class(self, metric: str = "mAP") -> list[Score]:
-        """One metric for each class that has queries.
+        """Return the scores of one metric for each class that has queries.
 
         Parameters
         ----------
@@ -435,7 +437,7 @@ class Evaluation:
         return [score for score in scores if score.metric == metric]
 
     def _scores(self, average: str, names: list[str]) -> list[Score]:
-        """Means over the queries of each view, and then over the views."""
+        """Average over the queries of each view, and then over the views."""
         views = [self.views[name] for name in names]
         samples = np.stack([self._samples[name] for name in names])
         number = np.count_nonzero(~np.isnan(samples), axis=0)
@@ -457,7 +459,7 @@ class Evaluation:
         ]
 
     def confusion(self, k: int = 1) -> np.ndarray:
-        """Classes of the nearest neighbours, by class of the query.
+        """Return the confusion matrix of the classes of queries and nearest neighbours.
 
         Parameters
         ----------
@@ -467,10 +469,10 @@ class Evaluation:
         Returns
         -------
         ndarray of float64, shape (c, c)
-            Row: class of the query; column: class of the neighbour; value: share of the
-            row's pairs of a query and one of its k neighbours in which the neighbour shows
-            the column's class (not difficult). Images may show several classes, so rows
-            need not add up to 1. NaN in rows without a query.
+            Rows are classes of queries, columns classes of neighbours. The value is the share
+            of neighbours that show the column's class among the k neighbours of all queries
+            that show the row's class, without difficult objects. Images may show several
+            classes, so rows need not add up to 1. Rows without a query are NaN.
 
         Raises
         ------
@@ -478,7 +480,7 @@ class Evaluation:
             `k` is not from 1 to 20.
         """
         if not 1 <= k <= NEIGHBOURS:
-            raise ConfigError("k", f"is {k}; 1 to {NEIGHBOURS} neighbours are kept")
+            raise ConfigError("k", f"must be from 1 to {NEIGHBOURS}, not {k}")
         near = self.neighbours[:, :k]
         pairs = (near >= 0).astype(float)
         present, classes = self.task.labels.present, self.task.classes
@@ -490,14 +492,14 @@ class Evaluation:
     def cases(
         self, n: int = 8, *, worst: bool = False, view: str = ALL, metric: str = "AP", k: int = 5
     ) -> list[Case]:
-        """The queries with the best values of a metric, or the worst.
+        """Return the queries with the best or the worst values of a metric.
 
         Parameters
         ----------
         n : int
             Number of queries.
         worst : bool
-            Return the worst instead of the best.
+            Whether to return the worst instead of the best.
         view : str
             One of :attr:`views`, which decides what is relevant.
         metric : str
@@ -561,15 +563,15 @@ def evaluate(
     Parameters
     ----------
     task : Task
-        Labels, queries and gallery.
+        The images, queries and labels.
     blocks : iterable of Block, optional
-        Rankings of all queries in order; the exact ones of full depth if left out, which
-        measure the quality of the embedding. Relevant items that a shallower ranking does
-        not reach count as missed.
+        Rankings of all queries in order. By default they are exact and of full depth, and so
+        measure the quality of the embedding. Relevant items below the depth of a shallower
+        ranking count as missed.
     ks : sequence of int
         Depths of P@k, R@k and nDCG@k.
     seed : int
-        Of the bootstrap and of the simulated curves.
+        Seed of the bootstrap and of the simulated curves.
     resamples : int
         Number of bootstrap samples.
     about : dict, optional
@@ -582,13 +584,13 @@ def evaluate(
     Raises
     ------
     ConfigError
-        `ks` are not positive, or the blocks do not cover the queries.
+        A value of `ks` is not positive, or the blocks do not cover the queries.
     """
     ks = tuple(sorted({int(k) for k in ks}))
     if not ks or ks[0] < 1:
         raise ConfigError("ks", f"must be whole numbers of at least 1, not {list(ks)}")
     if resamples < 1:
-        raise ConfigError("resamples", f"is {resamples}; at least 1 is needed")
+        raise ConfigError("resamples", f"must be at least 1, not {resamples}")
     queries, gallery = task.labels[task.queries], task.labels[task.gallery]
     judge = Judge(gallery)
     parts = {}
@@ -604,7 +606,9 @@ def evaluate(
         block = make()
         stop = block.start + len(block.order)
         if stop > len(task.queries):
-            raise ConfigError("blocks", f"reach {stop}, beyond {len(task.queries)} queries")
+            raise ConfigError(
+                "blocks", f"extend to {stop}, but there are {len(task.queries)} queries"
+            )
         places = judge.places(block.order)
         for name, part in parts.items():
             rows, junk = part.score(judge, block.start, stop, places, queries)
@@ -616,10 +620,10 @@ def evaluate(
     makers = task.ranked() if blocks is None else ((lambda b=block: b) for block in blocks)
     for start, stop in _in_threads(score, makers):
         if start != done:
-            raise ConfigError("blocks", f"query {done} is next, not {start}")
+            raise ConfigError("blocks", f"must be in order: query {done} is next, not {start}")
         done = stop
     if done != len(task.queries):
-        raise ConfigError("blocks", f"end after {done} of {len(task.queries)} queries")
+        raise ConfigError("blocks", f"cover only {done} of {len(task.queries)} queries")
     return Evaluation(
         task=task,
         about=task.about
@@ -646,7 +650,7 @@ class _Part:
     def score(
         self, judge: Judge, start: int, stop: int, places: Labels, queries: Labels
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Score a block; return which of its queries are in the view, and their junk."""
+        """Score a block; return the indices of its queries in the view, and their junk."""
         part = slice(*np.searchsorted(self.rows, [start, stop]))
         rows = self.rows[part]
         if len(rows) < stop - start:
@@ -670,7 +674,7 @@ class _Part:
             counts=counts,
             values={name: values[some] for name, values in self.values.items()},
             baseline={name: metric.baseline(counts) for name, metric in self.metrics.items()},
-            # float64, so that the mean does not depend on how queries were cut into blocks
+            # Sum in float64, so that the mean does not depend on the size of blocks.
             curve=curves.sum(axis=0, dtype=np.float64) / max(1, len(curves)),
             curve_baseline=metrics.simulated_interpolated_precision(counts, LEVELS, seed=seed),
         )
@@ -679,7 +683,7 @@ class _Part:
 def _keep_neighbours(
     block: Block, rows: np.ndarray, junk: np.ndarray, neighbours: np.ndarray, scores: np.ndarray
 ) -> None:
-    """Keep the first places that are not junk."""
+    """Store the first neighbours of each query that are not junk."""
     for row, out in zip(rows, junk, strict=True):
         places = np.flatnonzero(~out)[:NEIGHBOURS]
         neighbours[row, : len(places)] = block.order[row - block.start, places]
@@ -697,7 +701,7 @@ def _require_known(what: str, name: str, names: Iterable[str]) -> None:
 
 
 def _in_threads(call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Map in threads, in order, one item per core at a time; NumPy releases the GIL."""
+    """Map in threads, in order, with one item per core at a time; NumPy releases the GIL."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores of this container
     workers = len(affinity(0)) if affinity else os.cpu_count() or 1
     items = iter(items)

@@ -16,15 +16,15 @@ from imgsearch.sessions import Session, parts_of
 
 
 class JudgedTopics:
-    """Topics and what was judged relevant to them, in place of a labelled dataset.
+    """Topics and their relevance judgments, as an alternative to a labelled dataset.
 
-    The query of each topic is the saved one, without its judgments. What was not judged
-    counts as not relevant, except in bpref and infAP.
+    The query of a topic is the saved one, without its judgments. Images that were not judged
+    count as not relevant, except in bpref and infAP.
 
     Parameters
     ----------
     names : sequence of str
-        Names of sessions; all that have a relevant image if left out.
+        Names of topics; by default all topics that have a relevant image.
     """
 
     def __init__(self, names: Sequence[str] = ()):
@@ -36,10 +36,10 @@ class JudgedTopics:
         Parameters
         ----------
         gallery : Gallery
-            The collection; all its images are ranked for each topic, except those that the
-            topic's filter or examples exclude.
+            The collection. All its images are ranked for each topic, except for the topic's
+            examples and those that its filter excludes.
         allow_missing : bool
-            Go on without the relevant images that the collection does not contain.
+            Whether to ignore relevant images that the collection does not contain.
 
         Returns
         -------
@@ -57,7 +57,8 @@ class JudgedTopics:
         sessions = [Session(gallery, row, "") for row in sorted(rows, key=lambda row: row.name)]
         sessions = [one for one in sessions if any(one.judgments().values())]
         if not sessions:
-            raise ConfigError("topics", "nothing was judged relevant: judge in a session first")
+            reason = "no image was judged relevant: judge some in a session first"
+            raise ConfigError("topics", reason)
         ids, vectors = gallery.embeddings()
         number, topics = len(ids), len(sessions)
         shape = number + topics, topics
@@ -86,7 +87,7 @@ class JudgedTopics:
             raise DatasetError(
                 "judged topics",
                 f"{missing} relevant images are not in collection {gallery.name!r}: ingest them, "
-                "or go on without them with allow_missing",
+                "or ignore them with allow_missing",
             )
         is_query = np.arange(shape[0]) >= number
         return scoring.task(

@@ -1,8 +1,8 @@
-"""Files of trec_eval: qrels and runs, written so that ties cannot break differently.
+"""Files of trec_eval: qrels and runs, in which no ties can change the order of a ranking.
 
 trec_eval ignores the rank in a run, reads scores as float32 and breaks ties by document
 name, descending. Runs are therefore written with strictly decreasing float32 scores: a score
-that is not below the one before it is lowered by the smallest possible step.
+that is not below the previous one is lowered by the smallest possible step.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from imgsearch.io import absolute, atomic
 
 
 def write_qrels(path: str | Path, task: Task, *, view: str = ALL) -> Path:
-    """Write the ground truth of a task: a line for each relevant pair, with its gain.
+    """Write the ground truth of a task: one line with the gain for each relevant pair.
 
-    `view` decides which classes count. The file contains neither the query itself nor junk,
-    which trec_eval cannot distinguish from what is not relevant.
+    `view` determines the classes. The file contains neither the query itself nor junk, which
+    trec_eval cannot distinguish from items that are not relevant.
     """
     mask, names = task.mask(view), _checked_names(task)
     queries, gallery = task.labels[task.queries].among(mask), task.labels[task.gallery]
@@ -42,7 +42,7 @@ def write_qrels(path: str | Path, task: Task, *, view: str = ALL) -> Path:
 
 
 def write_judgments(path: str | Path, judged: Mapping[str, Mapping[int, int]]) -> Path:
-    """Write judgments: by topic and image id, 1 relevant, 0 not, -1 pooled but not judged."""
+    """Write judgments by topic and image id: 1 relevant, 0 not relevant, -1 pooled only."""
     with atomic(path, "w") as file:
         for topic, values in judged.items():
             name = topic_name(topic)
@@ -51,7 +51,7 @@ def write_judgments(path: str | Path, judged: Mapping[str, Mapping[int, int]]) -
 
 
 def topic_name(topic: str) -> str:
-    """Name of a topic in these files, which separate columns by spaces."""
+    """Return the name of a topic without spaces, which separate the columns of these files."""
     return re.sub(r"\s+", "-", topic)
 
 
@@ -64,10 +64,10 @@ def write_run(
     tag: str = "imgsearch",
     view: str = ALL,
 ) -> Path:
-    """Write rankings of a task, the exact ones if no `blocks` are given, without junk.
+    """Write rankings of a task without junk; without `blocks`, the exact ones.
 
-    The average precision of the file is that of the rankings only if `depth` is the whole
-    gallery; the file then has queries × gallery lines of about 50 bytes.
+    The average precision of the file equals that of the rankings only if `depth` is the size
+    of the gallery; the file then has queries × gallery lines of about 50 bytes.
     """
     mask, names = task.mask(view), _checked_names(task)
     if not re.fullmatch(r"\S{1,100}", tag) or depth < 1:
@@ -92,8 +92,8 @@ def write_run(
 def decreasing(scores: np.ndarray) -> np.ndarray:
     """Make scores strictly decreasing in float32, changing them as little as possible."""
     bits = np.asarray(scores, np.float32).view(np.int32).astype(np.int64)
-    # The order of these numbers is the order of the floats; neighbours differ by 1, and
-    # both zeros are 0.
+    # These integers have the order of the floats; adjacent floats differ by 1, and both zeros
+    # are 0.
     steps = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     places = np.arange(len(steps))
     steps = np.minimum.accumulate(steps + places) - places

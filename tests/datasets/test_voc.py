@@ -108,7 +108,7 @@ def test_every_layout_leads_to_the_same_root(devkit):
         assert Voc(given, year).root == root
 
 
-def test_roots_that_cannot_be_used(devkit):
+def test_invalid_roots_are_refused(devkit):
     (devkit / "VOC2007").mkdir()
     for folder in ("Annotations", "ImageSets/Main"):
         (devkit / "VOC2007" / folder).mkdir(parents=True)
@@ -146,7 +146,7 @@ def test_labels_distinguish_difficult_only_from_present(voc):
         ("Jörg\n", "not ASCII"),
     ],
 )
-def test_image_sets_that_cannot_be_used(voc, content, reason):
+def test_invalid_image_sets_are_refused(voc, content, reason):
     path = voc.root / "ImageSets" / "Main" / "trainval.txt"
     path.write_text(content)
     with pytest.raises(DatasetError, match=reason) as caught:
@@ -161,7 +161,7 @@ def test_names_never_lead_out_of_the_dataset(voc, name):
             call(name)
 
 
-def test_a_missing_set_names_those_that_are_there(voc):
+def test_a_missing_set_is_reported_with_the_existing_ones(voc):
     with pytest.raises(DatasetError, match="is missing; the sets of this dataset are trainval"):
         voc.image_set("val")
 
@@ -190,7 +190,7 @@ FILE = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
         (b" " * (MAX_ANNOTATION + 1), "is larger than"),
     ],
 )
-def test_annotations_that_cannot_be_used(voc, content, reason):
+def test_invalid_annotations_are_refused(voc, content, reason):
     path = voc.root / "Annotations" / "2007_000001.xml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DatasetError, match=reason) as caught:

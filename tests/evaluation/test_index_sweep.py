@@ -51,7 +51,7 @@ def test_the_sweep_measures_every_index_and_leaves_nothing_behind(gallery):
     assert (whole.k, whole.queries, whole.recall) == (37, 38, 1.0)
 
 
-def test_a_sweep_that_fails_leaves_nothing_behind(gallery):
+def test_a_failed_sweep_leaves_nothing_behind(gallery):
     before = gallery.vectors.collections()
 
     def stop(_: str) -> None:
@@ -67,7 +67,7 @@ def test_a_sweep_that_fails_leaves_nothing_behind(gallery):
         index_sweep.sweep(gallery, ["FLAT", "ROUND"])
 
 
-def test_two_sweeps_of_one_collection_do_not_meet(gallery):
+def test_concurrent_sweeps_of_one_collection_do_not_conflict(gallery):
     """Attack row 10(k): two sweeps in one process used one name, and broke each other."""
     before = gallery.vectors.collections()
     with ThreadPoolExecutor(2) as pool:
@@ -80,7 +80,7 @@ def test_two_sweeps_of_one_collection_do_not_meet(gallery):
     assert gallery.vectors.collections() == before
 
 
-def test_temporary_collections_say_what_they_are_and_who_made_them(gallery):
+def test_temporary_collections_record_their_purpose_and_creator(gallery):
     """Review 8.10: a left-over collection could not be told from a damaged one."""
     before, seen = set(gallery.vectors.collections()), []
 
@@ -107,7 +107,7 @@ with Gallery.open("t_sweep", settings=load_settings()) as gallery:
 """
 
 
-def test_what_a_killed_sweep_left_is_dropped_by_the_next_and_nothing_else(gallery):
+def test_the_next_sweep_drops_only_what_a_killed_sweep_left(gallery):
     """Review 8.10: such collections stayed for ever."""
     before = set(gallery.vectors.collections())
     own = gallery.settings

@@ -214,7 +214,7 @@ def test_protocols_are_read_from_text(text, expected):
 
 
 @pytest.mark.parametrize("text", ["", "train", "train > val", "../x -> val", "leave-one-out ../x"])
-def test_other_texts_are_no_protocol(text):
+def test_other_texts_are_refused_as_protocols(text):
     with pytest.raises(ConfigError, match="is not a protocol"):
         Protocol.parse(text)
 

@@ -42,7 +42,7 @@ def test_the_same_result_for_any_block_size_with_copies_far_apart(seed, rows, n,
                 assert a < b
 
 
-def test_a_query_alone_ranks_as_among_others():
+def test_a_query_ranks_alone_as_in_a_block():
     generator = np.random.default_rng(3)
     vectors = generator.standard_normal((500, 64)).astype(np.float32)
     together, _ = run(vectors, vectors)
@@ -57,7 +57,7 @@ def test_the_length_of_vectors_does_not_matter():
     assert (run(vectors, vectors)[0] == run(scaled, scaled)[0]).all()
 
 
-def test_a_query_and_its_copies_go_by_id_not_by_rank():
+def test_a_query_and_its_copies_are_found_by_id():
     ids = np.array([3, 5, 5, 9])
     vectors = np.array([[1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0]])  # 3 ties with 5
     skip = ranking.copies(np.array([5, 9, 4]), ids)

@@ -143,7 +143,7 @@ def test_random_vectors_have_the_expected_scores_exactly_on_average():
     assert np.mean(values, axis=0) == pytest.approx(baseline, rel=0.08)
 
 
-def test_byte_identical_copies_of_the_query_are_out_of_its_ranking():
+def test_copies_of_the_query_are_not_in_its_ranking():
     present = np.array([[True], [True], [True], [True]])
     vectors = np.array([[1.0, 0], [1.0, 0], [0.5, 1], [0, 1]])
     task = scoring.task(
@@ -158,7 +158,7 @@ def test_byte_identical_copies_of_the_query_are_out_of_its_ranking():
     }
 
 
-def test_queries_without_anything_relevant_are_counted_and_enter_no_mean():
+def test_queries_without_relevant_items_are_counted_and_in_no_mean():
     present = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]], bool)
     task = scoring.task(np.arange(4), np.eye(4) + 0.1, present, classes=CLASSES)
     evaluation = scoring.evaluate(task)
@@ -195,7 +195,7 @@ def test_confusion_counts_the_classes_of_neighbours():
     assert matrix.tolist() == [[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.0]]
 
 
-def test_cases_are_the_ends_with_neighbours_that_are_no_junk():
+def test_cases_are_the_best_and_worst_queries_without_junk():
     task = random_task(paths=[f"/x/{i}.jpg" for i in range(120)])
     evaluation = scoring.evaluate(task)
     values = evaluation.views["all"].values["AP"]
@@ -220,26 +220,27 @@ def test_cases_are_the_ends_with_neighbours_that_are_no_junk():
         (lambda e: e.cases(metric="mAP"), "'mAP' is unknown; use one of AP, "),
         (lambda e: e.per_class("AP"), "'AP' is unknown; use one of mAP, "),
         (lambda e: e.task.mask("unicorn"), "'unicorn' is unknown; use one of all, "),
-        (lambda e: e.confusion(0), "1 to 20 neighbours"),
+        (lambda e: e.confusion(0), "from 1 to 20"),
         (lambda e: scoring.evaluate(e.task, ks=[0]), "at least 1"),
         (lambda e: scoring.evaluate(e.task, ks=[]), "at least 1"),
         (lambda e: scoring.evaluate(e.task, resamples=0), "at least 1"),
-        (lambda e: scoring.evaluate(e.task, []), "end after 0 of 120"),
-        (lambda e: scoring.evaluate(e.task, [m() for m in e.task.ranked()] * 2), "beyond 120|next"),
+        (lambda e: scoring.evaluate(e.task, []), "cover only 0 of 120"),
+        (lambda e: scoring.evaluate(e.task,
+                                  [m() for m in e.task.ranked()] * 2), "are 120 queries|next"),
         (lambda e: scoring.task(e.task.ids, e.task.vectors[1:], np.ones((120, 3), bool),
-                                classes=CLASSES), "there are 119 for 120"),
+                                classes=CLASSES), "there are 119, but 120"),
         (lambda e: scoring.task(e.task.ids, e.task.vectors, np.ones((120, 3), bool),
-                                classes=("cat",)), "for 1 classes"),
-        (lambda e: random_task(groups={"pets": ("cat", "unicorn")}), "'pets' must name classes"),
-        (lambda e: random_task(groups={"dog": ("cat",)}), "'dog' must name classes"),
-        (lambda e: random_task(groups={"none": ()}), "'none' must name classes"),
+                                classes=("cat",)), "are 1 classes"),
+        (lambda e: random_task(groups={"pets": ("cat", "unicorn")}), "'pets' must differ"),
+        (lambda e: random_task(groups={"dog": ("cat",)}), "'dog' must differ"),
+        (lambda e: random_task(groups={"none": ()}), "'none' must differ"),
         (lambda e: scoring.task(e.task.ids * 0, e.task.vectors, np.ones((120, 3), bool),
                                 classes=CLASSES), "must be unique"),
         (lambda e: scoring.task(e.task.ids, e.task.vectors, np.ones((120, 3), bool),
                                 classes=CLASSES, queries=np.zeros(120, bool)), "is empty"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_said(call, reason):
+def test_invalid_arguments_are_refused(call, reason):
     evaluation = scoring.evaluate(random_task(), resamples=2)
     with pytest.raises(ConfigError, match=reason):
         call(evaluation)

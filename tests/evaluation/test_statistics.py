@@ -28,7 +28,7 @@ def test_the_interval_has_the_width_that_theory_gives():
     )
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     generator = np.random.default_rng(1)
     covered = 0
     for seed in range(400):
@@ -39,7 +39,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.91 <= covered / 400 <= 0.98
 
 
-def test_samples_without_a_query_are_left_out():
+def test_samples_without_a_query_are_ignored():
     weights = np.array([[1.0, 0.0], [0.0, 0.0], [2.0, 2.0]])
     means = statistics.weighted_means(weights, np.array([[1.0, 0.0], [0.0, 1.0]]))
     assert np.isnan(means[1]).all()
@@ -58,7 +58,7 @@ def test_few_differences_are_tested_exactly():
     assert statistics.paired_randomisation(np.array([0.5])) == 1.0
 
 
-def test_drawn_signs_come_near_to_all_of_them(monkeypatch):
+def test_sampled_signs_approximate_the_enumeration(monkeypatch):
     moved = np.random.default_rng(2).normal(0.15, 0.3, 14)
     exact = statistics.paired_randomisation(moved)
     monkeypatch.setattr(statistics, "EXACT_UP_TO", 0)

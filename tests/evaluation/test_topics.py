@@ -50,7 +50,7 @@ def judged(galleries):
     return sessions
 
 
-def test_judgments_of_two_encoders_are_read_back_by_pytrec_eval(galleries, judged, tmp_path):
+def test_judgments_of_two_encoders_are_read_by_pytrec_eval(galleries, judged, tmp_path):
     one, two, _ = galleries
     for session in judged:
         by = {made.collection for made in one.metadata.topics.judgments(session._row.topic_id)}
@@ -107,6 +107,6 @@ def test_what_is_missing_is_named(galleries, judged):
     assert task.about["missing_images"] == 1
 
 
-def test_nothing_judged_is_no_ground_truth(galleries):
-    with pytest.raises(ConfigError, match="nothing was judged relevant"):
+def test_topics_without_judgments_are_refused(galleries):
+    with pytest.raises(ConfigError, match="no image was judged relevant"):
         JudgedTopics().task(galleries[0])

@@ -85,7 +85,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path):
+def test_invalid_exports_are_refused(tmp_path):
     task = random_task(n=10, names=[f"a {i}" for i in range(10)])
     for call in (trec.write_qrels, trec.write_run):
         with pytest.raises(ConfigError, match="cannot be written to TREC files"):
