@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from anyio import to_thread
 from fastapi import Depends, FastAPI, Request
@@ -109,8 +112,20 @@ def _add_pages(app: FastAPI, metrics: Metrics) -> None:
         """Metrics for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    files = StaticFiles(packages=[("imgsearch.server", "static"), ("imgsearch", "static")])
+    files = _Files(packages=[("imgsearch.server", "static"), ("imgsearch", "static")])
     app.mount("/static", files, "static")
+
+
+class _Files(StaticFiles):
+    """Files of the page; scripts are sent without whole-line comments and indentation."""
+
+    def file_response(self, full_path: str, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(full_path, *arguments, **options)
+        if response.status_code != 200 or not full_path.endswith(".js"):
+            return response
+        code = re.sub(r"^\s+(//.*)?|^//.*", "", Path(full_path).read_text(), flags=re.MULTILINE)
+        headers = {name: response.headers[name] for name in ("etag", "last-modified")}
+        return Response(code, headers=headers, media_type="text/javascript")
 
 
 async def _failed(request: Request, error: ImgSearchError) -> Response:

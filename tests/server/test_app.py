@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from unittest.mock import Mock
 
 import pytest
 
 from imgsearch.errors import StoreBusy, StoreError, StoreUnavailable
+from tests.conftest import ROOT
 
 
 def test_the_page_is_served_with_its_files(server):
@@ -19,6 +21,19 @@ def test_the_page_is_served_with_its_files(server):
         "/static/grid.js", headers={"If-None-Match": script.headers["etag"]}
     )
     assert again.status_code == 304
+
+
+def test_the_scripts_of_the_page_are_small_and_whole(server):
+    page = server.admin.get("/").text
+    names = set(re.findall(r'"/static/(\w+\.js)"', page))
+    sent = {name: server.stranger.get(f"/static/{name}").text for name in names}
+    assert {name for text in sent.values() for name in re.findall(r'"\./(.*?)"', text)} <= names
+    assert sum(len(text.encode()) for text in sent.values()) <= 60 * 1024
+    for folder in ("imgsearch/static", "imgsearch/server/static"):
+        for script in (ROOT / folder).glob("*.js"):
+            lines = map(str.strip, script.read_text().splitlines())
+            code = [line for line in lines if line and not line.startswith("//")]
+            assert [line for line in sent[script.name].splitlines() if line] == code
 
 
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/x"])

@@ -671,16 +671,6 @@ def test_it_fits_from_a_phone_to_a_wide_screen(open_page, width):
         shown(page, "Similar")
 
 
-def test_the_scripts_are_small():
-    """Without comments and indentation, as after the simplest minification."""
-    size = 0
-    for folder in ("imgsearch/static", "imgsearch/server/static"):
-        for script in (ROOT / folder).glob("*.js"):
-            code = re.sub(r"^\s+(//.*)?|^//.*", "", script.read_text(), flags=re.MULTILINE)
-            size += len(code.encode())
-    assert size <= 60 * 1024
-
-
 @pytest.mark.skipif("IMGSEARCH_SCREENSHOTS" not in os.environ, reason="names no folder")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", HEIGHTS)
