@@ -227,6 +227,33 @@ def test_words_are_classes_and_their_kinds_but_not_people(tmp_path, monkeypatch)
         words.vocabulary(["unicorn"], nouns, coverage=0.01)
 
 
+def test_nouns_that_are_not_known_are_given_known_ones(tmp_path, monkeypatch):
+    more = {
+        "data.noun": """00000011 05 n 01 puppy 0 001 @ 00000003 n 0000 | a young dog
+00000012 05 n 01 kitten 0 001 @ 00000002 n 0000 | young beagle; not a pug
+00000013 06 n 01 spur 0 001 @ 00000001 n 0000 | hurts a beagle
+00000014 05 n 01 Rex 0 001 @ 00000003 n 0000 | a king
+""",
+        "index.noun": """kitten n 1 1 @ 1 0 00000012
+puppy n 2 1 @ 2 0 00000011 00000008
+rex n 1 1 @ 1 0 00000014
+spur n 1 1 @ 1 0 00000013
+""",
+    }
+    for name, text in NOUN_FILES.items():
+        (tmp_path / name).write_text(text + more[name])
+    nouns = wordnet.read(tmp_path)
+    monkeypatch.setattr(words, "ANIMALS", 3)
+    monkeypatch.setattr(words, "BROAD", 2)
+    monkeypatch.setattr(words, "ALIASES", {})
+    labels = ["beagle", "pug, pug-dog", "crane", "crane", "scuba diver"]
+    names, members = words.vocabulary(labels, nouns, coverage=0.01)
+    assert words.related(names, members, labels, nouns) == {
+        "puppy": "dog, scuba diver", "kitten": "beagle",
+        "person": "scuba diver", "diver": "scuba diver",
+    }  # fmt: skip
+
+
 def test_directions_rank_by_the_teacher_s_probability_among_things():
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((400, 8))
@@ -241,9 +268,11 @@ def test_directions_rank_by_the_teacher_s_probability_among_things():
 
 def test_packed_words_are_read_as_they_were(tmp_path, monkeypatch):
     directions = np.random.default_rng(0).standard_normal((2, 8))
-    content = words.packed({"cat": 1, "tom cat": 1, "dog": 0}, directions)
+    offers = {"kitten": "cat", "puppy": "dog, cat"}
+    content = words.packed({"cat": 1, "tom cat": 1, "dog": 0}, directions, offers)
     (tmp_path / "words.npz").write_bytes(content)
     monkeypatch.setattr(mini_words, "SHA256", hashlib.sha256(content).hexdigest())
     read = mini_words.Words.load(tmp_path / "words.npz")
     expected = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     np.testing.assert_allclose(read.encode(["dogs", "tom cat"]), expected, atol=0.01)
+    assert read.offers == offers

