@@ -442,6 +442,16 @@ HEADLINES = [
         r"pytrec_eval's seconds to ours.*",
         "evaluation: times as fast as pytrec_eval",
     ),
+    (
+        "words",
+        r"mean P@10 of cat, .*",
+        "words of `mini`: P@10, mean of eight classes of VOC",
+    ),
+    (
+        "feedback",
+        r"P@20 among all images.*",
+        "relevance feedback: gain in P@20 by 3 rounds of 5 judgments",
+    ),
 ]
 """Part, row and words of the figures that the README shows."""
 
