@@ -87,8 +87,8 @@ class Words:
         parts = [name for name in self.names if word in name.split()]
         offered = related or ", ".join(dict.fromkeys([*near, *parts][:8]))
         return (
-            f"does not know the word {word[:40]!r} in {text[:80]!r}; the nearest that it knows "
-            f"are {offered or 'animal, vehicle, furniture'}. It knows the objects of ImageNet and "
+            f"does not know the word {word[:40]!r} in {text[:80]!r}; the nearest that it knows: "
+            f"{offered or 'animal, vehicle, furniture'}. It knows the objects of ImageNet and "
             "their kinds: for free text use an encoder such as clip:PE-Core-B-16"
         )
 
