@@ -33,8 +33,7 @@ from imgsearch.ingestion import IngestReport
 from imgsearch.pipeline import Embedded
 from imgsearch.queries import combine
 from imgsearch.sources import Source, Stored
-from imgsearch.stores import filtered
-from imgsearch.stores.filtered import Answer
+from imgsearch.stores.filtered import Answer, Filtered
 from imgsearch.stores.metadata import ImageRow, MetadataStore
 from imgsearch.stores.vectors import MAX_TOP_K
 
@@ -76,7 +75,12 @@ class Gallery(Collection):
 
     def __init__(self, settings: config.Settings, options: Mapping[str, str], workers: int | None):
         super().__init__(settings, options, workers)
-        self._searches = count(1)
+        self._searches, self._filtered = count(1), Filtered(self.vectors)
+
+    def close(self) -> None:
+        """Disconnect from both stores."""
+        self._filtered.close()
+        super().close()
 
     def __repr__(self) -> str:
         encoder = f"encoder {printable(self.row.encoder)}, {self.row.dim} dimensions"
@@ -437,14 +441,17 @@ class Gallery(Collection):
         if not 1 <= top_k <= most:
             also = f" besides {left_out} excluded images" if left_out else ""
             raise ConfigError("top_k", f"is {top_k}; ask for at least 1 and at most {most}{also}")
-        among = None if parse(where) is None else self.metadata.matching(self.name, where)
-        start = time.perf_counter()
-        vectors, examples = self.query_vectors(
-            [query] if queries is None and query is not None else queries,
-            text=text, like=like, unlike=unlike, weights=weights, box=box,
-        )  # fmt: skip
+        every, start = parse(where) is None, time.perf_counter()
+        with ThreadPoolExecutor(1, "imgsearch-filter") as pool:  # while the query is encoded
+            matching = None if every else pool.submit(self.metadata.matching, self.name, where)
+            vectors, examples = self.query_vectors(
+                [query] if queries is None and query is not None else queries,
+                text=text, like=like, unlike=unlike, weights=weights, box=box,
+            )  # fmt: skip
+            encoded = time.perf_counter()
+            among = None if matching is None else matching.result()
         excluded |= set() if include_examples else examples
-        found = self._search(vectors, top_k, excluded, among, search_params, start)
+        found = self._search(vectors, top_k, excluded, among, search_params, start, encoded)
         return found[0] if queries is None else found
 
     def query_vectors(
@@ -514,9 +521,10 @@ class Gallery(Collection):
         among: np.ndarray | None,
         params: Mapping[str, int] | None,
         start: float,
+        encoded: float,
     ) -> list[Hits]:
-        encoded = time.perf_counter()
-        spent, wanted, todo = 0.0, top_k + len(excluded), list(range(len(vectors)))
+        spent = time.perf_counter() - encoded  # until the filter was answered
+        wanted, todo = top_k + len(excluded), list(range(len(vectors)))
         answers: dict[int, list[tuple[int, float]]] = {}
         ways: dict[int, str | None] = {}
         stored: dict[int, list[ImageRow]] = {}
@@ -632,9 +640,7 @@ class Gallery(Collection):
     ) -> list[Answer]:
         try:
             if among is not None:
-                return filtered.search(
-                    self.vectors, self.name, vectors, top_k, among, search_params=params
-                )
+                return self._filtered.search(self.name, vectors, top_k, among, search_params=params)
             found = self.vectors.search(self.name, vectors, top_k, search_params=params)
             return [Answer(*answer, None) for answer in found]
         except CollectionNotFound:

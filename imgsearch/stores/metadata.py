@@ -156,7 +156,7 @@ class MetadataStore:
     def __init__(self, settings: Settings):
         self._sql = Database(settings)
         self.where, self.topics = self._sql.where, Topics(self._sql)
-        self._matching: dict[tuple[int, str], tuple[Any, np.ndarray]] = {}
+        self._matching: dict[tuple[int, str], tuple[int | None, np.ndarray]] = {}
 
     @classmethod
     def open(cls, settings: Settings) -> MetadataStore:
@@ -437,16 +437,17 @@ class MetadataStore:
         An image that is stored under several paths fulfils it if one of them does. The answer
         is remembered until something changes, and cannot be written to.
         """
-        number, where = self._id(collection), parse(where)
-        revision = self._sql.read(
-            sa.select(collections.c.revision).where(collections.c.id == number)
-        )
+        where, column = parse(where), collections.c["id" if isinstance(collection, int) else "name"]
+        query = sa.select(collections.c.id, collections.c.revision).where(column == collection)
+        found = self._sql.read(query)
+        if not found:
+            raise self._not_found(str(collection))
+        ((number, revision),) = found
         key = number, repr(where)  # 1 and True are equal, but not the same filter
         known, ids = self._matching.pop(key, (None, None))
         if known is None or known != revision:
-            query = sa.select(images.c.image_id).where(*self._ready(number, where))
-            rows = self._sql.read(query.distinct())
-            ids = np.sort(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+            rows = self._sql.read(sa.select(images.c.image_id).where(*self._ready(number, where)))
+            ids = np.unique(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
             ids.setflags(write=False)
         self._matching[key] = revision, ids
         for oldest in list(self._matching)[:-REMEMBERED]:

@@ -130,22 +130,28 @@ class ExactSearch:
     def search(self, **request: Any) -> list[list[dict]]:
         """Replace ``execute_search_with_index``, which still runs if there is an index."""
         segments, field = tuple(request["segments"]), request["vector_field"]
-        ids = vars(self._thread).get("ids")
+        some = vars(self._thread).get("ids")
         exact = (
             request["metric_type"] == "COSINE"
             and request["output_fields"] == [request["pk_field"]]
             and request["partition_names"] is None
             and request["compiled_filter"] is None
-            and (ids is not None or not any(_approximate(segment, field) for segment in segments))
+            and (some is not None or not any(_approximate(segment, field) for segment in segments))
         )
         queries = request["query_vectors"]
         if exact:
             parts = self.living(segments, request["memtable"], request["delta_index"], field)
             if parts is not None and all(p.vectors.shape[1] == queries.shape[1] for p in parts):
-                if ids is not None:
-                    parts = [part for part in (among(p, ids) for p in parts) if len(part.ids)]
-                return nearest(parts, queries, request["top_k"])
-        if ids is not None:
+                if some is not None:
+                    parts = [part for part in (among(p, some) for p in parts) if len(part.ids)]
+                return [
+                    [
+                        {"id": i, "distance": d, "entity": {}}
+                        for i, d in zip(ids.tolist(), far.tolist(), strict=True)
+                    ]
+                    for ids, far in nearest(parts, queries, request["top_k"])
+                ]
+        if some is not None:
             raise ValueError("a search among ids needs vectors of the query's dimension")
         with self._approximate:  # HNSW stores ef in the index, which concurrent searches share
             return self._search(**request)

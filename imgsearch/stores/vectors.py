@@ -200,7 +200,7 @@ class VectorStore:
         dim, _ = self._form(collection)
         if np.shape(vectors)[1:] != (dim,):
             dim, _ = self._form(collection, fresh=True)
-        vectors = _checked(vectors, dim)
+        vectors = checked(vectors, dim)
         if len(ids) != len(vectors):
             raise ConfigError("ids", f"{len(ids)} ids for {len(vectors)} vectors")
         if len(np.unique(ids)) != len(ids):
@@ -224,7 +224,7 @@ class VectorStore:
                     raise
                 except StoreError:
                     # Another process may have recreated the collection with another dimension.
-                    _checked(vectors, self._form(collection, fresh=True)[0])
+                    checked(vectors, self._form(collection, fresh=True)[0])
                     raise
 
     def delete(self, collection: str, ids: Sequence[int] | np.ndarray) -> None:
@@ -299,7 +299,7 @@ class VectorStore:
         end: float | None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         dim, index = form
-        queries = _checked(queries, dim)
+        queries = checked(queries, dim)
         limit = min(top_k + SPARE_HITS, MAX_TOP_K)
         params = index.search_with(search_params, limit, thorough=thorough)
         if not len(queries):
@@ -558,13 +558,13 @@ def _create_index(client: Any, collection: str, index: IndexSpec, timeout: float
 
 
 def _ranked(hits: Any, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.asarray([hit["id"] for hit in hits], np.int64)
-    scores = np.asarray([hit["distance"] for hit in hits], np.float32)
+    ids, scores = np.asarray(hits.ids, np.int64), np.asarray(hits.distances, np.float32)
     order = np.lexsort((ids, -scores))[:top_k]
     return ids[order], scores[order]
 
 
-def _checked(vectors: np.ndarray, dim: int) -> np.ndarray:
+def checked(vectors: np.ndarray, dim: int) -> np.ndarray:
+    """Vectors as float32 (n, dim); ConfigError where one of them cannot be stored or searched."""
     vectors = np.asarray(vectors)
     if vectors.size == 0:
         return np.empty((0, dim), np.float32)

@@ -426,7 +426,8 @@ def test_a_run_that_cannot_be_finished_does_not_hide_why_the_ingest_failed(
 CALLS = """
 import numpy as np
 from imgsearch.gallery import Gallery
-with Gallery.open("kept", encoder=arguments["encoder"], create=True) as gallery:
+name, encoder = arguments["collection"], arguments["encoder"]
+with Gallery.open(name, encoder=encoder, create=True) as gallery:
     report(begins=True)
     for turn in range(arguments["first"], arguments["first"] + 1000):
         names = [f"{turn}-{i}" for i in range(3)]
@@ -442,18 +443,18 @@ with Gallery.open("kept", encoder=arguments["encoder"], create=True) as gallery:
 
 @pytest.mark.parametrize("kills", rounds("CALL_KILLS", 2, 50))
 def test_add_set_attributes_and_delete_are_killed(
-    forkserver, tmp_path, encoder, kills, record_property
+    forkserver, stores, collection, encoder, kills, record_property
 ):
-    settings, rng, first = load_settings(imgsearch_home=tmp_path / "home"), random.Random(7), 10
+    given, rng, first = {"collection": collection, "encoder": encoder.name}, random.Random(7), 10
     for _ in range(kills):
-        child = forkserver.run(CALLS, environment(settings), encoder=encoder.name, first=first)
+        child = forkserver.run(CALLS, environment(stores), **given, first=first)
         child.wait_for("marked")
         time.sleep(rng.uniform(0, 1))  # the random moment
         child.kill()
         added, marked, deleted = (
             max(child.reported(name), default=0) for name in ("added", "marked", "deleted")
         )
-        with Gallery.open("kept", settings=settings) as gallery:
+        with Gallery.open(collection, settings=stores) as gallery:
             stored = gallery.to_pandas().groupby("turn").size()
             alive = range(max(first, deleted + 2), added + 1)  # the next deletion may have begun
             assert [stored.get(turn, 0) for turn in alive] == [3] * len(alive)

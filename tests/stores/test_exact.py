@@ -39,9 +39,11 @@ def test_hits_are_the_nearest_living_rows_and_ties_go_by_id(rows):
     ids, vectors, alive = rows
     queries = np.concatenate([3 * vectors[[100, 7]], -vectors[[9]]])
     found = nearest(parts_of(ids, vectors, alive, (400, 599, 1)), queries, 15)
-    for query, hits in zip(queries, found, strict=True):
-        assert [hit["id"] for hit in hits] == wanted(ids, vectors, alive, query, 15)
-    assert found[0][0]["distance"] == pytest.approx(0, abs=1e-6)
+    for query, (hits, _) in zip(queries, found, strict=True):
+        assert hits.tolist() == wanted(ids, vectors, alive, query, 15)
+        (alone,) = nearest(parts_of(ids, vectors, alive, (400, 599, 1)), query[None], 15)
+        assert alone[0].tolist() == hits.tolist()
+    assert found[0][1][0] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 1])
@@ -51,11 +53,10 @@ def test_among_some_ids_nothing_else_is_found(rows, share):
     parts = [among(part, some) for part in parts_of(ids, vectors, alive, (300, 700))]
     parts = [part for part in parts if len(part.ids)]
     allowed = alive & np.isin(ids, some)
-    (hits,) = nearest(parts, vectors[[3]], 2_000)
-    assert {hit["id"] for hit in hits} == set(ids[allowed].tolist())
-    near = [hit["id"] for hit in hits[:20]]
-    assert near == wanted(ids, vectors, allowed, vectors[3], 20)
+    ((hits, _),) = nearest(parts, vectors[[3]], 2_000)
+    assert set(hits.tolist()) == set(ids[allowed].tolist())
+    assert hits[:20].tolist() == wanted(ids, vectors, allowed, vectors[3], 20)
 
 
 def test_without_rows_there_are_no_hits():
-    assert nearest([], np.ones((2, 4), np.float32), 5) == [[], []]
+    assert [len(hits) for hits, _ in nearest([], np.ones((2, 4), np.float32), 5)] == [0, 0]
