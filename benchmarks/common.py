@@ -243,16 +243,20 @@ def lookalikes(real: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 def fill(gallery, vectors: np.ndarray) -> None:
     """Store vectors with rows of images that do not exist."""
-    from imgsearch.stores.metadata import ImageRow
-
     for at in range(0, len(vectors), 2_000):
         part = range(at, min(at + 2_000, len(vectors)))
-        rows = [
-            ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
-            for i in part
-        ]
-        gallery.store(rows, {i: vectors[i] for i in part})
+        gallery.store(image_rows(part), {i: vectors[i] for i in part})
     gallery.flush()
+
+
+def image_rows(numbers: range) -> list:
+    """Rows of images that do not exist."""
+    from imgsearch.stores.metadata import ImageRow
+
+    return [
+        ImageRow(f"/photos/{i:06d}.jpg", i, f"{i:064x}", 90_000, 500, 375, "JPEG", i)
+        for i in numbers
+    ]
 
 
 def recall(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
