@@ -273,6 +273,11 @@ def image_id(sha256_hex: str) -> int:
     return int(sha256_hex[:16], 16) >> 1
 
 
+def content_id(path: str | Path) -> int:
+    """Return the id of an image file without parsing it."""
+    return image_id(hashlib.sha256(read(path)).hexdigest())
+
+
 def probe(data: bytes, *, path: str | Path | None = None) -> ImageInfo:
     """Return the id, size, format and Exif data of an image file without decoding it."""
     return load(data, name=path).info

@@ -7,7 +7,6 @@ files. :func:`repair` restores either store from the other one and from the file
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -195,15 +194,11 @@ def _verify_files(
         try:
             now = Path(path).stat()
             touched = (now.st_size, now.st_mtime_ns) != (state.size, state.mtime_ns)
-            if touched and _content_id(path) != state.image_id:
+            if touched and images.content_id(path) != state.image_id:
                 changed.append(path)
         except (OSError, ImageError):
             lost.append(path)
     return tuple(lost), tuple(changed)
-
-
-def _content_id(path: str | Path) -> int:
-    return images.image_id(hashlib.sha256(images.read(path)).hexdigest())
 
 
 # ---------------------------------------------------------------- repair
@@ -551,7 +546,7 @@ def _read_files(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _unusable(row: ImageRow) -> str | None:
     """Return why a lost vector cannot be computed from a row's file; None if it can."""
     try:
-        return None if _content_id(row.path) == row.image_id else "file has changed"
+        return None if images.content_id(row.path) == row.image_id else "file has changed"
     except ImageError as error:
         return error.reason
 

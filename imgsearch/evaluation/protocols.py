@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -210,7 +209,7 @@ def _image_ids(
                 status = path.stat()
                 if (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns):
                     return row.image_id
-            return images.image_id(hashlib.sha256(images.read(path)).hexdigest())
+            return images.content_id(path)
         except (OSError, ImageError):
             return None
 
