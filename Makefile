@@ -63,9 +63,13 @@ $(PY):
 demo: env ## ingest the sample and search it, in a minute, with nothing to download but packages
 	@$(PY) scripts/demo.py
 
+# Compile once what all test processes import: each would compile it by itself at the same time.
+.venv/compiled: .venv/stamp
+	@$(PY) -m pytest -qq --collect-only > $@
+
 .PHONY: test-env
 test-env:
-	@$(MAKE) --no-print-directory -j3 env .venv-milvus/stamp .timm/stamp
+	@$(MAKE) --no-print-directory -j3 .venv/compiled .venv-milvus/stamp .timm/stamp
 
 test: test-env ## run the tests
 	$(PY) -m pytest -n $(PYTEST_WORKERS) -m 'not soak' $(PYTEST_ARGS)

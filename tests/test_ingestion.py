@@ -21,7 +21,7 @@ from imgsearch.errors import ConfigError, EncoderMismatch, ImageError
 from imgsearch.gallery import Gallery
 from imgsearch.ingestion import ingest, parse_shard
 from imgsearch.maintenance import verify
-from tests.conftest import ROOT
+from tests.conftest import EMBEDDED_FIRST, ROOT
 from tests.guarantees.common import environment
 from tests.helpers import PEAK_MEMORY, paint
 
@@ -58,6 +58,7 @@ def test_a_folder_becomes_searchable_and_the_report_says_so(
         assert (row.state, row.total, row.done) == ("done", 12, 12)
 
 
+@EMBEDDED_FIRST
 def test_every_format_is_ingested_and_found_by_content(run, tmp_path, stores, collection):
     """Review 8.6: WebP, BMP, GIF and TIFF could be decoded but never ingested or searched with."""
     for i, kind in enumerate(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]):
@@ -71,6 +72,7 @@ def test_every_format_is_ingested_and_found_by_content(run, tmp_path, stores, co
             assert gallery.search(path, 1)[0].path == str(path)
 
 
+@EMBEDDED_FIRST
 def test_a_second_ingest_reads_no_file(run, photos, monkeypatch):
     run(photos)
     for path in photos.rglob("*.*g"):
@@ -117,6 +119,7 @@ def test_files_that_exchange_their_names_keep_their_vectors(run, photos, stores,
         assert verify(gallery, files=True).sound
 
 
+@EMBEDDED_FIRST
 def test_a_folder_under_two_spellings_is_one_folder(run, photos, monkeypatch):
     """Attack row 10: `a/../a` doubled every path."""
     run(photos)
@@ -128,6 +131,7 @@ def test_a_folder_under_two_spellings_is_one_folder(run, photos, monkeypatch):
     assert (report.unchanged, report.paths, report.folder) == (12, 12, str(photos))
 
 
+@EMBEDDED_FIRST
 def test_files_that_are_no_images_are_ignored_whatever_their_size(run, photos, monkeypatch):
     """Attack row 10 (h), review 8.5: an empty note and a large film counted as failed images."""
     (photos / "notes.txt").touch()
@@ -147,6 +151,7 @@ def test_files_that_are_no_images_are_ignored_whatever_their_size(run, photos, m
     assert {Path(path).suffix for path in read} == {".png", ".jpg"}
 
 
+@EMBEDDED_FIRST
 def test_pipes_and_sockets_with_an_image_s_name_are_reported(run, photos, monkeypatch):
     """Attack round "mangled files": a FIFO, a socket and devices were passed over in silence."""
     os.mkfifo(photos / "pipe.jpg")
@@ -159,6 +164,7 @@ def test_pipes_and_sockets_with_an_image_s_name_are_reported(run, photos, monkey
     assert report.encoded == 12
 
 
+@EMBEDDED_FIRST
 def test_bad_files_are_reported_and_the_good_ones_go_in(run, photos):
     (photos / "empty.jpg").touch()
     (photos / "notes.txt").write_text("not an image, and does not claim to be")
@@ -173,6 +179,7 @@ def test_bad_files_are_reported_and_the_good_ones_go_in(run, photos):
     assert all(reasons.values())
 
 
+@EMBEDDED_FIRST
 def test_copies_within_one_chunk_are_one_vector(run, photos):
     for i in range(3):
         shutil.copy(photos / "b/c/0.jpg", photos / f"b/c/0 copy {i}.jpg")
@@ -204,6 +211,7 @@ def test_shards_are_disjoint_and_together_everything(run, photos):
     assert reports[-1].images == 12
 
 
+@EMBEDDED_FIRST
 def test_only_an_ingest_of_the_whole_folder_looks_for_files_that_are_gone(run, photos, monkeypatch):
     """Review 1: each shard looked at every file of the other shards, a limit at all of them."""
     run(photos)
@@ -217,12 +225,14 @@ def test_only_an_ingest_of_the_whole_folder_looks_for_files_that_are_gone(run, p
     assert len(run(photos).missing) == 1
 
 
+@EMBEDDED_FIRST
 def test_a_limit_and_no_recursion(run, photos):
     paint(photos / "top.png", seed=77)
     assert run(photos, recursive=False).encoded == 1
     assert run(photos, limit=5).total == 5
 
 
+@EMBEDDED_FIRST
 def test_another_encoder_is_refused_and_nothing_is_touched(run, photos):
     from imgsearch.encoders import load_encoder
 
@@ -241,6 +251,7 @@ def test_an_error_marks_the_run_as_failed(run, photos, stores, collection):
         assert [row.state for row in gallery.metadata.runs(collection)] == ["failed"]
 
 
+@EMBEDDED_FIRST
 @pytest.mark.parametrize("parameter", ["batch_size", "limit", "workers"])
 @pytest.mark.parametrize("value", [0, -3, "many"])
 def test_nonsense_parameters_are_named(run, photos, parameter, value):

@@ -17,6 +17,7 @@ from imgsearch.maintenance import repair, verify
 from imgsearch.stores import embedded
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
 from imgsearch.stores.vectors import VectorStore
+from tests.conftest import EMBEDDED_FIRST
 from tests.guarantees.test_damage import end_server
 from tests.helpers import paint, rows_and_vectors
 
@@ -83,6 +84,7 @@ def test_a_missing_index_is_built_again(filled, photos, stores, milvus_client):
         assert whole(gallery, photos)
 
 
+@EMBEDDED_FIRST
 def test_vectors_without_an_image_are_removed_only_on_request(filled, stores):
     rows, vectors = rows_and_vectors(filled.row.dim, 2)
     ids = np.array([row.image_id for row in rows])
@@ -95,6 +97,7 @@ def test_vectors_without_an_image_are_removed_only_on_request(filled, stores):
     assert verify(filled).sound
 
 
+@EMBEDDED_FIRST
 def test_missing_rows_are_added_from_folders_that_were_ingested(filled, photos, stores):
     paths = [str(path) for path in sorted(photos.iterdir())[:5]]
     filled.metadata.remove(filled.name, paths)
@@ -104,6 +107,7 @@ def test_missing_rows_are_added_from_folders_that_were_ingested(filled, photos, 
     assert whole(filled, photos)
 
 
+@EMBEDDED_FIRST
 def test_a_folder_ingested_long_ago_is_still_searched_for_files(filled, photos, stores, tmp_path):
     """Attack row 7, review 8.3: after 50 other runs, orphans of older folders were deleted."""
     paths = [str(path) for path in sorted(photos.iterdir())[:5]]
@@ -135,6 +139,7 @@ def test_a_collection_that_the_metadata_lost_is_restored(filled, photos, stores)
         assert whole(again, photos)
 
 
+@EMBEDDED_FIRST
 def test_rows_of_missing_and_changed_files_are_kept(filled, photos, stores):
     """Attack row 1: rows were deleted because their files were merely absent."""
     gone, changed, *_ = sorted(photos.iterdir())
@@ -158,6 +163,7 @@ def test_rows_of_missing_and_changed_files_are_kept(filled, photos, stores):
     assert verify(filled, files=True).sound
 
 
+@EMBEDDED_FIRST
 def test_a_moved_file_restores_its_image(filled, photos, stores, tmp_path):
     """Attack row 1: `image_dirs` also restores images whose vector and file are missing."""
     path = sorted(photos.iterdir())[0]
@@ -181,6 +187,7 @@ def snapshot(gallery) -> tuple:
     return sorted(rows), ids.tolist(), gallery.vectors.get(gallery.name, ids)[1].tolist()
 
 
+@EMBEDDED_FIRST
 def test_a_dry_run_reports_the_same_and_changes_nothing(filled, photos, stores):
     first, second, third, *_ = sorted(photos.iterdir())
     missing = [filled.get(path).image_id for path in (first, second)]
@@ -206,9 +213,7 @@ class Stop(Exception):
     """What a panel raises when its Stop button was pressed."""
 
 
-@pytest.mark.parametrize(
-    "stores", ["embedded", pytest.param("servers", marks=pytest.mark.soak)], indirect=True
-)
+@EMBEDDED_FIRST
 def test_a_repair_stops_at_any_call_of_progress_and_loses_nothing(
     filled, photos, stores, tmp_path, monkeypatch
 ):
@@ -244,6 +249,7 @@ def test_a_repair_stops_at_any_call_of_progress_and_loses_nothing(
     assert whole(filled, photos)
 
 
+@EMBEDDED_FIRST
 def test_no_encoder_is_needed_where_nothing_can_be_encoded(stores, collection):
     with MetadataStore.open(stores) as metadata:
         metadata.create_collection(

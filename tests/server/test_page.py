@@ -157,6 +157,8 @@ def search_with(page, name: str) -> None:
 
 
 WIDTHS = pytest.mark.parametrize("width", [1400, 390])
+# What does not depend on the width is tried on a phone, and in the long form on a wide screen too.
+PHONE_FIRST = pytest.mark.parametrize("width", [390, pytest.param(1400, marks=pytest.mark.soak)])
 
 
 # ---------------------------------------------------------------- a picture from outside
@@ -393,7 +395,7 @@ def test_scores_are_shown_on_demand(open_page):
     shown_scores.first.wait_for()
 
 
-@WIDTHS
+@PHONE_FIRST
 def test_scrolling_loads_more_and_back_returns_to_the_place(open_page, width):
     page = open_page(width)
     count = "document.querySelectorAll('.imgsearch-tile').length"
@@ -474,7 +476,7 @@ def test_results_are_judged_by_keys(open_page):
 # ---------------------------------------------------------------- words
 
 
-@WIDTHS
+@PHONE_FIRST
 def test_words_are_searched_for(open_page, width):
     page = open_page(width, admin=False)
     field = page.get_by_role("searchbox", name="Describe what you are looking for")
@@ -499,7 +501,7 @@ def test_words_are_searched_for(open_page, width):
 # ---------------------------------------------------------------- filters
 
 
-@WIDTHS
+@PHONE_FIRST
 def test_images_are_filtered(open_page, width):
     page = open_page(width, admin=False)
     assert page.get_by_role("searchbox", name="Find in paths").count() == 0
@@ -633,8 +635,15 @@ def test_the_theme_follows_the_system_and_the_switch(open_page):
     assert open_page(theme="light").evaluate(ground) == light
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@WIDTHS
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1400, "light"),
+        (390, "dark"),
+        pytest.param(1400, "dark", marks=pytest.mark.soak),
+        pytest.param(390, "light", marks=pytest.mark.soak),
+    ],
+)
 def test_axe_finds_nothing(open_page, axe, width, theme):
     page = open_page(width, theme=theme)
     assert axe(page, "html") == []
@@ -651,7 +660,9 @@ def test_axe_finds_nothing(open_page, axe, width, theme):
     assert axe(page, "html") == []
 
 
-@pytest.mark.parametrize("width", HEIGHTS)
+@pytest.mark.parametrize(
+    "width", [390, 2560, *(pytest.param(width, marks=pytest.mark.soak) for width in (1000, 1400))]
+)
 def test_it_fits_from_a_phone_to_a_wide_screen(open_page, width):
     page = open_page(width)
     search_with(page, STORED[7].name)
