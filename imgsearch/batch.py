@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError, validate_call
 from tqdm import tqdm
 
-from imgsearch import config, images, maintenance, plots
+from imgsearch import config, maintenance, plots, sources
 from imgsearch.datasets import Voc
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation import index_sweep
@@ -26,7 +26,7 @@ from imgsearch.evaluation.scoring import KS
 from imgsearch.gallery import Gallery
 from imgsearch.hits import Hits
 from imgsearch.ingestion import IngestReport, ingest
-from imgsearch.io import absolute, write_figure, write_json
+from imgsearch.io import write_figure, write_json
 from imgsearch.overview import overview, run_to_dict
 from imgsearch.stores.metadata import MetadataStore
 
@@ -133,17 +133,22 @@ def search_image(
     With `exclude_query`, the query is not among its own results. `like` and `unlike` are paths
     of examples and counter-examples. `where` is a filter.
     """
-    query = absolute(query_path) if query_path else None
-    data = images.read(query) if query else None
-    itself = [images.probe(data, path=query).image_id] if query and exclude_query else ()
+    query = sources.describe(query_path) if query_path else None
+    picture = query.source if query else None
+    itself = [query.image_id] if query and exclude_query else ()
     parts = {"text": query_text or None, "like": like or (), "unlike": unlike or ()}
     with Gallery.open(collection or None) as gallery:
-        hits = gallery.search(data, top_k, **parts, where=where, box=box, exclude=itself)
+        hits = gallery.search(picture, top_k, **parts, where=where, box=box, exclude=itself)
     named = [query.name if query else "", f"“{query_text}”" if query_text else ""]
     title = f"Similar to {' and '.join(filter(None, named)) or 'examples'}, in {hits.collection}"
-    figure = plots.result_grid(query, hits, box=box, title=title)
+    figure = plots.result_grid(picture, hits, box=box, title=title)
     grid = write_figure(Path(output_dir) / "search.png", figure)
-    about = {"query": str(query) if query else None, "box": box, "where": where, "grid": str(grid)}
+    about = {
+        "query": str(picture) if query else None,
+        "box": box,
+        "where": where,
+        "grid": str(grid),
+    }
     about |= parts
     content = about | hits.to_dict()
     write_json(Path(output_dir) / "search.json", content)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from imgsearch import config
+from imgsearch import config, sources
 from imgsearch.errors import ConfigError
 from imgsearch.evaluation.trec import write_judgments
 from imgsearch.gallery import Gallery
-from imgsearch.hits import Hit, Hits
+from imgsearch.hits import Hit, Hits, Image, image_of
+from imgsearch.images import Box
 from imgsearch.io import absolute, atomic, csv_text
-from imgsearch.sources import stored_id
 from imgsearch.stores.metadata import MetadataStore, user_name
 from imgsearch.stores.topics import Judgment, TopicRow
 
@@ -48,7 +49,9 @@ class Session:
         unlike: Iterable = (),
         weights: Mapping[str, float] | None = None,
         where: Mapping | None = None,
+        box: Box | None = None,
         who: str | None = None,
+        new: bool = False,
     ) -> Session:
         """Start a session, or resume the one of this name.
 
@@ -58,11 +61,13 @@ class Session:
             What is searched.
         topic : str
             Name of the session, 1 to 190 characters.
-        query, text, like, unlike, weights, where
-            As for :meth:`Gallery.search`; pictures are stored images or paths of files. If
-            any is given, they replace the saved query; the judgments stay.
+        query, text, like, unlike, weights, where, box
+            As for :meth:`Gallery.search`. If any is given, they replace the saved query; the
+            judgments stay. A picture that has no file and is not stored is kept under the home.
         who : str, optional
             Who judges; the name of the user if left out.
+        new : bool
+            Whether the name must be free, so that no saved query is replaced.
 
         Returns
         -------
@@ -71,20 +76,23 @@ class Session:
         Raises
         ------
         ConfigError
-            The name cannot be used, there is neither a query nor a saved session, or a
-            picture is neither stored nor a file.
+            The name cannot be used, there is neither a query nor a saved session, or a part of
+            the query is a vector.
+        ImageError
+            A picture cannot be read.
         """
         given = {
-            "query": None if query is None else _reference(query),
+            "query": None if query is None else _reference(gallery, query),
             "text": text,
-            "like": [_reference(one) for one in like],
-            "unlike": [_reference(one) for one in unlike],
+            "like": [_reference(gallery, one) for one in sources.listed(like)],
+            "unlike": [_reference(gallery, one) for one in sources.listed(unlike)],
             "weights": dict(weights or {}),
             "where": dict(where or {}),
+            "box": list(box or ()),
         }
         given = {name: value for name, value in given.items() if value}
         store = gallery.metadata.topics
-        row = store.save(topic, gallery.name, given) if given else store.get(topic)
+        row = store.save(topic, gallery.name, given, new=new) if given else store.get(topic)
         return cls(gallery, row, who or user_name())
 
     def __repr__(self) -> str:
@@ -116,17 +124,22 @@ class Session:
         -------
         Hits
         """
-        return self._search(self.gallery, top_k, self.judgments(), include_judged)
+        parts = parts_of(self.gallery, self.query)
+        for image, relevant in self.examples():
+            parts["like" if relevant else "unlike"].append(image)
+        return self.gallery.search(top_k=top_k, include_examples=include_judged, **parts)
 
-    def _search(
-        self, gallery: Gallery, top_k: int, judged: Mapping[int, bool], include: bool
-    ) -> Hits:
-        parts = parts_of(gallery, self.query)
-        where = parts.pop("where", None)
-        here = gallery.metadata.by_id(gallery.name, judged)
-        for image_id, rows in here.items():
-            parts["like" if judged[image_id] else "unlike"].append(rows[0])
-        return gallery.search(top_k=top_k, where=where, include_examples=include, **parts)
+    def examples(self) -> list[tuple[Image, bool]]:
+        """Judged images that the collection holds, and whether each is relevant.
+
+        Returns
+        -------
+        list of (Image, bool)
+            In the order in which they were first judged.
+        """
+        judged = self.judgments()
+        rows = self.gallery.metadata.by_id(self.gallery.name, judged)
+        return [(image_of(rows[i]), relevant) for i, relevant in judged.items() if i in rows]
 
     def judge(self, image: object, relevant: bool = True) -> None:
         """Judge an image. When this returns, the judgment is kept.
@@ -163,6 +176,43 @@ class Session:
             What was taken back; None if there was nothing.
         """
         return self._topics.undo(self._row.topic_id, self.who)
+
+    def withdraw(self, image: object) -> int:
+        """Take back everything that this user judged of an image.
+
+        Parameters
+        ----------
+        image : Hit, Image, int or path
+            As for :meth:`judge`.
+
+        Returns
+        -------
+        int
+            How many judgments there were.
+        """
+        image_id = sources.stored_id(image)
+        image_id = self.gallery.get(image).image_id if image_id is None else image_id
+        return self._topics.withdraw(self._row.topic_id, self.who, image_id)
+
+    def rename(self, topic: str) -> None:
+        """Give the session another name.
+
+        Parameters
+        ----------
+        topic : str
+            The name, 1 to 190 characters.
+
+        Raises
+        ------
+        ConfigError
+            The name cannot be used, or another session has it.
+        """
+        self._row = self._topics.rename(self.topic, topic)
+        self.topic = topic
+
+    def delete(self) -> None:
+        """Remove the session and its judgments."""
+        self._topics.delete(self.topic)
 
     def judgments(self) -> dict[int, bool]:
         """Whether each judged image is relevant, by image_id.
@@ -208,7 +258,8 @@ class Session:
         """
         before, found = self.pooled(), {}
         for gallery in (self.gallery, *galleries):
-            hits = [h for h in self._search(gallery, depth, {}, False) if h.image_id not in found]
+            hits = gallery.search(top_k=depth, **parts_of(gallery, self.query))
+            hits = [hit for hit in hits if hit.image_id not in found]
             found |= {hit.image_id: hit for hit in hits}
             new = [(hit.image_id, 0, hit.rank) for hit in hits if hit.image_id not in before]
             self._judge(new, gallery)
@@ -284,14 +335,16 @@ def parts_of(gallery: Gallery, query: Mapping) -> dict:
     return parts
 
 
-def _reference(picture: object) -> dict[str, str]:
+def _reference(gallery: Gallery, picture: object) -> dict[str, str]:
     """What is saved of a picture: the id of a stored image, or the path of a file."""
-    image_id = stored_id(picture)
+    image_id = sources.stored_id(picture)
     if image_id is not None:
         return {"image_id": str(image_id)}
-    if isinstance(picture, str | Path):
-        return {"path": str(absolute(picture))}
-    raise ConfigError("query", "a session keeps stored images and paths: save the picture first")
+    if sources.is_vector(picture):
+        raise ConfigError("query", "a session keeps pictures and texts, and no vectors")
+    if not isinstance(picture, str | os.PathLike):
+        picture = sources.keep(gallery, picture)
+    return {"path": str(absolute(picture))}
 
 
 def _resolved(gallery: Gallery, reference: Mapping[str, str]) -> object:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -72,6 +73,35 @@ def check_picture(source: object) -> None:
     words = isinstance(source, str) and " " in source and not Path(source).suffix
     if words and not absolute(source).exists():
         raise ImageError(source, "no such file; a search with words takes them as `text`")
+
+
+class Described(NamedTuple):
+    """A picture or stored image that can be read again, with its size in pixels.
+
+    `image_id` is None for a picture that has no file.
+    """
+
+    source: Stored | Path | bytes | PIL.Image.Image
+    name: str
+    image_id: int | None
+    width: int
+    height: int
+
+
+def describe(source: Source, name: str | None = None) -> Described:
+    """Check a picture or a stored image; `name` is that of a picture that has no path."""
+    if isinstance(source, Stored):
+        file = printable(Path(source.path).name)
+        return Described(source, file, source.image_id, source.width, source.height)
+    check_picture(source)
+    if isinstance(source, str | os.PathLike):
+        source = absolute(source)
+    elif hasattr(source, "read"):
+        source = images.read(source)
+    image = images.load(source, name=name)
+    image_id = image.info.image_id if image.info else None
+    kept = source if image.info else image.decode()
+    return Described(kept, printable(Path(image.name).name), image_id, image.width, image.height)
 
 
 def stored_paths(collection: Collection, path: object) -> list[str]:

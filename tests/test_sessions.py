@@ -7,7 +7,8 @@ import csv
 import numpy as np
 import pytest
 
-from imgsearch.errors import ConfigError, ImageNotFound
+from imgsearch import images
+from imgsearch.errors import ConfigError, ImageError, ImageNotFound
 from imgsearch.gallery import Gallery
 from imgsearch.queries import combine
 from imgsearch.sessions import Session, list_sessions
@@ -87,12 +88,51 @@ def test_what_cannot_be_saved_or_judged_is_refused(rows_of, collection):
     gallery, rows, _ = rows_of
     with pytest.raises(ConfigError, match=f"there is no topic '{collection}'"):
         Session.open(gallery, collection)
-    with pytest.raises(ConfigError, match="save the picture first"):
-        Session.open(gallery, collection, np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ConfigError, match="no vectors"):
+        Session.open(gallery, collection, np.zeros(8, np.float32))
+    with pytest.raises(ImageError):
+        Session.open(gallery, collection, b"no picture")
     session = Session.open(gallery, collection, like=[rows[0]])
     with pytest.raises(ImageNotFound):
         session.judge(12345)
     assert session.judgments() == {}
+    with pytest.raises(ConfigError, match="resume it, or choose another name"):
+        Session.open(gallery, collection, like=[rows[1]], new=True)
+    assert Session.open(gallery, collection).query == session.query
+
+
+def test_a_part_of_a_picture_without_a_file_is_kept_with_the_session(rows_of, collection, tmp_path):
+    gallery, _, _ = rows_of
+    picture = np.asarray(images.decode(paint(tmp_path / "a.png", 1, (60, 40))))
+    session = Session.open(gallery, collection, picture, box=(0, 0, 30, 40))
+    again = Session.open(gallery, collection)
+    assert again.query["box"] == [0, 0, 30, 40]
+    found = [hit.image_id for hit in again.search(5)]
+    assert found == [hit.image_id for hit in gallery.search(picture, 5, box=(0, 0, 30, 40))]
+    assert session.query == again.query
+
+
+def test_a_session_is_renamed_and_deleted_and_judgments_are_withdrawn(rows_of, collection):
+    gallery, rows, _ = rows_of
+    first, other = f"{collection} 1", f"{collection} 2"
+    Session.open(gallery, other, like=[rows[0]]).judge(rows[3])
+    session = Session.open(gallery, first, like=[rows[0]])
+    for row, relevant in ((rows[3], True), (rows[4], True), (rows[3], False)):
+        session.judge(row, relevant)
+    with pytest.raises(ConfigError, match="resume it, or choose another name"):
+        session.rename(other)
+    session.rename(collection)
+    assert session.topic == collection
+    assert [(i.path, r) for i, r in Session.open(gallery, collection).examples()] == [
+        (rows[3].path, False), (rows[4].path, True),
+    ]  # fmt: skip
+    assert session.withdraw(rows[3]) == 2
+    assert session.withdraw(rows[3].image_id) == 0
+    assert session.judgments() == {rows[4].image_id: True}
+    session.delete()
+    with pytest.raises(ConfigError, match="there is no topic"):
+        Session.open(gallery, collection)
+    assert Session.open(gallery, other).judgments() == {rows[3].image_id: True}
 
 
 def test_judgments_are_handed_on_as_csv_and_qrels(rows_of, collection, tmp_path):

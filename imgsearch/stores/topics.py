@@ -51,20 +51,32 @@ class Topics:
     def __init__(self, sql: Database):
         self._sql = sql
 
-    def save(self, name: str, collection: str, query: dict) -> TopicRow:
-        """Create a topic, or change its query and collection."""
-        if not 1 <= len(name) <= 190 or not name.isprintable() or name != name.strip():
-            reason = f"{name[:60]!r} is not a valid name: use 1 to 190 printable characters"
-            raise ConfigError("topic", reason)
+    def save(self, name: str, collection: str, query: dict, *, new: bool = False) -> TopicRow:
+        """Create a topic, or change its query and collection, unless it must be `new`."""
+        _check_name(name)
         values = {"collection": collection, "query": json.dumps(query, sort_keys=True)}
 
         def work(link: sa.Connection) -> None:
+            if new:
+                _check_free(link, name)
             change = sa.update(topics).where(topics.c.name == name).values(values)
             if not link.execute(change).rowcount:
                 link.execute(sa.insert(topics).values(name=name, **values))
 
         self._sql.write(work)
         return self.get(name)
+
+    def rename(self, name: str, other: str) -> TopicRow:
+        """Give a topic another name, which must be free."""
+        _check_name(other)
+        number = self.get(name).topic_id
+
+        def work(link: sa.Connection) -> None:
+            _check_free(link, other)
+            link.execute(sa.update(topics).where(topics.c.topic_id == number).values(name=other))
+
+        self._sql.write(work)
+        return self.get(other)
 
     def get(self, name: str) -> TopicRow:
         """Return a topic, or raise ConfigError if it does not exist."""
@@ -115,8 +127,14 @@ class Topics:
              "collection": collection, "who": who}
             for image_id, value, depth in values
         ]  # fmt: skip
+
+        def work(link: sa.Connection) -> None:
+            link.execute(sa.insert(judgments), rows)
+            touched = sa.update(topics).where(topics.c.topic_id == topic_id)
+            link.execute(touched.values(name=topics.c.name))  # which sets `updated_at`
+
         if rows:
-            self._sql.write(lambda link: link.execute(sa.insert(judgments), rows))
+            self._sql.write(work)
 
     def undo(self, topic_id: int, who: str) -> Judgment | None:
         """Remove and return the last judgment that `who` made; None if there is none."""
@@ -133,6 +151,12 @@ class Topics:
 
         return self._sql.write(work)
 
+    def withdraw(self, topic_id: int, who: str, image_id: int) -> int:
+        """Remove the judgments that `who` made of an image; return how many there were."""
+        own = [judgments.c.topic_id == topic_id, judgments.c.who == who, judgments.c.value != 0]
+        gone = sa.delete(judgments).where(*own, judgments.c.image_id == image_id)
+        return self._sql.write(lambda link: link.execute(gone).rowcount)
+
     def judgments(self, topic_id: int) -> list[Judgment]:
         """Return all judgments of a topic, and what was pooled for judging, oldest first."""
         query = sa.select(*_JUDGMENT).where(judgments.c.topic_id == topic_id)
@@ -141,3 +165,16 @@ class Topics:
 
 
 _JUDGMENT = [judgments.c[name] for name in Judgment._fields]
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= 190 or not name.isprintable() or name != name.strip():
+        reason = f"{name[:60]!r} is not a valid name: use 1 to 190 printable characters"
+        raise ConfigError("topic", reason)
+
+
+def _check_free(link: sa.Connection, name: str) -> None:
+    if link.execute(sa.select(topics.c.topic_id).where(topics.c.name == name)).first():
+        raise ConfigError(
+            "topic", f"there is a topic {name[:60]!r} already: resume it, or choose another name"
+        )

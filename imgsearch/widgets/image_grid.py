@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,8 @@ import traitlets
 
 from imgsearch import images
 from imgsearch.errors import ImageError, printable
-from imgsearch.hits import Hit, Image
+from imgsearch.hits import Hit
+from imgsearch.sources import Stored
 from imgsearch.stores.metadata import ImageRow
 from imgsearch.widgets.formatting import format_bytes
 
@@ -26,6 +29,12 @@ STATIC = Path(__file__).parents[1] / "static"
 
 THUMBNAIL = 320
 """Longest side of a thumbnail, pixels."""
+
+THREADS = 4
+"""Thumbnails that are made at a time."""
+
+AT_ONCE, LATER = 0.06, 0.5
+"""Seconds that tiles wait for their thumbnails at first, and between later looks."""
 
 
 def module(adapter: str, *components: str) -> str:
@@ -69,7 +78,7 @@ class Grid(Widget):
 
     Messages are ``pick`` (the tile was clicked, if `picks`), ``open`` (the viewer needs the
     original: :meth:`show_original`), ``more``, ``judge`` (with 1 or -1) and ``undo``. Items are
-    from :func:`tile`.
+    from :func:`steps`.
     """
 
     _esm = module("images", "grid", "viewer")
@@ -107,39 +116,63 @@ class Grid(Widget):
         self.send({"type": "reveal"})
 
 
-def tile(key: object, image: Hit | Image | ImageRow, action: str) -> dict:
-    """Describe a stored image for a :class:`Grid`; `action` is read aloud."""
-    name = printable(Path(image.path).name)
-    thumb, reason = None, "no such file"
+def steps(images: Iterable[tuple[object, Stored, str]]) -> Iterator[list[dict]]:
+    """Describe stored images for a :class:`Grid`, and again until all thumbnails are made.
+
+    Each image comes with the key of its tile and with the action that is read aloud.
+    """
+    images = list(images)
+    pool = ThreadPoolExecutor(THREADS, "imgsearch-thumbnails")
+    try:
+        made = [pool.submit(_thumbnail, image) for _, image, _ in images]
+        for patience in chain([AT_ONCE], repeat(LATER)):
+            left = wait(made, patience).not_done
+            yield [
+                _tile(*image, *(future.result() if future.done() else (None, "")))
+                for image, future in zip(images, made, strict=True)
+            ]
+            if not left:
+                return
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def tiles(rows: Iterable[ImageRow], action: str) -> list[dict]:
+    """Describe stored images for a :class:`Grid`; their keys are their places in `rows`."""
+    *_, complete = steps((i, row, action) for i, row in enumerate(rows))
+    return complete
+
+
+def _thumbnail(image: Stored) -> tuple[bytes | None, str]:
+    """JPEG of a stored image, or the reason why there is none."""
     try:
         if Path(image.path).exists():
-            thumb = _stored_jpeg(image.path, image.image_id)
+            return _stored_jpeg(image.path, image.image_id), ""
     except ImageError as error:
-        reason = error.reason
-    facts = [[key, _shown(value)] for key, value in image.attributes.items()]
+        return None, error.reason
+    return None, "no such file"
+
+
+def _tile(key: object, image: Stored, action: str, thumb: bytes | None, reason: str) -> dict:
+    name = printable(Path(image.path).name)
     return {
         "key": str(key),
         "name": name,
         "title": printable(image.path),
         "path": printable(image.path),
         "alt": f"{name}, {image.width} by {image.height} pixels",
-        "action": f"{action}: {name}" + ("" if thumb else f" ({reason})"),
+        "action": f"{action}: {name}{reason and f' ({reason})'}",
         "score": f"{image.score:.3f}" if isinstance(image, Hit) else "",
         "width": image.width,
         "height": image.height,
         "thumb": thumb,
-        "note": "" if thumb else reason,
-        "facts": facts,
+        "note": reason,
+        "facts": [[name, _shown(value)] for name, value in image.attributes.items()],
     }
 
 
 def _shown(value: object) -> str:
     return printable(", ".join(map(str, value)) if isinstance(value, list) else value)
-
-
-def tiles(rows: Iterable[ImageRow], action: str) -> list[dict]:
-    """Describe stored images for a :class:`Grid`; their keys are their places in `rows`."""
-    return [tile(i, row, action) for i, row in enumerate(rows)]
 
 
 class FilterBar(Widget):

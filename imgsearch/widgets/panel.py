@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -234,7 +235,7 @@ class Panel(ipw.VBox):
         field.on_msg(receive)
 
     def watch(self, widget: ipw.Widget, changed: Callable[[], None], trait: str = "value") -> None:
-        """Call a function whenever a widget changes, but not for :meth:`set_options`."""
+        """Call a function whenever a widget changes, but not while it is :meth:`muted`."""
 
         def notice(_: object) -> None:
             if widget not in self._muted:
@@ -244,11 +245,17 @@ class Panel(ipw.VBox):
 
     def set_options(self, chooser: ipw.Widget, options: Sequence, value: object) -> None:
         """Replace the options and the choice of a dropdown or list."""
-        self._muted.add(chooser)
-        try:
+        with self.muted(chooser):
             chooser.options, chooser.value = options, value
+
+    @contextmanager
+    def muted(self, widget: ipw.Widget) -> Iterator[None]:
+        """Change a widget without the function that watches it."""
+        self._muted.add(widget)
+        try:
+            yield
         finally:
-            self._muted.discard(chooser)
+            self._muted.discard(widget)
 
     # ------------------------------------------------------------ collections
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 
+from imgsearch.config import load_settings
+from imgsearch.gallery import Gallery
+from imgsearch.sessions import Session
 from tests.helpers import paint
 from tests.notebooks.conftest import opened
 
@@ -38,6 +43,9 @@ def type_path(text):
 
 def press_enter(field):
     field._handle_custom_msg({"event": "submit"}, [])
+
+def chips():
+    return list(panel.session.chips.value)
 
 def names():
     return [item["name"] for item in panel.grid.items]
@@ -117,19 +125,105 @@ def test_a_click_on_a_result_searches_with_it_and_back_returns(uploaded):
     assert uploaded("", "panel.back.disabled") is True
 
 
-def test_results_become_examples_that_can_be_taken_back(uploaded):
+def test_judgments_refine_the_search_and_can_be_taken_back(uploaded):
     first = uploaded("", "names()")
-    second = uploaded("judge(0, 1)", "[names(), list(panel.examples.value), panel.grid.summary]")
+    assert uploaded("", "[visible(panel.session), visible(panel.session.examples)]") == [
+        False, False,
+    ]  # fmt: skip
+    second = uploaded("judge(0, 1)", "[names(), chips(), panel.grid.summary]")
     assert second[1:] == [[f"+ {first[0]}"], "10 of 10 images"]
     assert set(second[0]) == set(first[1:])
     worst = second[0][-1]
-    third = uploaded("judge(-1, -1)", "[names(), list(panel.examples.value)]")
+    third = uploaded("judge(-1, -1)", "[names(), chips(), panel.session.account.value]")
     assert third[1] == [f"+ {first[0]}", f"− {worst}"]
     assert len(third[0]) == 9
-    assert uploaded("panel.examples.value = panel.examples.value[1:]", "len(names())") == 10
-    assert uploaded("", "list(panel.examples.value)") == [f"− {worst}"]
-    assert uploaded("undo()", "[names(), visible(panel.examples)]") == [first, False]
-    assert uploaded("judge(0, 1); panel.wait(100); panel.back.click()", "names()") == first
+    assert "Saved in “03.png”: 1 relevant, 1 not relevant" in third[2]
+    assert uploaded("panel.session.chips.value = chips()[1:]", "len(names())") == 10
+    assert uploaded("", "chips()") == [f"− {worst}"]
+    assert uploaded("undo()", "[names(), visible(panel.session.examples)]") == [first, False]
+    # Back leaves the search, and returns to it with what was judged.
+    uploaded("judge(0, 1); panel.wait(100); click(0)")
+    assert uploaded("", "chips()") == []
+    assert uploaded("panel.back.click()", "[chips(), len(names())]") == [[f"+ {first[0]}"], 10]
+
+
+def test_a_session_is_kept_at_once_renamed_resumed_exported_and_deleted(uploaded, home):
+    def kept(name):
+        with Gallery.open("mine", settings=load_settings(imgsearch_home=home)) as gallery:
+            session = Session.open(gallery, name)
+            return session.query, list(session.judgments().values())
+
+    uploaded("panel.filters.where = {'width': {'>=': 100}}; panel.wait(100)")
+    uploaded("draw(10, 20, 100, 100); panel.wait(100); judge(1, 1); panel.wait(100); judge(0, -1)")
+    name = uploaded("", "panel.session.name.value")
+    query, judgments = kept(name)
+    assert (query["box"], judgments) == ([10, 20, 100, 100], [True, False])
+    found = uploaded(
+        "panel.session.toggle.value = True; panel.session.name.value = 'red / cars'\n"
+        "panel.session.save.click()",
+        "[panel.status.text, panel.session.toggle.description, names(), chips()]",
+    )
+    assert found[:2] == ["Saved the session “red / cars”.", "Session: red / cars"]
+    assert kept("red / cars") == (query, judgments)
+
+    # Another search, then the session again: query, box, filter, judgments and results.
+    uploaded("panel.filters.where = {}; panel.wait(100); type_path('dog'); panel.wait(100)")
+    assert uploaded("", "[panel.session.name.value, chips()]") == ["", []]
+    resumed = uploaded(
+        "panel.session.topics.value = 'red / cars'; panel.session.resume.click()",
+        "[panel.filters.where, panel.picture.box, names(), chips(), panel.session.name.value]",
+    )
+    assert resumed == [{"width": {">=": 100}}, [10, 20, 100, 100], *found[2:], "red / cars"]
+    files = uploaded(
+        "sent.clear(); panel.session.csv.click(); panel.session.qrels.click(); panel.wait(100)",
+        "[[content['name'], buffers[0].decode()] for content, buffers in sent]",
+    )
+    assert [name for name, _ in files] == ["red-/-cars.csv", "red-/-cars.qrels"]
+    rows = list(csv.DictReader(files[0][1].splitlines()))
+    assert [(row["value"], row["depth"]) for row in rows] == [("1", "2"), ("-1", "1")]
+    assert [line.split()[-1] for line in files[1][1].splitlines()] == ["1", "0"]
+
+    # The name is taken, until the session is deleted.
+    taken = uploaded(
+        "type_path('dog'); panel.wait(100); judge(0, 1); panel.wait(100)\n"
+        "panel.session.name.value = 'red / cars'; panel.session.save.click()",
+        "[panel.status.kind, panel.status.text, chips()]",
+    )
+    assert taken[0] == "bad"
+    assert "resume it, or choose another name" in taken[1]
+    deleted = uploaded(
+        "panel.session.topics.value = 'red / cars'; panel.session.delete.click()\n"
+        "panel.session.really_delete.click()",
+        "[panel.status.text, [name for _, name in panel.session.topics.options], chips()]",
+    )
+    assert deleted[0] == "Deleted the session “red / cars” with 2 judgments."
+    assert "red / cars" not in deleted[1]
+    assert deleted[2] == taken[2]
+    uploaded("panel.filters.where = {}; panel.session.toggle.value = False")
+
+
+def test_a_judgment_that_cannot_be_kept_is_not_shown(uploaded):
+    before = uploaded("", "names()")
+    after = uploaded(
+        "from imgsearch.errors import StoreError\nfrom imgsearch.stores.topics import Topics\n"
+        "kept = Topics.judge\n"
+        "def fail(*_, **__): raise StoreError('metadata', 'the disk is full')\n"
+        "Topics.judge = fail; judge(0, 1); panel.wait(100); Topics.judge = kept",
+        "[panel.status.kind, panel.status.text, chips(), names()]",
+    )
+    assert after[0] == "bad"
+    assert "the disk is full" in after[1]
+    assert after[2:] == [[], before]
+
+
+def test_anything_that_is_an_image_is_searched_with(uploaded, photos):
+    uploaded("import numpy\nfrom PIL import Image\nfile = photos / '05.png'")
+    for source in ("file.read_bytes()", "file.open('rb')", "Image.open(file)",
+                   "numpy.asarray(Image.open(file))", "panel.hits[0]", "panel.hits[0].image_id",
+                   "str(file)"):  # fmt: skip
+        found = uploaded(f"panel.search({source})", "[panel.status.text, len(names())]")
+        assert found[0] == ""
+        assert found[1] >= 11
 
 
 def test_a_tile_can_be_dragged_onto_the_query(uploaded):
@@ -204,12 +298,16 @@ def test_back_forgets_the_oldest_queries(uploaded):
     uploaded(
         "from dataclasses import replace\n"
         "query = panel.query\n"
-        "for i in range(30): panel.search(replace(query, name=str(i))); panel.wait(100)"
+        "def named(name, data):\n"
+        "    picture = query.picture._replace(name=name, source=data)\n"
+        "    return replace(query, picture=picture)\n"
+        "same = query.picture.source\n"
+        "for i in range(30): panel.search(named(str(i), same)); panel.wait(100)"
     )
     assert uploaded("", "[q.name for q in panel._history]") == [str(i) for i in range(10, 30)]
     kept = uploaded(
-        "large = bytes(100 * 2**20) + query.source\n"
-        "for i in range(4): panel._history.append(replace(query, name=str(i), source=large))\n"
+        "large = bytes(100 * 2**20) + same\n"
+        "for i in range(4): panel._history.append(named(str(i), large))\n"
         "panel.search(query)",
         "[q.name for q in panel._history]",
     )
@@ -230,7 +328,7 @@ def test_words_are_searched_with_where_the_encoder_takes_them(uploaded):
     found = uploaded(
         "type_path('horse')",
         "[panel.status.text, panel.title.value, len(names()), panel.grid.summary,"
-        " panel.picture.picture, panel.save_grid.disabled]",
+        " panel.picture.picture, panel.selection.png.disabled]",
     )
     assert found == ["", "<h2>Results for “horse”</h2>", 12, "12 of 12 images", None, True]
     wrong = uploaded("type_path('qwertz')", "[panel.status.kind, panel.status.text]")
@@ -240,7 +338,7 @@ def test_words_are_searched_with_where_the_encoder_takes_them(uploaded):
 
 
 def test_results_are_saved_and_originals_opened(uploaded, tmp_path):
-    uploaded("import io, pandas; sent.clear(); panel.save_csv.click()")
+    uploaded("import io, pandas; sent.clear(); panel.selection.csv.click()")
     name, columns, rows = uploaded(
         "table = pandas.read_csv(io.BytesIO(sent[-1][1][0]))",
         "[sent[-1][0]['name'], list(table)[:6], len(table)]",
@@ -248,21 +346,20 @@ def test_results_are_saved_and_originals_opened(uploaded, tmp_path):
     assert (name, rows) == ("images.csv", 11)
     assert columns == ["rank", "score", "image_id", "path", "width", "height"]
     uploaded("panel.grid.selected = [item['key'] for item in panel.grid.items[1:3]]")
-    assert uploaded("", "[visible(panel._actions), '2 selected' in panel.chosen.value]") == [
-        True, True,
-    ]  # fmt: skip
+    assert uploaded("", "visible(panel.selection)") is True
+    assert "The 2 selected" in uploaded("", "panel.selection.chosen.value")
     ranks = uploaded(
-        "panel.save_parquet.click(); table = pandas.read_parquet(io.BytesIO(sent[-1][1][0]))",
+        "panel.selection.parquet.click(); table = pandas.read_parquet(io.BytesIO(sent[-1][1][0]))",
         "list(map(int, table['rank']))",
     )
     assert ranks == [2, 3]
     copied = uploaded(
-        f"panel.folder.value = {str(tmp_path)!r}; press_enter(panel.folder)",
+        f"panel.selection.folder.value = {str(tmp_path)!r}; press_enter(panel.selection.folder)",
         "[names()[1:3], panel.status.text]",
     )
     assert sorted(copied[0]) == sorted(path.name for path in tmp_path.iterdir())
     assert copied[1] == f"Copied 2 files to {tmp_path}."
-    png = uploaded("panel.save_grid.click()", "[sent[-1][0]['name'], sent[-1][1][0][:4].hex()]")
+    png = uploaded("panel.selection.png.click()", "[sent[-1][0]['name'], sent[-1][1][0][:4].hex()]")
     assert png == ["search.png", "89504e47"]
     shown = uploaded("click(0, 'open')", "[sent[-1][0], panel.grid.items[0]['key']]")
     assert shown[0]["key"] == shown[1]
@@ -274,10 +371,10 @@ def test_images_are_tagged_and_found_by_their_tags(uploaded):
     uploaded("panel.browse.click(); panel.grid.selected = []")
     uploaded(
         "panel.grid.selected = [item['key'] for item in panel.grid.items[4:8]]\n"
-        "panel.tag.value = 'odd'; press_enter(panel.tag); panel.wait(100)\n"
-        "panel.tag.value = 'odd'; press_enter(panel.tag); panel.wait(100)\n"
+        "panel.selection.tag.value = 'odd'; press_enter(panel.selection.tag); panel.wait(100)\n"
+        "panel.selection.tag.value = 'odd'; press_enter(panel.selection.tag); panel.wait(100)\n"
         "panel.grid.selected = panel.grid.selected[:2]\n"
-        "panel.tag.value = 'stars = 3'; press_enter(panel.tag)"
+        "panel.selection.tag.value = 'stars = 3'; press_enter(panel.selection.tag)"
     )
     assert uploaded("", "panel.status.text") == "Tagged 2 files."
     assert uploaded("", "panel.filters.attributes") == {"stars": [[3, 2]], "tags": [["odd", 4]]}
@@ -293,10 +390,10 @@ def test_images_are_tagged_and_found_by_their_tags(uploaded):
     assert "width" in wrong
     uploaded(
         "panel.filters.where = {}; panel.wait(100); panel.browse.click(); panel.wait(100)\n"
-        "panel.grid.selected = []; panel.export.value = True\n"
+        "panel.grid.selected = []; panel.selection.toggle.value = True\n"
         "for text in ('tags =', 'stars ='):\n"
-        "    panel.tag.value = text; press_enter(panel.tag); panel.wait(100)\n"
-        "panel.export.value = False"
+        "    panel.selection.tag.value = text; press_enter(panel.selection.tag); panel.wait(100)\n"
+        "panel.selection.toggle.value = False"
     )
     assert uploaded("", "[panel.filters.attributes, len(names())]") == [{}, 12]
 
@@ -356,7 +453,10 @@ def test_the_collection_used_or_ingested_last_is_opened(search, tmp_path):
 
 
 def test_what_nobody_foresaw_is_told_too_and_never_as_a_traceback(uploaded):
-    uploaded("fine = panel._gallery\npanel._gallery = lambda: 1 / 0\npanel.search(panel.query)")
-    text = uploaded("panel._gallery = fine", "panel.status.text")
+    uploaded(
+        "fine = panel.current_gallery\n"
+        "panel.current_gallery = lambda: 1 / 0\npanel.search(panel.query)"
+    )
+    text = uploaded("panel.current_gallery = fine", "panel.status.text")
     assert text.startswith("Unexpected error: ZeroDivisionError: division by zero")
     assert "Traceback" not in uploaded.outputs

@@ -71,3 +71,16 @@ def test_undo_removes_the_last_judgment_of_the_same_person(topics, name):
     assert topics.undo(row.topic_id, "me").image_id == 1
     assert topics.undo(row.topic_id, "me") is None
     assert [one.image_id for one in topics.judgments(row.topic_id)] == [3, 4]
+
+
+def test_a_topic_that_was_judged_last_is_listed_first(topics, name):
+    rows = [topics.save(f"{name} {i}", "a", {"text": "car"}) for i in range(2)]
+    judge(topics, rows[0], (1, 1, None))
+    first, second = [row for row in topics.all() if row.name.startswith(name)]
+    assert (first.name, second.name) == (rows[0].name, rows[1].name)
+    assert topics.withdraw(rows[0].topic_id, "she", 1) == 0
+    assert topics.withdraw(rows[0].topic_id, "me", 1) == 1
+    assert topics.judgments(rows[0].topic_id) == []
+    with pytest.raises(ConfigError, match="resume it, or choose another name"):
+        topics.save(rows[1].name, "b", {}, new=True)
+    assert topics.get(rows[1].name) == second
