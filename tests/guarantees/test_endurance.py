@@ -85,13 +85,14 @@ def assert_flat(samples: list[dict], stretch: int, slack: float) -> str:
 
 
 @pytest.mark.parametrize(
-    ("images", "searches", "stretch", "slack"),
+    ("images", "searches", "stretch", "each", "slack"),
     [
-        pytest.param(192, 200, 64, 150, id="quick"),
+        pytest.param(192, 200, 64, 16, 150, id="quick"),
         pytest.param(
             int(os.environ.get("IMGSEARCH_SOAK_IMAGES", 10_000)),
             int(os.environ.get("IMGSEARCH_SOAK_SEARCHES", 5_000)),
             1_000,
+            100,
             0,
             id="soak",
             marks=[soak],
@@ -99,9 +100,8 @@ def assert_flat(samples: list[dict], stretch: int, slack: float) -> str:
     ],
 )
 def test_memory_and_files_stay_flat(
-    forkserver, tmp_path, images, searches, stretch, slack, record_property
+    forkserver, tmp_path, images, searches, stretch, each, slack, record_property
 ):
-    each = stretch // 10
     env = environment(load_settings(imgsearch_home=tmp_path / "home"))
     worker = forkserver.run(INGEST, env, folder=str(tmp_path / "photos"), count=images, each=each)
     assert worker.wait(7200)["end"] == "done", worker.reports[-3:]
