@@ -700,6 +700,11 @@ def test_screenshots(open_page, width, theme):
     page.get_by_role("button", name="More like this").click()
     shown(page, "Similar")
     take("results")
+    for judgment, place in (("More like", 0), ("More like", 3), ("Less like", 5)):
+        page.get_by_role("button", name=f"{judgment} {names(page)[place]}").click()
+        shown(page, "Similar")
+    page.mouse.move(0, 0)
+    take("examples")
     page.locator(".imgsearch-crop-surface").press("ArrowRight")
     shown(page, "Similar to this part")
     take("part")

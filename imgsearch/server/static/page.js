@@ -304,8 +304,8 @@ async function drawParts() {
   }));
   if (view.examples !== examples) return;
   if (query && chips.length) {
-    const text = query.text ? `“${query.text}”` : "the picture";
-    chips.unshift(chip(text, () => searchLike(examples, null), text));
+    const words = query.text && `“${query.text}”`;
+    chips.unshift(chip(words ?? "the picture", () => searchLike(examples, null), words ?? "Picture"));
   }
   const held = $("parts").contains(document.activeElement);
   $("parts").replaceChildren(...chips);
