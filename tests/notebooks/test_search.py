@@ -337,6 +337,18 @@ def test_words_are_searched_with_where_the_encoder_takes_them(uploaded):
     assert uploaded("panel.back.click()", "panel.picture.name") == "03.png"
 
 
+def test_an_encoder_without_words_says_what_to_choose_instead(uploaded):
+    shown = uploaded(
+        "from imgsearch.widgets import search as module\n"
+        "takes_words, module._takes_words = module._takes_words, lambda name: False\n"
+        "type_path('horse'); panel.wait(100); module._takes_words = takes_words",
+        "[panel.status.kind, panel.status.text]",
+    )
+    assert shown[0] == "bad"
+    assert "mini: cannot search with words: choose a collection that can" in shown[1]
+    assert "clip:" in shown[1]
+
+
 def test_results_are_saved_and_originals_opened(uploaded, tmp_path):
     uploaded("import io, pandas; sent.clear(); panel.selection.csv.click()")
     name, columns, rows = uploaded(
