@@ -195,6 +195,38 @@ def test_files_are_dropped_on_the_panel(search):
     page.get_by_role("alert").filter(has_text="notes.jpg: ").wait_for()
 
 
+def test_judgments_outlive_the_kernel(search):
+    page = search
+    field = page.get_by_role("textbox", name="Path of an image, or words")
+    field.fill("dog")
+    field.press("Enter")
+    _title(page, "Results for “dog”")
+    first = _tiles(page)
+    page.locator(".imgsearch-main .imgsearch-pick").first.focus()
+    page.keyboard.press("y")
+    page.get_by_text("1 relevant, 0 not relevant").wait_for()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("n")
+    page.get_by_text("Saved in “dog”: 1 relevant, 1 not relevant").wait_for()
+    refined = _tiles(page)
+    assert first[0] not in refined
+    page.get_by_role("button", name="Session: dog").click()
+    name = page.get_by_role("textbox", name="Name", exact=True)
+    name.fill("all dogs")
+    name.press("Enter")
+    page.get_by_text("Saved the session “all dogs”.").wait_for()
+
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name="Restart Kernel and Run All Cells…").click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    page.locator(".imgsearch-summary", has_text="40 images").wait_for()
+    page.get_by_role("button", name="Session", exact=True).click()
+    page.get_by_role("combobox", name="Saved").select_option(label="all dogs · photos · 2 judged")
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_text("Saved in “all dogs”: 1 relevant, 1 not relevant").wait_for()
+    assert _tiles(page) == refined
+
+
 def test_ingest_with_stop_and_resume(notebook, tmp_path):
     for photo in PHOTOS[40:160]:
         shutil.copy(photo, tmp_path)
