@@ -195,7 +195,7 @@ def test_files_are_dropped_on_the_panel(search):
     page.get_by_role("alert").filter(has_text="notes.jpg: ").wait_for()
 
 
-def test_judgments_outlive_the_kernel(search):
+def test_judgments_outlive_the_kernel(search, axe):
     page = search
     field = page.get_by_role("textbox", name="Path of an image, or words")
     field.fill("dog")
@@ -215,6 +215,7 @@ def test_judgments_outlive_the_kernel(search):
     name.fill("all dogs")
     name.press("Enter")
     page.get_by_text("Saved the session “all dogs”.").wait_for()
+    assert axe(page) == []
 
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_role("menuitem", name="Restart Kernel and Run All Cells…").click()
