@@ -20,6 +20,8 @@ from tests.servers import MariaDB, Milvus, SharedMilvus
 if TYPE_CHECKING:
     from imgsearch.config import Settings
 
+pytest.register_assert_rewrite("tests.guarantees.common")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
