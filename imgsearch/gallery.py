@@ -357,7 +357,7 @@ class Gallery(Collection):
         Raises
         ------
         StoreDamaged
-            An image has no vector, or another one than was written.
+            The vector of an image is missing or damaged.
         StoreError
             A store failed.
         OSError

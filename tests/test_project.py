@@ -235,9 +235,10 @@ def test_a_notebook_holds_no_path_of_a_user(notebook):
 # ---- what the README says ----------------------------------------------------------------------
 
 
-def test_the_readme_names_every_setting():
-    named = set(re.findall(r"^\| `([A-Z_]+)` \|", _text("README.md"), re.M))
-    assert named == {name.upper() for name in Settings.model_fields}
+def test_the_readme_describes_every_setting():
+    described = dict(re.findall(r"^\| `([A-Z_]+)` \|[^|]*\| (.+) \|$", _text("README.md"), re.M))
+    fields = Settings.model_fields.items()
+    assert described == {name.upper(): field.description for name, field in fields}
 
 
 def test_the_help_lists_every_make_target_and_the_documents_name_no_other():
