@@ -271,10 +271,10 @@ class EvaluationPanel(panel.Panel):
         if ids - rows.keys():
             raise ConfigError(name, "has lost images since then: evaluate it again")
         self._rows = [rows[picture.image_id][0] for picture, *_ in pictures]
-        self.cases.items = [
-            image_grid.tile(i, self._rows[i], action) | shown
-            for i, (_, action, shown) in enumerate(pictures)
-        ]
+        *_, tiles = image_grid.steps(
+            (i, self._rows[i], action) for i, (_, action, _) in enumerate(pictures)
+        )
+        self.cases.items = [t | shown for t, (*_, shown) in zip(tiles, pictures, strict=True)]
 
     def _show_original(self, key: str) -> None:
         path = self._rows[int(key)].path
