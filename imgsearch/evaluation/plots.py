@@ -33,7 +33,7 @@ def precision_recall(
     The grey line is that of random rankings of the first evaluation (simulated).
     """
     _require(evaluations, "evaluations")
-    figure, axes = _figure(6.0, 4.2, title)
+    figure, axes = _figure(5.4, 3.8, title)
     for (name, evaluation), colour, style in zip(
         evaluations.items(), cycle(COLOURS), cycle(STYLES), strict=False
     ):
@@ -65,7 +65,7 @@ def per_class(
     scores = {name: {s.average: s for s in e.per_class(metric)} for name, e in evaluations.items()}
     classes = next(iter(scores.values()))
     high = 0.8 / len(scores)
-    figure, axes = _figure(6.4, 1.5 + len(classes) * (0.16 + 0.14 * len(scores)), title)
+    figure, axes = _figure(5.4, 1.5 + len(classes) * (0.14 + 0.14 * len(scores)), title)
     for i, (name, some) in enumerate(scores.items()):
         shown = [(row, some[c]) for row, c in enumerate(classes) if c in some]
         if not shown:
@@ -82,7 +82,7 @@ def per_class(
             label="random order, expected" if i == 0 else None,
         )  # fmt: skip
     labels = [f"{name}  ({score.queries})" for name, score in classes.items()]
-    axes.set_yticks(range(len(classes)), labels, fontsize=8)
+    axes.set_yticks(range(len(classes)), labels, fontsize=9)
     axes.set(xlabel=f"{metric}, 95 % interval over queries", xlim=(0, 1))
     axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
     axes.grid(axis="x", alpha=0.3)
@@ -97,22 +97,22 @@ def confusion(evaluation: Evaluation, *, k: int = 1, title: str = "") -> Figure:
     rows = np.flatnonzero(~np.isnan(matrix).any(axis=1))
     _require(rows, "queries with a class")
     names = evaluation.task.classes
-    figure, axes = _figure(2.2 + 0.36 * len(names), 2.0 + 0.3 * len(rows), title)
+    figure, axes = _figure(1.6 + 0.26 * len(names), 1.6 + 0.22 * len(rows), title)
     percent = matrix[rows] * 100
-    image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    # On white, so that a dark theme can turn its lightness round.
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for y, x in np.argwhere(percent >= 0.5):
-        colour = "black" if percent[y, x] > 55 else "white"
+        colour = "white" if percent[y, x] > 55 else "black"
         text = f"{percent[y, x]:.0f}"
-        axes.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
+        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(rows)), [names[i] for i in rows], fontsize=8)
     nearest = "nearest neighbour" if k == 1 else f"{k} nearest neighbours"
+    share = "% of the queries of a class" if k == 1 else "% of the neighbours of a class"
     axes.set(
-        xlabel=f"class of the {nearest}; images show several, so rows add up to more than 100 %",
+        xlabel=f"class of the {nearest}\n"
+        f"({share}; images show several classes, so rows add up to more than 100)",
         ylabel="class of the query",
-    )
-    figure.colorbar(
-        image, label="% of the queries of a class" if k == 1 else "% of their neighbours"
     )
     return figure
 
@@ -147,7 +147,7 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
     from matplotlib.ticker import LogLocator
 
     _require(points, "points")
-    figure, axes = _figure(6.4, 4.2, title)
+    figure, axes = _figure(5.4, 4.2, title)
     lines: dict[str, list[IndexPoint]] = {}
     for point in points:
         # The search parameter comes last; what is before it was built once.

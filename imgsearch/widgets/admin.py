@@ -103,8 +103,7 @@ class AdminPanel(panel.Panel):
         self.export = self.button("Export", self._export, "Write the collection to this file")
         self.import_ = self.button("Import", self._import, "Create a collection from this file")
 
-        self.typed = panel.text_field("Type the name to confirm", width="420px")
-        self.typed.style.description_width = "initial"
+        self.typed = panel.text_field("Name")
         self.drop = self.button("Delete collection", self._drop, "Cannot be undone", "danger")
         self.warning = ipw.HTML()
 
@@ -137,6 +136,7 @@ class AdminPanel(panel.Panel):
             self.tabs,
         )
         self.watch(self.collection, self._collection_changed)
+        self.watch(self.tabs, self._forget_status, "selected_index")
         self.watch(self.grid, self._selection_changed, "selected")
         self._buttons = [
             *(self.refresh, self.collection, self.verify, self.repair, self.really_repair),
@@ -164,6 +164,11 @@ class AdminPanel(panel.Panel):
         panel.set_visible(self.first_steps, visible=not names)
         self._collection_changed()
 
+    def _forget_status(self) -> None:
+        """Clear what another tab reported."""
+        if self.status.kind != "busy":
+            self.status.show("")
+
     def _refresh(self) -> None:
         self.submit(self._look, "Reading the collections …")
 
@@ -172,7 +177,8 @@ class AdminPanel(panel.Panel):
         self.account.value, self.typed.value = "", ""
         self._ask_to_repair(False)
         self.warning.value = panel.facts(
-            f"Deletes the collection {name} from both stores. The image files stay where they are."
+            f"Deletes the collection {name} from both stores. The image files stay where they are. "
+            "Type the name to confirm."
         )
         panel.set_visible(self.tabs, visible=bool(name))
         if name:
@@ -413,7 +419,7 @@ def _run_columns(run: RunRow) -> dict[str, object]:
         "Folder": run.folder,
         "Files": f"{run.done:,} of {run.total:,}",
         "Failed": run.failed or "",
-        "State": f"{state}, started {format_age(run.started_at)}",
+        "Started": f"{format_age(run.started_at)}, {state}",
         "Time": time,
         "By": f"{run.who} on {run.host} ({run.pid})" if run.state == "running" else "",
         "Error": run.error or "",

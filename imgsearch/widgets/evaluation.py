@@ -83,6 +83,7 @@ class EvaluationPanel(panel.Panel):
         self.year = panel.text_field("Year", "if there are several")
         self.ks = panel.text_field("Cut-offs k", value=", ".join(map(str, KS)))
         self.seed = ipw.IntText(0, description="Random seed")
+        self.seed.style.description_width = "initial"
         self.distractors = panel.checkbox("Also search images outside the image sets")
         self.options = ipw.ToggleButton(description="Options", tooltip="Protocol and cut-offs")
         self._options = panel.column(
@@ -221,7 +222,8 @@ class EvaluationPanel(panel.Panel):
         missing = first.about["missing_images"]
         left_out = f"; {counted(missing, 'image')} left out" if missing else ""
         self.status.show(
-            f"{queries} on {len(first.task.gallery):,} images, {first.about['protocol']}{left_out}",
+            f"{queries} against {counted(len(first.task.gallery), 'image')}, "
+            f"protocol {first.about['protocol']}{left_out}",
             "good",
         )
 
@@ -388,16 +390,17 @@ def _case_pictures(evaluation: Evaluation) -> Iterator[tuple[Case | Neighbour, s
                 f"{kind} query {n}: average precision {case.value:.3f}, "
                 f"{counted(case.relevant, 'relevant image')}"
             )
-            yield case, f"{head}. Open", {"heading": head, "caption": _caption("query", case)}
+            yield case, f"{head}. Open", {"heading": head} | _described("query", case)
             for near in case.neighbours:
-                verdict = "relevant" if near.relevant else "not relevant"
-                rank, score = f"{near.rank}, {verdict}", f"{near.score:.3f}"
-                shown = {"score": score, "caption": _caption(rank, near), "relevant": near.relevant}
-                yield near, f"Rank {rank}, score {score}. Open", shown
+                rank = f"{near.rank}, {'relevant' if near.relevant else 'not relevant'}"
+                score = f"{near.score:.3f}"
+                framed = {"score": score, "relevant": near.relevant}
+                yield near, f"Rank {rank}, score {score}. Open", framed | _described(rank, near)
 
 
-def _caption(first: str, one: Case | Neighbour) -> str:
-    return f"{first}\n{', '.join(one.classes) or 'no class'}"
+def _described(rank: str, one: Case | Neighbour) -> dict:
+    classes = ", ".join(one.classes) or "none"
+    return {"caption": f"{rank}\n{classes}", "facts": [["Rank", rank], ["Classes", classes]]}
 
 
 def _show(place: ipw.HTML, draw: Callable[[], Figure], alt: str) -> None:
@@ -409,4 +412,7 @@ def _show(place: ipw.HTML, draw: Callable[[], Figure], alt: str) -> None:
         place.value = panel.facts(str(error))
     else:
         source = f"data:image/png;base64,{data}"
-        place.value = f'<img class="imgsearch-figure" alt="{escape(alt)}" src="{source}">'
+        place.value = (
+            f'<div class="imgsearch-scroll" tabindex="0" role="region" aria-label="{escape(alt)}">'
+            f'<img class="imgsearch-figure" alt="{escape(alt)}" src="{source}"></div>'
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -10,6 +11,10 @@ from imgsearch.errors import printable
 
 LONG = 36
 """Characters from which on a cell of a table may be broken into lines."""
+
+
+TOGETHER = re.compile(r"(?<=\d) (?=(?:of|to|h|min|s|ms)\b)|(?<=of) (?=\d)|(?<=to) (?=\d)")
+"""Spaces at which no line is broken: those of ``7 of 9`` and ``12 ms``."""
 
 
 def table(caption: str, rows: Sequence[Mapping[str, object]], limit: int = 200) -> str:
@@ -36,7 +41,8 @@ def _cell(value: object) -> str:
         text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
         return f"<td{_number(value)}>{text}</td>"
     text = printable(value)
-    return f"<td{' class=imgsearch-long' if len(text) > LONG else ''}>{escape(text)}</td>"
+    shown = TOGETHER.sub("&nbsp;", escape(text))
+    return f"<td{' class=imgsearch-long' if len(text) > LONG else ''}>{shown}</td>"
 
 
 def _number(value: object) -> str:

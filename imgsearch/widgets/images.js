@@ -11,7 +11,7 @@ function render({ model, el }) {
     size: model.get("size"),
     draggable: picks,
     onPick: picks ? send("pick") : (key) => viewer.update({ current: key }),
-    onOpen: (key) => viewer.update({ current: key }),
+    onOpen: picks || model.get("selecting") ? (key) => viewer.update({ current: key }) : undefined, // else a click does it
     onMore: () => model.send({ type: "more" }),
     onJudge: picks ? (key, value) => model.send({ type: "judge", key, value }) : undefined,
     onUndo: () => model.send({ type: "undo" }),

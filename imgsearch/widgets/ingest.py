@@ -285,7 +285,7 @@ class IngestPanel(panel.Panel):
         self.progress.value = panel.facts(" · ".join(filter(None, parts)))
         if report.failures:
             self.failures.value = table(
-                f"{len(report.failures):,} failed",
+                f"{counted(len(report.failures), 'image')} could not be read",
                 [{"File": path, "Reason": reason} for path, reason in report.failures],
             )
             panel.set_visible(self.save_failures, visible=True)

@@ -342,7 +342,7 @@ def test_collections_are_browsed_and_deleted_by_keys(page, look, violations):
         assert violations() == []
         panel.get_by_role("tab", name=tab).focus()
         if tab == "Delete":
-            _go(page, "Type the name to confirm")
+            _go(page, "Name")
             page.keyboard.type(name)
             _go(page, "Delete collection", "Enter")
             panel.get_by_text(f"Deleted the collection {name}").wait_for()

@@ -289,7 +289,7 @@ def test_admin_verifies_repairs_and_deletes_by_name(lab, notebook, damaged, stor
     page.get_by_text("damaged: no problems found in 8 images under 8 paths").wait_for()
 
     page.get_by_role("tab", name="Delete").click()
-    name = page.get_by_role("textbox", name="Type the name to confirm")
+    name = page.get_by_role("textbox", name="Name")
     name.fill("damagad")
     page.get_by_role("button", name="Delete collection").click()
     page.get_by_role("alert").filter(has_text="nothing was deleted").wait_for()

@@ -44,7 +44,7 @@ def test_collections_are_measured_and_compared(evaluation):
         f"panel.voc_root.value = {str(SAMPLE)!r}\n"
         "panel.collections.value = ['mini', 'chance']; panel.start.click()"
     )
-    assert "queries on" in evaluation("", "panel.status.text")
+    assert "queries against" in evaluation("", "panel.status.text")
     maps = evaluation(
         "",
         "{n: float(e.views['all'].values['AP'].mean()) for n, e in panel.evaluations.items()}",
