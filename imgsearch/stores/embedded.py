@@ -43,12 +43,14 @@ FORGOTTEN = 60.0  # seconds without a heartbeat after which another machine's se
 DAMAGED, FAILED = 20_001, 20_002
 # Return freed memory to the system; without these settings the server keeps twice as much.
 # Huge pages make an exact search among 100,000 vectors a sixth faster.
-_MEMORY = {
+# Idle threads of OpenBLAS spin for a while, by default for as long as ten small searches take.
+_TUNING = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "1048576",
     "MALLOC_TRIM_THRESHOLD_": "1048576",
+    "OPENBLAS_THREAD_TIMEOUT": "4",
 }
 ALL_IDS = "id >= -9223372036854775808"  # a filter that the server evaluates by column, not by row
 AMONG = "imgsearch among "  # prefix of the ids of a filtered search, 8 bytes each, in base64
@@ -224,7 +226,7 @@ def _start(home: Path, grace: float) -> dict:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         cwd="/",
-        env={**_MEMORY, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**_TUNING, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     try:
         answer = _answer(process)
