@@ -131,6 +131,15 @@ def _keep(name: str, take: Callable[[], bytes]) -> None:
         small.save(Path(folder) / f"{name}.png", optimize=True)
 
 
+def _whole(page, part) -> bytes:
+    """Take a picture of a part of the page in a window that shows all of it."""
+    page.set_viewport_size({"width": 1400, "height": 2000})
+    page.wait_for_timeout(500)
+    picture = part.screenshot()
+    page.set_viewport_size({"width": 1400, "height": 900})
+    return picture
+
+
 def _choose_theme(page, theme: str) -> None:
     if page.locator(f'body[data-jp-theme-name="{theme}"]').count():
         return
@@ -256,7 +265,7 @@ def test_from_the_start_page_to_a_search(page, look, violations):
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     part.wait_for()
     look("search-box")
-    _keep("search", panel.screenshot)
+    _keep("search", lambda: _whole(page, panel))
     assert violations() == []
 
 
@@ -306,7 +315,7 @@ def test_the_sample_is_evaluated_by_keys(page, look, violations):
     panel.get_by_role("table").first.wait_for()
     _go(page, "Options", "Enter")
     look("evaluation-headline")
-    _keep("evaluation", panel.screenshot)
+    _keep("evaluation", lambda: _whole(page, panel.locator(".widget-tab")))
     assert violations() == []
     for before, tab in itertools.pairwise(EVALUATION_TABS):
         _turn(panel, before, tab)
