@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from imgsearch.config import Settings
 
 pytest.register_assert_rewrite("tests.guarantees.common")
+# Other work on the machine makes any example slow.
+hypothesis.settings.register_profile("imgsearch", deadline=None)
+hypothesis.settings.load_profile("imgsearch")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -639,7 +639,7 @@ def test_pictures_that_need_too_much_memory_are_refused(monkeypatch):
     assert images.decode(saved(picture(), "JPEG", progressive=True)).size == (48, 32)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     which=strategies.integers(0, len(EVERY) - 1),
     cut=strategies.floats(0, 1),

@@ -201,8 +201,8 @@ class QueryPicture(Widget):
     note = traitlets.Unicode().tag(sync=True)
     text_label = traitlets.Unicode(help="label of the text field, or empty").tag(sync=True)
     hint = traitlets.Unicode(
-        f"{', '.join(images.FORMATS)}; up to {format_bytes(images.MAX_BYTES)} "
-        f"and {images.MAX_PIXELS / 1e6:.1f} megapixels"
+        f"{', '.join(images.FORMATS)}; up to {images.MAX_BYTES >> 20} MiB "
+        f"and {images.MAX_PIXELS // 10**6} megapixels"
     ).tag(sync=True)
 
     def __init__(self, arrived: Callable[[str, bytes], None]):

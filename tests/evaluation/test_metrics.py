@@ -54,7 +54,7 @@ def as_arrays(cases):
     return found, metrics.Counts(relevant, relevant, at_least, judged - relevant, pooled)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(judged_runs(), min_size=1, max_size=4))
 def test_every_shared_metric_agrees_with_pytrec_eval(cases):
     found, counts = as_arrays(cases)

@@ -21,7 +21,7 @@ def run(queries, gallery, skip=None, rows=1000):
     return order, scores
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 90), st.integers(1, 70))
 def test_the_same_result_for_any_block_size_with_copies_far_apart(seed, rows, n, dim):
     generator = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from imgsearch.evaluation import ranking, relevance
 from imgsearch.evaluation.relevance import Labels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 25), st.integers(1, 6), st.integers(1, 63))
 def test_counts_and_judgements_follow_the_definition(seed, n, classes, mask):
     generator = np.random.default_rng(seed)

@@ -67,7 +67,7 @@ def test_every_search_among_stored_images_is_answered(server, examples):
         "offset": st.integers(0, 30),
     }
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=examples < 100)
+    @settings(max_examples=examples, database=None, derandomize=examples < 100)
     @given(st.fixed_dictionaries({}, optional=parts))
     def search(body):
         answer = server.admin.post("/api/v1/collections/served/search", json=body)
@@ -94,7 +94,6 @@ def fuzz(operation, mode: GenerationMode, examples: int, token: str, ids: list[i
 
     @settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         derandomize=examples < 10,
         phases=[Phase.explicit, Phase.generate],
