@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +102,8 @@ class Panel(ipw.VBox):
 
     def close(self) -> None:
         """Stop the job under way at the next safe place, then close collections and widgets."""
-        if self._closed.is_set():
+        # A process that ends collects its panels, and starts no more threads.
+        if self._closed.is_set() or sys.is_finalizing():
             return
         with self._idle:
             self._closed.set()

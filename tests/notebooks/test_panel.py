@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import ROOT
 from tests.notebooks.conftest import opened
 
 TOOLS = """
@@ -116,3 +121,9 @@ def test_closing_a_panel_ends_its_job(notebook):
     )
     code = "ending.submit(lambda: later.append(2))"
     assert notebook(code, "[later, wait_for(lambda: not threads())]") == [[], True]
+
+
+def test_a_script_with_an_open_panel_ends(tmp_path):
+    code = "from imgsearch.widgets import AdminPanel; panel = AdminPanel(); panel.wait()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMGSEARCH_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
