@@ -191,6 +191,7 @@ export function createViewer(element, options = {}) {
     if (event.target === dialog) dialog.close(); // the backdrop
   };
   dialog.onclose = () => {
+    if (dialog.open) return; // opened again before this event came
     state.current = shown = null;
     img.removeAttribute("src");
     options.onShow?.(null);
