@@ -86,8 +86,9 @@ class Words:
         near = [] if related else difflib.get_close_matches(word, self.names, n=5, cutoff=0.82)
         parts = [name for name in self.names if word in name.split()]
         offered = related or ", ".join(dict.fromkeys([*near, *parts][:8]))
+        where = "" if text.strip().lower() == word else f" in {text[:80]!r}"
         return (
-            f"does not know the word {word[:40]!r} in {text[:80]!r}; the nearest that it knows: "
+            f"does not know the word {word[:40]!r}{where}; the nearest that it knows: "
             f"{offered or 'animal, vehicle, furniture'}. It knows the objects of ImageNet and "
             "their kinds: for free text use an encoder such as clip:PE-Core-B-16"
         )
