@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
 from benchmarks import server
 from benchmarks.common import Options, Result, cold, copies, median, photographs
+from tests.servers import find_chromium
 
 TITLE = "Start"
 
@@ -132,7 +132,7 @@ def run(options: Options, result: Result) -> None:
 
 def page(photos: Path, options: Options, result: Result, rounds: int) -> None:
     """The page of `make app`, in a browser."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    program = find_chromium()
     if program is None:
         result.note("No Chromium here: the page of `make app` is not measured.")
         return

@@ -63,8 +63,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def chromium():
-    # The first, which is Chromium without windows, takes two thirds of the processor time.
-    program = servers.find_program("chromium-headless-shell", "chromium", "chromium-browser")
+    program = servers.find_chromium()
     if not program:
         missing("Chromium", "apt-get install chromium-headless-shell, or chromium")
     from playwright.sync_api import sync_playwright

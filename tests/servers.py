@@ -93,6 +93,11 @@ def find_program(*names: str) -> str | None:
     return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
 
+def find_chromium() -> str | None:
+    """Find Chromium; the first, which has no windows, takes two thirds of the processor time."""
+    return find_program("chromium-headless-shell", "chromium", "chromium-browser")
+
+
 def _as_root() -> list[str]:
     return ["--user=root"] if os.getuid() == 0 else []
 

@@ -32,7 +32,6 @@ class Kept:
         self._size = 0
 
     def keep(self, key: str, data: bytes) -> None:
-        """Keep a picture."""
         self._size += len(data) - len(self._pictures.pop(key, b""))
         self._pictures[key] = data
         while self._size > self.most:

@@ -55,7 +55,6 @@ class Query:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the picture is a stored image."""
         return self.picture is not None and isinstance(self.picture.source, Stored)
 
     @property

@@ -84,7 +84,6 @@ class SessionBar(ipw.VBox):
         session.judge(hit, relevant)
 
     def undo(self, query: Query) -> None:
-        """Take back the last judgment."""
         self.session_of(query).undo()
 
     def show(self, query: Query | None, session: Session | None, judged: Examples) -> None:
