@@ -294,7 +294,14 @@ def _until_gone(home) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", ["deleted", "emptied", "truncated", "garbage"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "deleted",
+        "garbage",
+        *(pytest.param(h, marks=pytest.mark.soak) for h in ("emptied", "truncated")),
+    ],
+)
 def test_a_damaged_store_directory_is_rebuilt_from_the_images(home, photos, how):
     store = home.imgsearch_home / embedded.STORE
     if how == "deleted":
@@ -320,7 +327,7 @@ def test_a_damaged_store_directory_is_rebuilt_from_the_images(home, photos, how)
     ("file", "old", "new"),
     [
         ("schema.json", '"imgsearch.index": "FLAT"', '"imgsearch.index": "FLAU"'),
-        ("schema.json", '"vector"', '"vectos"'),
+        pytest.param("schema.json", '"vector"', '"vectos"', marks=pytest.mark.soak),
         ("schema.json", '"dim": 512', '"dim": 516'),
     ],
 )
@@ -371,7 +378,9 @@ def test_an_interrupted_repair_still_keeps_what_was_set_aside(home, photos, monk
         assert verify(gallery, files=True).sound
 
 
-@pytest.mark.parametrize("error", ["MemoryError", "ImportError", "OSError"])
+@pytest.mark.parametrize(
+    "error", ["MemoryError", pytest.param("ImportError", marks=pytest.mark.soak), "OSError"]
+)
 def test_a_server_that_fails_to_start_is_not_damage(home, photos, tmp_path, monkeypatch, error):
     """Attack row 1, review 8.1: one passing MemoryError at start cost the whole store."""
     shadow = tmp_path / "shadow" / "milvus_lite"

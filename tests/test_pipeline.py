@@ -36,10 +36,9 @@ def offline(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", refuse)
 
 
-@pytest.fixture
-def encoder(monkeypatch):
-    monkeypatch.setenv("IMGSEARCH_BACKEND", "eager")  # nothing to convert
-    return load_encoder("mini")
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("mini", backend="eager")  # nothing to convert
 
 
 @pytest.fixture

@@ -68,7 +68,10 @@ def assert_agrees_with_the_official_lists(voc: Voc) -> None:
         assert ours == official(voc, class_name, "trainval"), class_name
 
 
-@pytest.mark.parametrize(("year", "images", "trainval"), [(2007, 9963, 5011), (2012, 17125, 11540)])
+@pytest.mark.parametrize(
+    ("year", "images", "trainval"),
+    [(2007, 9963, 5011), pytest.param(2012, 17125, 11540, marks=pytest.mark.soak)],
+)
 def test_every_official_annotation_agrees_with_the_official_class_files(
     shared, tmp_path, year, images, trainval
 ):

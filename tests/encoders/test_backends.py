@@ -110,7 +110,7 @@ def test_two_threads_may_be_the_first_to_use_openvino(onnx_file):
 def test_a_long_job_gets_openvino_and_a_short_one_does_not(tmp_path):
     need_openvino()
     given = {"device": "cpu", "precision": "fp32", "settings": automatic(tmp_path)}
-    encoder = load_encoder(RANDOM, **given)
+    encoder = load_encoder("mini", **given)
     batch = np.stack([encoder.preprocess(noise(seed=seed)) for seed in range(5)])
     before, described = encoder.encode_batch(batch), encoder.describe()
     assert encoder.optimized_for(100) is encoder  # a conversion would take longer than they do
@@ -120,7 +120,7 @@ def test_a_long_job_gets_openvino_and_a_short_one_does_not(tmp_path):
     # The encoder itself is shared, and stays what it was.
     assert encoder.describe() == described
     assert (encoder.encode_batch(batch) == before).all()
-    assert load_encoder(RANDOM, **given) is encoder
+    assert load_encoder("mini", **given) is encoder
     assert fast.optimized_for(10**6) is fast
     assert encoder.optimized_for(1) is fast  # in use already: it costs nothing
 
@@ -128,11 +128,11 @@ def test_a_long_job_gets_openvino_and_a_short_one_does_not(tmp_path):
 def test_a_converted_model_is_kept_and_a_damaged_one_is_replaced(tmp_path):
     need_openvino()
     given = {"device": "cpu", "precision": "fp32", "settings": automatic(tmp_path)}
-    batch = np.stack([load_encoder(RANDOM, **given).preprocess(noise())])
-    vectors = load_encoder(RANDOM, **given).optimized_for(10_000).encode_batch(batch)
+    batch = np.stack([load_encoder("mini", **given).preprocess(noise())])
+    vectors = load_encoder("mini", **given).optimized_for(10_000).encode_batch(batch)
     (kept,) = (tmp_path / "openvino").iterdir()
     written = kept.stat().st_mtime_ns
-    again = load_encoder(RANDOM, **given).optimized_for(100)  # worth it now for a shorter job
+    again = load_encoder("mini", **given).optimized_for(100)  # worth it now for a shorter job
     assert again.backend == "openvino"
     assert kept.stat().st_mtime_ns == written
     assert (again.encode_batch(batch) == vectors).all()
@@ -140,7 +140,7 @@ def test_a_converted_model_is_kept_and_a_damaged_one_is_replaced(tmp_path):
     data = bytearray(kept.read_bytes())
     data[len(data) // 2] ^= 1
     kept.write_bytes(data)
-    mended = load_encoder(RANDOM, **given).optimized_for(100)
+    mended = load_encoder("mini", **given).optimized_for(100)
     assert (mended.encode_batch(batch) * vectors).sum(axis=1).min() >= 0.9999
     assert kept.read_bytes() != bytes(data)
 
