@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import certifi
 import hypothesis
 import pytest
 from filelock import FileLock
@@ -95,9 +97,16 @@ def pytest_configure(config):
     """Make a folder that all processes of this run share; sockets in it need a short name."""
     if not hasattr(config, "workerinput"):
         os.environ[servers.RUN] = tempfile.mkdtemp(prefix="imgsearch-")
-        # PyMySQL reads the system's certificate authorities for each connection, which takes as
-        # long as most tests do. No test needs one of them.
-        os.environ |= {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.environ[servers.RUN]}
+        # Each connection of PyMySQL and each client of httpx reads all certificate authorities,
+        # which takes as long as most tests do. No test needs any, and httpx wants one.
+        one = Path(os.environ[servers.RUN], "authority.pem")
+        one.write_text(
+            re.search("-----BEGIN.*?END CERTIFICATE-----\n", certifi.contents(), re.S)[0]
+        )
+        os.environ |= {"SSL_CERT_FILE": os.fspath(one), "SSL_CERT_DIR": os.environ[servers.RUN]}
+        # With more test processes than processors, torch's threads spend most of their time in
+        # waiting for each other. OpenBLAS, which stores search with, would follow this setting.
+        os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": str(os.cpu_count())}
 
 
 def pytest_unconfigure(config):
