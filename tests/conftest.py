@@ -79,6 +79,20 @@ def chromium():
         browser.close()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keep what a browser showed when its test failed: a busy machine seldom repeats it."""
+    report = yield
+    browser = getattr(item, "funcargs", {}).get("chromium")
+    if report.failed and browser is not None:
+        pages = [page for context in browser.contexts for page in context.pages]
+        for number, page in enumerate(pages):
+            file = ROOT / "output" / "failed" / f"{item.name}-{report.when}-{number}.png"
+            page.screenshot(path=file)
+            report.sections.append(("browser", f"{page.url} looked like {file}"))
+    return report
+
+
 @pytest.fixture(scope="session")
 def axe():
     """Return what axe finds wrong with the panels of a page or a part of it, of any impact."""
