@@ -87,6 +87,16 @@ def parse(where: Mapping[str, Any] | Filter | None) -> Filter | None:
     return _Parser().group(where, "where", 1)
 
 
+def names(where: Filter) -> set[str]:
+    """Fields and attributes that a filter tests."""
+    match where:
+        case And(parts) | Or(parts):
+            return set().union(*map(names, parts))
+        case Not(part):
+            return names(part)
+    return {where.field}
+
+
 def check_attributes(given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the attributes of a file and return them as plain values; None removes one."""
     if not isinstance(given, Mapping):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import sqlalchemy as sa
 
-from imgsearch.filters import FIELDS, And, Condition, Filter, Not, Or, Span, check_attributes
+from imgsearch.filters import FIELDS, And, Condition, Filter, Not, Or, Span, check_attributes, names
 from imgsearch.stores.schema import attributes, images
 
 _TEXT, _NUMBER, _TRUTH = b"t", b"n", b"b"  # the first byte of a value tells its type
@@ -137,12 +138,74 @@ def condition(where: Filter, collection_id: int) -> sa.ColumnElement[bool]:
         if where.operator == "exists":
             return column.is_not(None)
         return sa.func.coalesce(_test(column, where), sa.false(), type_=sa.Boolean)
-    found = sa.select(attributes.c.path_key).where(
-        attributes.c.collection_id == collection_id,
-        attributes.c.name == where.field,
-        _attribute_test(where),
-    )
+    found = sa.select(attributes.c.path_key).where(_rows(where, collection_id))
     return images.c.path_key.in_(found)
+
+
+class Files(NamedTuple):
+    """Files of a collection by the first 64 bits of their keys, which are ascending."""
+
+    keys: np.ndarray
+    image_ids: np.ndarray
+
+
+def ready_files(link: sa.Connection, collection_id: int) -> Files:
+    """Read the ready files of a collection from SQLite."""
+    digits = _key(images).concat(sa.func.printf("%016x", images.c.image_id))
+    ready = sa.and_(images.c.collection_id == collection_id, images.c.state == "ready")
+    rows = _numbers(link, digits, ready).reshape(-1, 2)
+    return Files(*rows[np.argsort(rows[:, 0])].T.copy())
+
+
+def matching(
+    link: sa.Connection, where: Filter, collection_id: int, keys: np.ndarray
+) -> np.ndarray:
+    """Which of these files in SQLite fulfil a filter.
+
+    The result is that of :func:`condition`, with which SQLite takes three times as long: it looks
+    up each file in a temporary index for each test of an attribute.
+    """
+    below = partial(matching, link, collection_id=collection_id, keys=keys)
+    if names(where) <= FIELDS.keys():
+        of_collection = images.c.collection_id == collection_id
+        rows = sa.and_(of_collection, condition(where, collection_id))
+        return _holds(_numbers(link, _key(images), rows), keys)
+    match where:
+        case And(parts):
+            return np.logical_and.reduce([below(part) for part in parts])
+        case Or(parts):
+            return np.logical_or.reduce([below(part) for part in parts])
+        case Not(part):
+            return ~below(part)
+    return _holds(_numbers(link, _key(attributes), _rows(where, collection_id)), keys)
+
+
+def _holds(found: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Which of the ascending keys were found."""
+    found = np.sort(found)
+    return np.searchsorted(found, keys) < np.searchsorted(found, keys, "right")
+
+
+def _key(table: sa.Table) -> sa.ColumnElement[str]:
+    """The first 64 bits of a file's key, as hexadecimal digits."""
+    return sa.func.hex(sa.func.substr(table.c.path_key, 1, 8), type_=sa.Text)
+
+
+def _numbers(
+    link: sa.Connection, digits: sa.ColumnElement[str], rows: sa.ColumnElement[bool]
+) -> np.ndarray:
+    """Numbers of 64 bits from SQLite: int64. As one text, which takes a third of the time."""
+    text = link.scalar(sa.select(sa.func.group_concat(digits, "")).where(rows))
+    return np.frombuffer(bytes.fromhex(text or ""), ">i8").astype(np.int64)
+
+
+def _rows(test: Condition, collection_id: int) -> sa.ColumnElement[bool]:
+    """Whether a row of `attributes` fulfils a test."""
+    return sa.and_(
+        attributes.c.collection_id == collection_id,
+        attributes.c.name == test.field,
+        _attribute_test(test),
+    )
 
 
 def _column(field: str) -> sa.ColumnElement:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,7 +41,7 @@ WITH_VECTOR = ("ready", "pending", "deleting", "replaced")
 """States of rows that may have a vector."""
 
 REMEMBERED = 8
-"""Filters whose images are remembered."""
+"""How many results of queries are remembered: images of filters, and files of collections."""
 
 _AT_ONCE = 500  # values in one IN (...)
 _SLICE = 4  # first bytes of the keys that one statement for a whole collection changes
@@ -156,7 +157,7 @@ class MetadataStore:
     def __init__(self, settings: Settings):
         self._sql = Database(settings)
         self.where, self.topics = self._sql.where, Topics(self._sql)
-        self._matching: dict[tuple[int, str], tuple[int | None, np.ndarray]] = {}
+        self._remembered: dict[tuple[int, str], tuple[int, Any]] = {}
 
     @classmethod
     def open(cls, settings: Settings) -> MetadataStore:
@@ -439,20 +440,41 @@ class MetadataStore:
         """
         where, column = parse(where), collections.c["id" if isinstance(collection, int) else "name"]
         query = sa.select(collections.c.id, collections.c.revision).where(column == collection)
-        found = self._sql.read(query)
-        if not found:
-            raise self._not_found(str(collection))
-        ((number, revision),) = found
-        key = number, repr(where)  # 1 and True are equal, but not the same filter
-        known, ids = self._matching.pop(key, (None, None))
-        if known is None or known != revision:
-            rows = self._sql.read(sa.select(images.c.image_id).where(*self._ready(number, where)))
-            ids = np.unique(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
-            ids.setflags(write=False)
-        self._matching[key] = revision, ids
-        for oldest in list(self._matching)[:-REMEMBERED]:
-            self._matching.pop(oldest, None)
+
+        def work(link: sa.Connection) -> np.ndarray:
+            found = link.execute(query).first()
+            if found is None:
+                raise self._not_found(str(collection))
+            number, revision = found
+            make = partial(self._matching, link, number, where, revision)
+            # 1 and True are equal, but not the same filter.
+            return self._remember((number, repr(where)), revision, make)
+
+        return self._sql.reading(work)
+
+    def _matching(
+        self, link: sa.Connection, number: int, where: Filter, revision: int
+    ) -> np.ndarray:
+        if self._sql.sqlite:
+            make = partial(values.ready_files, link, number)
+            files = self._remember((number, "files"), revision, make)
+            found = files.image_ids[values.matching(link, where, number, files.keys)]
+        else:
+            query = sa.select(images.c.image_id).where(*self._ready(number, where))
+            found = np.asarray(link.scalars(query).all(), np.int64)
+        ids = np.unique(found)
+        ids.setflags(write=False)
         return ids
+
+    def _remember(self, key: tuple[int, str], revision: int, make: Callable[[], T]) -> T:
+        """What `make` returned for this revision of the collection; the oldest are forgotten."""
+        known, value = self._remembered.pop(key, (None, None))
+        if known != revision:
+            value = make()
+        self._remembered[key] = revision, value
+        for oldest in list(self._remembered)[:-REMEMBERED]:
+            self._remembered.pop(oldest, None)
+        return value
 
     def _ready(self, collection: str | int, where: Mapping[str, Any] | Filter | None) -> list[Any]:
         """Conditions of the ready rows that fulfil a filter."""

@@ -145,8 +145,12 @@ class Database:
 
     def read(self, query: sa.Select | sa.CompoundSelect) -> Sequence[sa.Row]:
         """Return all rows of a query."""
+        return self.reading(lambda link: link.execute(query).all())
+
+    def reading(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run queries, which on SQLite all see the same state of the database."""
         with self._translated():
-            return self._call(lambda link: link.execute(query).all())
+            return self._call(work)
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in one transaction, so that either all of it happens or nothing."""

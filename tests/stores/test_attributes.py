@@ -259,7 +259,7 @@ def test_a_remembered_answer_is_forgotten_with_every_change(store, config):  # n
         ids[0] = 5
     for i in range(20):
         store.matching("c", {"n": i})
-    assert len(store._matching) == 8
+    assert len(store._remembered) == 8
 
 
 def test_attributes_are_merged_replaced_and_removed(store):  # noqa: F811
