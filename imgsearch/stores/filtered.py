@@ -172,7 +172,9 @@ def _exact(
         found = vectors.search(collection, queries, len(part), among=part, thorough=True)
         if any(len(ids) < len(part) for ids, _ in found):
             ids, stored = vectors.get(collection, part)
-            found = [(ids, scores) for scores in _cosines(queries, stored)]
+            read = Part(ids, stored, np.linalg.norm(stored, axis=1), None)
+            near = exact.nearest([read] if len(ids) else [], queries, top_k)
+            found = [(ids, 1 - far) for ids, far in near]
         parts.append(found)
     answers = []
     for of_query in zip(*parts, strict=True):
@@ -180,8 +182,3 @@ def _exact(
         best = np.lexsort((ids, -scores))[:top_k]
         answers.append(Answer(ids[best], scores[best], "exact"))
     return answers
-
-
-def _cosines(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    queries, stored = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, stored))
-    return queries @ stored.T

@@ -462,7 +462,8 @@ class MetadataStore:
         else:
             query = sa.select(images.c.image_id).where(*self._ready(number, where))
             found = np.asarray(link.scalars(query).all(), np.int64)
-        ids = np.unique(found)
+        found = np.sort(found)
+        ids = found[np.diff(found, prepend=-1) > 0]  # np.unique takes ten times as long
         ids.setflags(write=False)
         return ids
 

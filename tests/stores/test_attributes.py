@@ -7,6 +7,8 @@ import itertools
 import os
 import random
 import re
+import threading
+from concurrent import futures
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
@@ -260,6 +262,28 @@ def test_a_remembered_answer_is_forgotten_with_every_change(store, config):  # n
     for i in range(20):
         store.matching("c", {"n": i})
     assert len(store._remembered) == 8
+
+
+def test_a_filter_of_several_tests_sees_one_state(store, config):  # noqa: F811
+    store.create_collection(ROW)
+    store.prepare("c", [row("/1", 1, attributes={"a": 1, "b": 2})])
+    store.commit("c", ["/1"])
+    done = threading.Event()
+
+    def swap() -> int:
+        with MetadataStore.open(config) as other:
+            for turn in itertools.count(1):
+                now = {"a": 2, "b": 1} if turn % 2 else {"a": 1, "b": 2}
+                other.set_attributes("c", {"/1": now})
+                if done.is_set():
+                    return turn
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        swapped = pool.submit(swap)
+        found = [store.matching("c", {"a": 1, "b": {"<": 1.5 + i / 1e6}}) for i in range(200)]
+        done.set()
+        assert swapped.result(60) > 1
+    assert not any(map(len, found))
 
 
 def test_attributes_are_merged_replaced_and_removed(store):  # noqa: F811
