@@ -280,7 +280,7 @@ def test_a_filter_of_several_tests_sees_one_state(store, config):  # noqa: F811
 
     with futures.ThreadPoolExecutor(1) as pool:
         swapped = pool.submit(swap)
-        found = [store.matching("c", {"a": 1, "b": {"<": 1.5 + i / 1e6}}) for i in range(200)]
+        found = [store.matching("c", {"a": 1, "b": {"<": 1.5 + i / 1e6}}) for i in range(50)]
         done.set()
         assert swapped.result(60) > 1
     assert not any(map(len, found))
