@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,15 @@ class _Files(StaticFiles):
         response = super().file_response(full_path, *arguments, **options)
         if response.status_code != 200 or not full_path.endswith(".js"):
             return response
-        code = re.sub(r"^\s+(//.*)?|^//.*", "", Path(full_path).read_text(), flags=re.MULTILINE)
         headers = {name: response.headers[name] for name in ("etag", "last-modified")}
+        code = _shortened(Path(full_path), headers["etag"])
         return Response(code, headers=headers, media_type="text/javascript")
+
+
+@cache
+def _shortened(script: Path, etag: str) -> str:
+    """Text of a script as it is sent; `etag` differs once the file has changed."""
+    return re.sub(r"^\s+(//.*)?|^//.*", "", script.read_text(), flags=re.MULTILINE)
 
 
 async def _failed(request: Request, error: ImgSearchError) -> Response:

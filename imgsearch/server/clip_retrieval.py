@@ -25,6 +25,7 @@ from imgsearch.stores.vectors import MAX_TOP_K
 
 router = APIRouter(tags=["routes of clip-retrieval"])
 
+LARGEST = np.finfo(np.float32).max
 INLINE = 100
 """Results that hold their picture; the others have its address only."""
 
@@ -73,7 +74,9 @@ async def knn(request: Request, service: Use) -> list[dict[str, Any]]:
     elif asked.image_url:
         query = await service.fetch(asked.image_url)
     elif asked.embedding_input:
-        query = np.asarray(asked.embedding_input, np.float32)
+        query = np.asarray(asked.embedding_input)
+        if not (np.abs(query) <= LARGEST).all():  # nor is NaN
+            raise HTTPException(400, "embedding_input: a number is NaN or too large for float32.")
     else:
         raise HTTPException(400, "Give one of text, image, image_url and embedding_input.")
     hits = await service.search(plan, query)

@@ -43,14 +43,15 @@ FORGOTTEN = 60.0  # seconds without a heartbeat after which another machine's se
 DAMAGED, FAILED = 20_001, 20_002
 # Return freed memory to the system; without these settings the server keeps twice as much.
 # Huge pages make an exact search among 100,000 vectors a sixth faster.
-# Idle threads of OpenBLAS spin for a while, by default for as long as ten small searches take.
+# The exact search has threads of its own. Those of OpenBLAS keep the processors busy for some time
+# after each product, and split a product evenly even if one of them waits for a processor.
 _TUNING = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "1048576",
     "MALLOC_TRIM_THRESHOLD_": "1048576",
-    "OPENBLAS_THREAD_TIMEOUT": "4",
+    "OPENBLAS_NUM_THREADS": "1",
 }
 ALL_IDS = "id >= -9223372036854775808"  # a filter that the server evaluates by column, not by row
 AMONG = "imgsearch among "  # prefix of the ids of a filtered search, 8 bytes each, in base64

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 SCORES_AT_ONCE = 2**24  # 64 MiB
-SMALL = 2**25  # bytes of vectors up to which BLAS' threads cost more than they save
+PIECE = 2**23  # bytes of vectors that a thread multiplies at a time
 FEW = 0.2  # share of the rows up to which to copy them costs less than to multiply all
 
 
@@ -58,8 +60,19 @@ def nearest(
 
 def _products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Products of each query with all vectors, a row for each query."""
-    if len(queries) == 1 and vectors.nbytes <= SMALL:
-        # In one thread: a second one that waits for a processor holds up the first for 5 ms.
-        return np.vecdot(vectors, queries)[None]
-    # Rows in a piece each: argpartition then takes half the time.
-    return np.ascontiguousarray((vectors @ queries.T).T)
+    products = np.empty((len(queries), len(vectors)), np.float32)
+    step = max(1, PIECE // max(1, 4 * vectors.shape[1]))
+
+    def multiply(start: int) -> None:
+        rows = slice(start, start + step)
+        if len(queries) == 1:  # which starts no threads of BLAS
+            np.vecdot(vectors[rows], queries, out=products[0, rows])
+        else:
+            np.matmul(queries, vectors[rows].T, out=products[:, rows])
+
+    if len(vectors) <= step:
+        multiply(0)
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(multiply, range(0, len(vectors), step)))
+    return products

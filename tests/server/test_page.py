@@ -646,18 +646,29 @@ def test_the_theme_follows_the_system_and_the_switch(open_page):
 )
 def test_axe_finds_nothing(open_page, axe, width, theme):
     page = open_page(width, theme=theme)
-    assert axe(page, "html") == []
+
+    def check(name: str) -> None:
+        assert axe(page, "html") == []
+        if folder := os.environ.get("IMGSEARCH_SCREENSHOTS"):
+            page.wait_for_timeout(400)  # transitions
+            page.screenshot(path=Path(folder) / f"{name}-{width}-{theme}.png")
+
+    check("home")
     page.get_by_role("button", name="Load images").click()
-    assert axe(page, "html") == []
+    check("load")
     page.keyboard.press("Escape")
     page.get_by_role("button", name=f"Open {STORED[6].name}").click()
     page.get_by_role("dialog", name=STORED[6].name).wait_for()
-    assert axe(page, "html") == []
+    check("viewer")
     page.get_by_role("button", name="More like this").click()
     shown(page, "Similar")
+    for judgment, place in (("More like", 0), ("Less like", 5)):
+        page.get_by_role("button", name=f"{judgment} {names(page)[place]}").click()
+        shown(page, "Similar")
+    check("examples")
     page.locator(".imgsearch-crop-surface").press("ArrowRight")
     shown(page, "Similar to this part")
-    assert axe(page, "html") == []
+    check("part")
 
 
 @pytest.mark.parametrize(
@@ -680,31 +691,3 @@ def test_it_fits_from_a_phone_to_a_wide_screen(open_page, width):
         shown(page, "140 images")
         page.go_back()
         shown(page, "Similar")
-
-
-@pytest.mark.skipif("IMGSEARCH_SCREENSHOTS" not in os.environ, reason="names no folder")
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", HEIGHTS)
-def test_screenshots(open_page, width, theme):
-    folder = Path(os.environ["IMGSEARCH_SCREENSHOTS"])
-    page = open_page(width, theme=theme)
-
-    def take(name: str) -> None:
-        page.wait_for_timeout(400)  # transitions
-        page.screenshot(path=folder / f"{name}-{width}-{theme}.png")
-
-    take("home")
-    page.get_by_role("button", name=f"Open {STORED[7].name}").click()
-    page.get_by_role("dialog", name=STORED[7].name).wait_for()
-    take("viewer")
-    page.get_by_role("button", name="More like this").click()
-    shown(page, "Similar")
-    take("results")
-    for judgment, place in (("More like", 0), ("More like", 3), ("Less like", 5)):
-        page.get_by_role("button", name=f"{judgment} {names(page)[place]}").click()
-        shown(page, "Similar")
-    page.mouse.move(0, 0)
-    take("examples")
-    page.locator(".imgsearch-crop-surface").press("ArrowRight")
-    shown(page, "Similar to this part")
-    take("part")
