@@ -19,9 +19,13 @@ def parts_of(ids, vectors, alive, sizes):
     ]
 
 
-@pytest.fixture(params=[2**24, 700], ids=["at once", "query by query"])
+WAYS = {"at once": (2**24, 2**23), "query by query": (700, 2**23), "in threads": (2**24, 6_400)}
+
+
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
 def rows(request, monkeypatch):
-    monkeypatch.setattr(exact, "SCORES_AT_ONCE", request.param)
+    monkeypatch.setattr(exact, "SCORES_AT_ONCE", request.param[0])
+    monkeypatch.setattr(exact, "PIECE", request.param[1])
     random = np.random.default_rng(5)
     vectors = random.standard_normal((1_000, 16), dtype=np.float32)
     vectors[500:510] = vectors[100]  # equal scores in two parts
