@@ -98,10 +98,14 @@ def axe():
     """Return what axe finds wrong with the panels of a page or a part of it, of any impact."""
     from axe_playwright_python.sync_playwright import Axe
 
-    return lambda page, part=".imgsearch": [
-        (rule["id"], [node["html"][:200] for node in rule["nodes"]])
-        for rule in Axe().run(page, context=part).response["violations"]
-    ]
+    def find(page, part: str = ".imgsearch", *, colors_only: bool = False) -> list:
+        options = {"resultTypes": ["violations"]} | (
+            {"runOnly": ["cat.color"]} if colors_only else {}
+        )
+        found = Axe().run(page, context=part, options=options).response["violations"]
+        return [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found]
+
+    return find
 
 
 # ---------------------------------------------------------------- a run of several processes

@@ -58,6 +58,7 @@ def test_a_missing_vector_is_computed_again(filled, photos, stores):
     assert whole(filled, photos)
 
 
+@EMBEDDED_FIRST
 def test_a_changed_vector_is_computed_again(filled, photos, stores):
     victim = filled.metadata.ids(filled.name)[4:5]
     _, vector = filled.vectors.get(filled.name, victim)
