@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 SCORES_AT_ONCE = 2**24  # 64 MiB
-PIECE = 2**23  # bytes of vectors that a thread multiplies at a time
+PIECE = 2**25  # bytes of vectors that a thread multiplies at a time
 FEW = 0.2  # share of the rows up to which to copy them costs less than to multiply all
 
 

@@ -19,7 +19,7 @@ def parts_of(ids, vectors, alive, sizes):
     ]
 
 
-WAYS = {"at once": (2**24, 2**23), "query by query": (700, 2**23), "in threads": (2**24, 6_400)}
+WAYS = {"at once": (2**24, 2**25), "query by query": (700, 2**25), "in threads": (2**24, 6_400)}
 
 
 @pytest.fixture(params=WAYS.values(), ids=WAYS)
