@@ -122,9 +122,9 @@ def pytest_configure(config):
             re.search("-----BEGIN.*?END CERTIFICATE-----\n", certifi.contents(), re.S)[0]
         )
         os.environ |= {"SSL_CERT_FILE": os.fspath(one), "SSL_CERT_DIR": os.environ[servers.RUN]}
-        # With more test processes than processors, torch's threads spend most of their time in
-        # waiting for each other. OpenBLAS, which stores search with, would follow this setting.
-        os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": str(os.cpu_count())}
+        # With more test processes than processors, the threads of torch and OpenBLAS spend most of
+        # their time in waiting for each other.
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_unconfigure(config):
