@@ -79,7 +79,7 @@ def mean(result: Result, what: str, values: np.ndarray, **goal: float) -> None:
 
 
 def teachers(paths: list[Path], classes: list[str]) -> dict[str, np.ndarray]:
-    """Probability that the teacher itself gives to the ImageNet classes that each word names."""
+    """Scores of the teacher itself for the ImageNet classes that each word names."""
     with np.load(TEACHER / "mobilenet_v2_classifier.npz") as classifier:
         labels, weight = classifier["labels"].tolist()[1:], classifier["weight"][1:]
         bias = classifier["bias"][1:]
@@ -88,12 +88,25 @@ def teachers(paths: list[Path], classes: list[str]) -> dict[str, np.ndarray]:
     known = words.mini_words.Words(names, np.eye(len(members), dtype=np.float32), {})
     named = [list(members[row]) for row in known.encode(classes).argmax(axis=1)]
     teacher = load_encoder(str(TEACHER / "mobilenet_v2.onnx"), device="cpu", precision="fp32")
-    side = teacher.preprocessing.size[0]
-    features = np.stack(
-        [teacher.features(words.views(Image.open(p).convert("RGB"), side)) for p in paths]
+    features = np.concatenate(
+        [
+            teacher.features([teacher.preprocess(Image.open(p).convert("RGB")) for p in part])
+            for part in (paths[i : i + 64] for i in range(0, len(paths), 64))
+        ]
     )
-    seen = words.probabilities(features, weight, bias)
+    logits = (features @ weight.T + bias) / 2
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    centred = features - features.mean(axis=0)
+    cosines = unit(centred) @ unit(weight.astype(np.float32)).T
     return {
-        what: np.stack([part[:, some].sum(axis=1) for some in named])
-        for what, part in (("middle", seen[:, 0]), ("mean of 22 views", seen.mean(axis=1)))
+        "probability at temperature 2": np.stack(
+            [(odds[:, some].sum(axis=1) / odds.sum(axis=1)) for some in named]
+        ),
+        "cosine of class vectors and centred features": np.stack(
+            [cosines[:, some].mean(axis=1) for some in named]
+        ),
     }
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

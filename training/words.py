@@ -1,8 +1,8 @@
 """Makes ``imgsearch/encoders/mini_words.npz``: ``python -m training.words``.
 
 Each word gets the direction among `mini`'s image vectors that best predicts the probability
-that the teacher gives to the ImageNet classes that the word names, for photographs and crops of
-them. ``training/README.md`` says more.
+that the teacher gives to the ImageNet classes that the word names. ``training/README.md`` says
+more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from imgsearch.encoders import load_encoder, mini_words
@@ -28,12 +27,6 @@ ANIMALS = 398
 
 BROAD = 150
 """A kind of more classes than this is too general to be offered for an unknown word."""
-
-CROPS = ((1, 2, 1), (0.62, 3, 2), (0.42, 4, 3))
-"""Square crops: side in short sides of the photograph, how many along it, how many across."""
-
-CROP_WEIGHT = 0.2
-"""Weight of a crop in the fit; the view that an encoder has of the photograph weighs 1."""
 
 ALIASES = {
     "potted plant": ["flowerpot"],
@@ -62,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         weight, bias = classifier["weight"][1:], classifier["bias"][1:]
     names, members = vocabulary(labels, nouns, coverage=options.coverage)
     vectors, features = observed(options)
-    directions = fit(vectors, probabilities(features, weight, bias), members, options.penalty)
+    logits = (features @ weight.T + bias) / options.temperature
+    directions = fit(vectors, logits, members, options.penalty)
     offers = related(names, members, labels, nouns)
     content = packed(names, directions, offers)
     with atomic(options.output) as file:
@@ -85,8 +79,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="weight, bias and labels of the teacher's last layer")  # fmt: skip
     add("--output", type=Path, default=mini_words.FILE)
     add("--cache", type=Path, default=ROOT / "build" / "words", help="WordNet and features")
+    add("--rounds", type=int, default=2, help="random crops of each photograph")
     add("--coverage", type=float, default=0.01,
         help="share of the kinds of a thing that ImageNet must have")  # fmt: skip
+    add("--temperature", type=float, default=1.5, help="of the teacher's probabilities")
     add("--penalty", type=float, default=1e-4, help="of the ridge regression, per observation")
     return parser.parse_args(arguments)
 
@@ -237,63 +233,57 @@ def _name(lemma: str) -> str:
 
 
 def observed(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors of `mini` (n, views, 256), teacher's features (n, views, 1280), same views."""
-    cache = options.cache / "views.npz"
+    """Vectors of `mini` (n, 256) and features of the teacher (n, 1280) of the same views."""
+    cache = options.cache / f"observed-{options.rounds}.npz"
     if not cache.is_file():
-        photographs, found = pictures.read(options.photos), []
-        for name in ("mini", str(options.teacher)):
-            encoder = load_encoder(name, device="cpu", precision="fp32").optimized_for(10_000)
-            side = encoder.preprocessing.size[0]
-            bar = tqdm(photographs, name, unit="photograph")
-            found.append(np.stack([encoder.features(views(one, side)) for one in bar]))
-        with atomic(cache) as file:
-            np.savez(file, vectors=found[0], features=found[1].astype(np.float16))
-    with np.load(cache) as archive:
-        vectors, features = archive["vectors"], archive["features"]
-    return vectors / np.linalg.norm(vectors, axis=2, keepdims=True), features
-
-
-def views(photograph: Image.Image, side: int) -> np.ndarray:
-    """The photograph as an encoder sees it, all of it, and crops: uint8 (views, side, side, 3)."""
-    width, height = photograph.size
-    boxes = [(0, 0, width, height)]
-    for share, along, across in CROPS:
-        columns, rows = (along, across) if width >= height else (across, along)
-        part = share * min(width, height)
-        boxes += [
-            (left, upper, left + part, upper + part)
-            for left in np.linspace(0, width - part, columns)
-            for upper in np.linspace(0, height - part, rows)
+        photographs, count = pictures.read(options.photos), 10_000
+        encoders = [
+            load_encoder(name, device="cpu", precision="fp32").optimized_for(count)
+            for name in ("mini", str(options.teacher))
         ]
-    size, how = (side, side), Image.Resampling.BILINEAR
-    crops = [np.asarray(photograph.resize(size, how, box=box)) for box in boxes]
-    return np.stack([pictures.centre(photograph, side), *crops])
+        sides = [encoder.preprocessing.size[0] for encoder in encoders]
+        pairs = zip(*(views(photographs, side, options.rounds) for side in sides), strict=True)
+        found = [
+            [encoder.features(batch) for encoder, batch in zip(encoders, pair, strict=True)]
+            for pair in tqdm(pairs, "observed", unit="batch")
+        ]
+        vectors, features = (np.concatenate(part) for part in zip(*found, strict=True))
+        with atomic(cache) as file:
+            np.savez(file, vectors=vectors, features=features.astype(np.float16))
+    with np.load(cache) as archive:
+        vectors, features = archive["vectors"], archive["features"].astype(np.float64)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), features
 
 
-def probabilities(features: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The teacher's probability of each class: float32 (n, views, classes)."""
-    logits = features.astype(np.float32) @ weight.astype(np.float32).T + bias.astype(np.float32)
-    return torch.from_numpy(logits).softmax(-1).numpy()
+def views(photographs: list, side: int, rounds: int) -> Iterable[np.ndarray]:
+    """Every photograph as an encoder sees it, and random crops: uint8 (n, side, side, 3)."""
+    for start in range(0, len(photographs), 64):
+        part = photographs[start : start + 64]
+        yield np.stack([pictures.centre(picture, side) for picture in part])
+    numbers = np.arange(len(photographs))
+    for seed in range(rounds):
+        for batch in pictures.batches(photographs, numbers, size=64, side=side, seed=seed):
+            yield ((batch + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def fit(
-    vectors: np.ndarray,
-    probabilities: np.ndarray,
-    members: Sequence[Sequence[int]],
-    penalty: float,
+    vectors: np.ndarray, logits: np.ndarray, members: Sequence[Sequence[int]], penalty: float
 ) -> np.ndarray:
-    """Ridge regression of the probability's root for each set of classes: (sets, dim)."""
-    weight = np.full(vectors.shape[:2], CROP_WEIGHT)
-    weight[:, 0] = 1
-    weight = weight.ravel() / weight.sum()
-    x = vectors.reshape(len(weight), -1)
-    x = x - weight @ x
-    weighted = x * weight[:, None]
-    of_class = probabilities.reshape(len(weight), -1).T.copy()
-    # x is centred, so the targets need not be
-    cross = [weighted.T @ np.sqrt(of_class[list(classes)].sum(axis=0)) for classes in members]
-    gram = weighted.T @ x + penalty * np.eye(x.shape[1])
-    return np.linalg.solve(gram, np.stack(cross, axis=1)).T
+    """Ridge regression of the probability of each set of classes on the vectors: (sets, dim)."""
+    targets = np.stack([probability(logits, classes) ** 0.5 for classes in members], axis=1)
+    x = vectors - vectors.mean(axis=0)
+    gram = x.T @ x / len(x) + penalty * np.eye(x.shape[1])
+    return np.linalg.solve(gram, x.T @ (targets - targets.mean(axis=0)) / len(x)).T
+
+
+def probability(logits: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Probability that the teacher gives to a set of classes, (n,).
+
+    Things compete with things only: a photograph of a dog on a sofa shows a sofa as well.
+    """
+    others = slice(ANIMALS, None) if min(classes) >= ANIMALS else slice(None)
+    own, every = (torch.from_numpy(logits[:, some]).logsumexp(1) for some in (classes, others))
+    return (own - every).exp().numpy()
 
 
 def packed(names: dict[str, int], directions: np.ndarray, offers: dict[str, str]) -> bytes:

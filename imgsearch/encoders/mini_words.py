@@ -18,7 +18,7 @@ from imgsearch.encoders import weights as files
 from imgsearch.errors import EncoderError, WeightsError
 
 FILE = Path(__file__).parent / "mini_words.npz"
-SHA256 = "bfacd6269442cade926086897c00be65ce6b96184b4647cc4366bae630f0920e"
+SHA256 = "22bb15a030136acc00b26db7dc7628d4d1c1e4878b4352c487c7ee8df4e3977c"
 IGNORED = re.compile(
     r"an?|the|and|or|of|in|on|at|by|with|near|some|(photo|photograph|picture|image)s?"
 )
