@@ -99,7 +99,7 @@ def interleaved(
     """Seconds of each way, all of them in each round and in changing order.
 
     Other work on the machine so hits them alike; compare them by :func:`ratio`. Before
-    each call there is a `pause`: numpy's threads go on turning for some 20 ms after a
+    each call there is a `pause`: numpy's threads go on turning for more than 50 ms after a
     product, and would take a processor from whatever comes next.
     """
     for _ in range(warm):

@@ -32,7 +32,7 @@ TITLE = "Search"
 RESNET = "resnet50@random:0"
 DIM, TOP, QUERIES = 2048, 10, 100
 WHOLE = 17_125
-PAUSE = 0.05  # seconds between two calls
+PAUSE = 0.1  # seconds between two calls
 EF = (32, 64, 128, 256, 512)
 
 

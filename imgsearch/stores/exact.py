@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
-SCORES_AT_ONCE = 2**24  # 64 MiB
+SCORES_AT_ONCE = 2**24  # 64 MiB in each thread
 PIECE = 2**25  # bytes of vectors that a thread multiplies at a time
 FEW = 0.2  # share of the rows up to which to copy them costs less than to multiply all
 
@@ -38,19 +40,15 @@ def nearest(
     """Ids and distances of the nearest to each query, equal distances by id."""
     lengths = np.linalg.norm(queries, axis=1, keepdims=True)
     queries = queries / np.where(lengths == 0, 1, lengths)
-    step = max(1, SCORES_AT_ONCE // max((len(part.ids) for part in parts), default=1))
-    answer = []
+    pieces = [piece for part in parts for piece in _pieces(part)]
+    step = max(1, SCORES_AT_ONCE // max((len(piece.ids) for piece in pieces), default=1))
+    # Among few vectors, threads cost more than they save.
+    large = sum(piece.vectors.nbytes for piece in pieces) > PIECE
+    run, answer = _threads(os.getpid()).map if large else map, []
     for start in range(0, len(queries), step):
         rows = queries[start : start + step]
-        found = [np.empty((len(rows), 0), np.int64)], [np.empty((len(rows), 0), np.float32)]
-        for part in parts:
-            far = 1 - _products(part.vectors, rows) / part.lengths
-            if part.alive is not None:
-                far[:, ~part.alive] = np.inf
-            kept = min(top_k, len(part.ids))
-            best = np.argpartition(far, kept - 1, axis=1)[:, :kept]
-            found[0].append(part.ids[best])
-            found[1].append(np.take_along_axis(far, best, axis=1))
+        none = np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), np.float32)
+        found = zip(none, *run(partial(_nearest_in, rows, top_k), pieces), strict=True)
         for ids, far in zip(*(np.concatenate(f, axis=1) for f in found), strict=True):
             order = np.lexsort((ids, far))[:top_k]
             order = order[far[order] < np.inf]
@@ -58,21 +56,27 @@ def nearest(
     return answer
 
 
-def _products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Products of each query with all vectors, a row for each query."""
-    products = np.empty((len(queries), len(vectors)), np.float32)
-    step = max(1, PIECE // max(1, 4 * vectors.shape[1]))
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads of a process, which stay: to start them takes a tenth of a search."""
+    return ThreadPoolExecutor(os.cpu_count(), "imgsearch-exact")
 
-    def multiply(start: int) -> None:
-        rows = slice(start, start + step)
-        if len(queries) == 1:  # which starts no threads of BLAS
-            np.vecdot(vectors[rows], queries, out=products[0, rows])
-        else:
-            np.matmul(queries, vectors[rows].T, out=products[:, rows])
 
-    if len(vectors) <= step:
-        multiply(0)
+def _pieces(part: Part) -> Iterator[Part]:
+    step = max(1, PIECE // max(1, 4 * part.vectors.shape[1]))
+    for start in range(0, len(part.ids), step):
+        yield Part(*(x if x is None else x[start : start + step] for x in part))
+
+
+def _nearest_in(queries: np.ndarray, top_k: int, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and distances of the nearest to each query in one part, in any order."""
+    if len(queries) == 1:  # which starts no threads of BLAS
+        products = np.vecdot(part.vectors, queries)[None]
     else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(multiply, range(0, len(vectors), step)))
-    return products
+        products = queries @ part.vectors.T
+    far = 1 - products / part.lengths
+    if part.alive is not None:
+        far[:, ~part.alive] = np.inf
+    kept = min(top_k, len(part.ids))
+    best = np.argpartition(far, kept - 1, axis=1)[:, :kept]
+    return part.ids[best], np.take_along_axis(far, best, axis=1)

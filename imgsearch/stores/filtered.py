@@ -173,7 +173,7 @@ def _exact(
         if any(len(ids) < len(part) for ids, _ in found):
             ids, stored = vectors.get(collection, part)
             read = Part(ids, stored, np.linalg.norm(stored, axis=1), None)
-            near = exact.nearest([read] if len(ids) else [], queries, top_k)
+            near = exact.nearest([read], queries, top_k)
             found = [(ids, 1 - far) for ids, far in near]
         parts.append(found)
     answers = []
