@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,21 @@ def environment(settings: Settings) -> dict[str, str]:
 def server_pid(home: Path) -> int:
     """Return the process id of the embedded server of a home."""
     return json.loads((home / locks.FOLDER / "server.json").read_text())["pid"]
+
+
+def freeze(pid: int) -> None:
+    """Stop a process, and wait until each of its threads has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + 60
+    while set(_states(pid)) != {"T"}:
+        assert time.monotonic() < until, f"process {pid} does not stop"
+        time.sleep(0.001)
+
+
+def _states(pid: int) -> Iterator[str]:
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            yield stat.read_text().rpartition(")")[2].split()[0]
 
 
 def end_server(home: Path) -> None:

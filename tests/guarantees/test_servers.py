@@ -16,7 +16,7 @@ from imgsearch.gallery import Gallery
 from imgsearch.ingestion import ingest
 from imgsearch.maintenance import verify
 from imgsearch.stores.vectors import VectorStore
-from tests.guarantees.common import assert_consistent, environment, server_pid, soak
+from tests.guarantees.common import assert_consistent, environment, freeze, server_pid, soak
 from tests.helpers import paint, rows_and_vectors
 
 LIMIT = 10.0  # seconds that the guarantees promise, and that IMGSEARCH_TIMEOUT is by default
@@ -25,7 +25,7 @@ MARGIN = 20.0  # seconds for a busy machine; what hangs would need much more
 
 @contextmanager
 def frozen(pid: int):
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from imgsearch.config import load_settings
 from imgsearch.errors import StoreBusy, StoreDamaged, StoreError, StoreUnavailable
 from imgsearch.stores import embedded
 from imgsearch.stores.vectors import IndexSpec, VectorStore
+from tests.guarantees.common import freeze
 from tests.stores.scripts import Script, alive, gone
 
 DIM = 8
@@ -320,7 +321,7 @@ def test_a_large_write_to_a_frozen_server_is_given_up_in_time(home):
         store.create("c", 2048, FLAT)
         store.upsert("c", np.arange(300), points)
         pid = store.connection.lease.pid
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         try:
             start = time.monotonic()
             with pytest.raises(StoreUnavailable, match="has not answered"):

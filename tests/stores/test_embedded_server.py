@@ -19,6 +19,7 @@ from imgsearch.errors import ConfigError, StoreBusy, StoreDamaged, StoreError
 from imgsearch.stores import embedded
 from imgsearch.stores.vectors import IndexSpec, VectorStore
 from tests.conftest import ROOT
+from tests.guarantees.common import freeze
 
 DIM = 8
 FLAT = IndexSpec.parse("FLAT")
@@ -95,7 +96,7 @@ def test_a_server_is_restarted_while_others_use_it(home):
         store.restart()
         assert store.connection.lease.pid != pid
         assert other.search("c", points[:1], 1)[0][0].tolist() == [0]
-        os.kill(store.connection.lease.pid, signal.SIGSTOP)
+        freeze(store.connection.lease.pid)
         embedded_patience = embedded.LEAVING_TIMEOUT
         try:
             embedded.LEAVING_TIMEOUT = 0.5
