@@ -89,7 +89,8 @@ def pytest_runtest_makereport(item, call):
         for number, page in enumerate(pages):
             file = ROOT / "output" / "failed" / f"{item.name}-{report.when}-{number}.png"
             page.screenshot(path=file)
-            report.sections.append(("browser", f"{page.url} looked like {file}"))
+            said = page.locator(".imgsearch-status").all_inner_texts()
+            report.sections.append(("browser", f"{page.url} said {said} and looked like {file}"))
     return report
 
 

@@ -79,7 +79,8 @@ def load_encoder(
     device = settings.imgsearch_device if device == "auto" else device
     precision = settings.imgsearch_precision if precision == "auto" else precision
     home, wishes = settings.imgsearch_home, (device, precision, backend, settings.imgsearch_backend)
-    key = entry, name, weights, home, wishes, _stamp(weights), _stamp(name)
+    stamps = _stamp(weights), _stamp(name if entry.is_path else None)
+    key = entry, name, weights, home, wishes, stamps
     with _loading:
         encoder = _loaded.get(key)
         if encoder is None:
@@ -169,8 +170,10 @@ def _class(entry: Entry) -> type[Model]:
 
 def _stamp(file: str | None) -> tuple[int, int] | None:
     """Time and size of a file, so that an exchanged one is loaded anew."""
+    if file is None:
+        return None
     try:
-        found = Path(file or "").stat()
+        found = Path(file).stat()
     except (OSError, ValueError):
         return None
     return found.st_mtime_ns, found.st_size

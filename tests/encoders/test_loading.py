@@ -57,6 +57,13 @@ def test_fingerprint_is_of_what_the_vectors_mean(tmp_path):
     assert len(random.fingerprint) == 16
 
 
+def test_a_file_in_the_working_folder_does_not_load_an_encoder_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = load_encoder("mini", backend="eager", precision="fp32")
+    (tmp_path / "mini").touch()
+    assert load_encoder("mini", backend="eager", precision="fp32") is encoder
+
+
 def test_weights_by_setting_and_an_exchanged_file(tmp_path, monkeypatch):
     network, file = resnet.resnet("resnet18"), tmp_path / "mine.pth"
     torch.save(weights.random_state(network, 1), file)
