@@ -53,7 +53,8 @@ class NotLoaded(Exception):
 _TEXTS: tuple[tuple[str, Callable[[str], Exception]], ...] = (
     (r"can't find collection|collection not found", lambda text: CollectionNotFound("", ())),
     (
-        r"channel not (available|subscribed)|service not ready|no available shard|not healthy",
+        r"channel not (available|subscribed)|service not ready|no available shard|not healthy"
+        r"|unrecoverable error",  # of a server that still looks for its nodes after a restart
         lambda text: _NotReady(text[:160]),
     ),
     (r"not loaded|not been loaded", NotLoaded),
