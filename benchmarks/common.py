@@ -117,6 +117,23 @@ def interleaved(
     return times
 
 
+def in_blocks(
+    ways: Mapping[str, Callable[[], object]], rounds: int, calls: int, *, pause: float
+) -> dict[str, list[float]]:
+    """Seconds of each way when it is called back to back, the median of a block in each round.
+
+    How fast the memory of a rented machine is changes by a third within minutes, so only
+    neighbouring blocks are compared, by :func:`ratio`.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            time.sleep(pause)
+            block = interleaved({name: way}, calls)
+            times[name].append(median(block[name]))
+    return times
+
+
 def ratio(times: Mapping[str, list[float]], a: str, b: str) -> float:
     """Median over the rounds of a's seconds to b's."""
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))

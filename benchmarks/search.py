@@ -16,6 +16,7 @@ from benchmarks.common import (
     Options,
     Result,
     fill,
+    in_blocks,
     interleaved,
     lookalikes,
     median,
@@ -48,7 +49,8 @@ def run(options: Options, result: Result) -> None:
         f"Vectors of {DIM} numbers, top {TOP}. {len(real) - QUERIES:,} of them are mini's, of "
         f"parts of {len(photos)} photographs, turned into that many dimensions; any others lie "
         f"between two of those, with noise. {QUERIES} other parts are the queries. Default "
-        "index. The numpy product is exact."
+        "index. The numpy product is exact. Searches and products take turns, each after a pause of "
+        f"{PAUSE} s; back to back are blocks of 12 calls."
     )
     embedded = load_settings(imgsearch_home=options.work / "embedded")
     for size in sizes:
@@ -157,6 +159,7 @@ def vector_part(
             until_idle(milvus.process.pid)
         before = of_its_own(milvus) if milvus else ()
         times = interleaved(ways, 60, warm=5, pause=PAUSE)
+        steady = in_blocks(ways, 10, 12, pause=3 * PAUSE)
         if milvus:
             spent, calls = np.subtract(of_its_own(milvus), before)
             result.add(f"{what}: one search as the server counts it", spent / calls, "ms")
@@ -167,8 +170,12 @@ def vector_part(
         result.add(f"{what}: flush and index", indexed - written, "s", **goal)
         result.add(f"{what}: one search", 1000 * median(times["ours"]), "ms")
         result.add(f"{what}: exact numpy product", 1000 * median(times["exact"]), "ms")
+        result.add(f"{what}: search to exact product", ratio(times, "ours", "exact"), "×")
+        steadily = f"{what}, back to back"
+        result.add(f"{steadily}: one search", 1000 * median(steady["ours"]), "ms")
+        result.add(f"{steadily}: exact numpy product", 1000 * median(steady["exact"]), "ms")
         result.add(
-            f"{what}: search to exact product", ratio(times, "ours", "exact"), "×",
+            f"{steadily}: search to exact product", ratio(steady, "ours", "exact"), "×",
             **({"most": most} if most else {}),
         )  # fmt: skip
         result.add(f"{what}: recall@{TOP}", recall(found, true), least=1 if exactly else 0.99)

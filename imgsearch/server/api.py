@@ -54,6 +54,37 @@ Offset = Annotated[int, Query(ge=0, le=10**9)]
 Where = Annotated[str | None, Query(max_length=10_000, examples=['{"label": "cat"}'])]
 
 
+# ------------------------------------------------------------ pictures
+# Routes are tried in this order, and these are asked for most.
+
+
+@router.get("/collections/{name}/images/{image_id}/thumbnail", response_class=Response)
+async def thumbnail(
+    request: Request, name: Name, image_id: Id, service: Use, size: pictures.Size = "medium"
+) -> Response:
+    """Return a JPEG of 160, 480 or 1,280 pixels at most."""
+
+    async def make() -> tuple[bytes, str]:
+        image = await service.looked_up(name, image_id)
+        return await service.thumbnail(image, size), "image/jpeg"
+
+    return await pictures.answer(request, f"{image_id}-{pictures.SIDES[size]}", make)
+
+
+@router.get("/collections/{name}/images/{image_id}/original", response_class=Response)
+async def original(request: Request, name: Name, image_id: Id, service: Use) -> Response:
+    """Return the file of an image; as JPEG where browsers do not show its format."""
+
+    async def make() -> tuple[bytes, str]:
+        image = await service.looked_up(name, image_id)
+        return await service.decode(pictures.original, image, True)
+
+    return await pictures.answer(request, f"{image_id}", make)
+
+
+# ------------------------------------------------------------ the server and its collections
+
+
 @router.get("")
 def about(request: Request, service: Use) -> About:
     """Describe the server, and what this client may do."""
@@ -67,9 +98,6 @@ def about(request: Request, service: Use) -> About:
         fetches_urls=options.fetch_urls,
         roots=[printable(root) for root in options.roots] if admin else [],
     )
-
-
-# ------------------------------------------------------------ collections
 
 
 @router.get("/collections")
@@ -150,30 +178,6 @@ async def upload(
 def image(request: Request, name: Name, image_id: Id, service: Use) -> PictureDetails:
     """Describe a stored image."""
     return _details(request, name, service.image(name, image_id))
-
-
-@router.get("/collections/{name}/images/{image_id}/thumbnail", response_class=Response)
-async def thumbnail(
-    request: Request, name: Name, image_id: Id, service: Use, size: pictures.Size = "medium"
-) -> Response:
-    """Return a JPEG of 160, 480 or 1,280 pixels at most."""
-
-    async def make() -> tuple[bytes, str]:
-        image = await service.looked_up(name, image_id)
-        return await service.thumbnail(image, size), "image/jpeg"
-
-    return await pictures.answer(request, f"{image_id}-{pictures.SIDES[size]}", make)
-
-
-@router.get("/collections/{name}/images/{image_id}/original", response_class=Response)
-async def original(request: Request, name: Name, image_id: Id, service: Use) -> Response:
-    """Return the file of an image; as JPEG where browsers do not show its format."""
-
-    async def make() -> tuple[bytes, str]:
-        image = await service.looked_up(name, image_id)
-        return await service.decode(pictures.original, image, True)
-
-    return await pictures.answer(request, f"{image_id}", make)
 
 
 def _admitted(request: Request, where: dict[str, Any] | None) -> dict[str, Any] | None:

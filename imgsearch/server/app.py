@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.staticfiles import StaticFiles
 
@@ -65,13 +64,12 @@ def create_app(options: Options) -> FastAPI:
         yield
         await to_thread.run_sync(service.close)
 
-    app = FastAPI(
+    app = _App(
         title="imgsearch",
         version=versions()["imgsearch"],
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="token"))],
     )
     app.state.service = service
     security = Security(options.token, options.hosts, options.origins)
@@ -89,6 +87,16 @@ def create_app(options: Options) -> FastAPI:
         app.include_router(router)
     _add_pages(app, metrics)
     return app
+
+
+class _App(FastAPI):
+    """Describes the token, too: the gate checks it, and routes need no dependency for it."""
+
+    def openapi(self) -> dict[str, Any]:
+        described = super().openapi()
+        described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        described["security"] = [{"token": []}]
+        return described
 
 
 def _add_pages(app: FastAPI, metrics: Metrics) -> None:

@@ -56,7 +56,7 @@ class Gate:
             self._observe(request, status, time.perf_counter() - start)
 
     async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
-        scope, path = request.scope, request.url.path
+        scope, path = request.scope, request.scope["path"]
         self.rate.check(_client(request))
         answer = self.security.admit(request)
         if answer is not None:

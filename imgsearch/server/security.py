@@ -70,8 +70,9 @@ class Security:
             raise HTTPException(403, "Requests from other sites are refused; see --cors-origin.")
         scope = self._scope(request) if self._tokens else "admin"
         request.state.admin = scope == "admin"
-        page = request.method == "GET" and request.url.path == "/"
-        if scope is None and not request.url.path.startswith(PUBLIC):
+        path = request.scope["path"]
+        page = request.method == "GET" and path == "/"
+        if scope is None and not path.startswith(PUBLIC):
             if page:
                 return FileResponse(PAGE, 401)
             raise HTTPException(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 SCORES_AT_ONCE = 2**24  # 64 MiB in each thread
-PIECE = 2**25  # bytes of vectors that a thread multiplies at a time
+PIECE = 2**24  # bytes of vectors that a thread multiplies at a time
 FEW = 0.2  # share of the rows up to which to copy them costs less than to multiply all
 
 
@@ -42,13 +42,16 @@ def nearest(
     queries = queries / np.where(lengths == 0, 1, lengths)
     pieces = [piece for part in parts for piece in _pieces(part)]
     step = max(1, SCORES_AT_ONCE // max((len(piece.ids) for piece in pieces), default=1))
-    # Among few vectors, threads cost more than they save.
-    large = sum(piece.vectors.nbytes for piece in pieces) > PIECE
-    run, answer = _threads(os.getpid()).map if large else map, []
+    # Among few vectors, other threads cost more than they save.
+    others = min(os.cpu_count() or 1, len(pieces)) - 1
+    answer = []
     for start in range(0, len(queries), step):
-        rows = queries[start : start + step]
+        rows, left = queries[start : start + step], iter(pieces)
+        work = partial(_nearest_in_each, rows, top_k, left)
+        helping = [_threads(os.getpid()).submit(work) for _ in range(others)]
         none = np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), np.float32)
-        found = zip(none, *run(partial(_nearest_in, rows, top_k), pieces), strict=True)
+        parts = [none, *work(), *(one for future in helping for one in future.result())]
+        found = zip(*parts, strict=True)
         for ids, far in zip(*(np.concatenate(f, axis=1) for f in found), strict=True):
             order = np.lexsort((ids, far))[:top_k]
             order = order[far[order] < np.inf]
@@ -66,6 +69,13 @@ def _pieces(part: Part) -> Iterator[Part]:
     step = max(1, PIECE // max(1, 4 * part.vectors.shape[1]))
     for start in range(0, len(part.ids), step):
         yield Part(*(x if x is None else x[start : start + step] for x in part))
+
+
+def _nearest_in_each(
+    queries: np.ndarray, top_k: int, left: Iterator[Part]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Take one piece after the other, while other threads do the same, until none is left."""
+    return [_nearest_in(queries, top_k, piece) for piece in left]
 
 
 def _nearest_in(queries: np.ndarray, top_k: int, part: Part) -> tuple[np.ndarray, np.ndarray]:

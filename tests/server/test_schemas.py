@@ -20,7 +20,8 @@ def test_openapi_describes_every_route_with_a_sentence(server):
         for method, about in methods.items():
             assert about.get("description"), f"{method} {path}"
     assert described["components"]["schemas"]["SearchRequest"]["examples"]
-    assert "HTTPBearer" in described["components"]["securitySchemes"]
+    assert described["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert described["security"] == [{"token": []}]
 
 
 def rounds(quick: int, long: int):
