@@ -49,8 +49,8 @@ def run(options: Options, result: Result) -> None:
         f"Vectors of {DIM} numbers, top {TOP}. {len(real) - QUERIES:,} of them are mini's, of "
         f"parts of {len(photos)} photographs, turned into that many dimensions; any others lie "
         f"between two of those, with noise. {QUERIES} other parts are the queries. Default "
-        "index. The numpy product is exact. Searches and products take turns, each after a pause of "
-        f"{PAUSE} s; back to back are blocks of 12 calls."
+        "index. The numpy product is exact. Searches and products take turns, each after a pause "
+        f"of {PAUSE} s; back to back are blocks of 12 calls."
     )
     embedded = load_settings(imgsearch_home=options.work / "embedded")
     for size in sizes:

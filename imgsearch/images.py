@@ -65,6 +65,10 @@ decode; it falls to 0.998 at a factor of 2, and to 0.996 if an edge is rounded."
 _MAX_SCAN_PIXELS = 16 * MAX_PIXELS
 """Limit of scans times pixels of a JPEG: a few kilobytes can require thousands of passes."""
 
+# glibc returns blocks of over 32 MiB to the system at once. Pillow's default of 16 MiB leaves gaps.
+if "PILLOW_BLOCK_SIZE" not in os.environ:
+    Image.core.set_block_size(2**26)
+
 _NEVER_WAIT = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _TILE = 2048, 512  # width and height, in pixels, of the parts that are composited one by one
 _EXTENSIONS = re.compile(
