@@ -43,7 +43,8 @@ def nearest(
     pieces = [piece for part in parts for piece in _pieces(part)]
     step = max(1, SCORES_AT_ONCE // max((len(piece.ids) for piece in pieces), default=1))
     # Among few vectors, other threads cost more than they save.
-    others = min(os.cpu_count() or 1, len(pieces)) - 1
+    large = sum(piece.vectors.nbytes for piece in pieces) > PIECE
+    others = (os.cpu_count() or 1) - 1 if large else 0
     answer = []
     for start in range(0, len(queries), step):
         rows, left = queries[start : start + step], iter(pieces)
