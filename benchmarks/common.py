@@ -445,11 +445,6 @@ HEADLINES = [
     ),
     (
         "start",
-        r"import imgsearch",
-        "`import imgsearch`",
-    ),
-    (
-        "start",
         r"mini: cold Jupyter kernel to first result",
         "fresh kernel to first result, `mini`",
     ),

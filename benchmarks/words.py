@@ -51,6 +51,13 @@ def run(options: Options, result: Result) -> None:
     halves = [slice(0, None, 2), slice(1, None, 2)]
     fives = [judged(scores[:, h], relevant[:, h], junk[:, h], 5)[0][eight] for h in halves]
     mean(result, "mean P@5 of these eight, in either half", np.concatenate(fives))
+    fives = []
+    for shown, labelled in (halves, reversed(halves)):
+        better = corrected(encoder.encode_text(classes), vectors[labelled], relevant[:, labelled])
+        scored = better @ vectors[shown].T
+        fives.append(judged(scored, relevant[:, shown], junk[:, shown], 5)[0][eight])
+    what = "the same, each direction corrected with the labels of the other half"
+    mean(result, what, np.concatenate(fives))
     mean(result, "mean P@6 of these eight", judged(scores, relevant, junk, 6)[0][eight])
     if not (TEACHER / "mobilenet_v2.onnx").is_file():
         result.note("The teacher was not measured: ../shared/weights is missing.")
@@ -71,6 +78,16 @@ def judged(
     found, shown, ranked = metrics.ranks(gains, junk), gains.sum(axis=1), (~junk).sum(axis=1)
     counts = metrics.Counts(shown, ranked, shown[:, None], ranked - shown, ranked)
     return metrics.precision_at(found, counts, k), metrics.average_precision(found, counts)
+
+
+def corrected(directions: np.ndarray, vectors: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Directions (n, dim) plus a ridge regression of what they leave of the labels (n, images)."""
+    x = vectors - vectors.mean(axis=0)
+    y = relevant - relevant.mean(axis=1, keepdims=True)
+    scores = directions @ x.T
+    directions = directions * ((scores * y).sum(1) / (scores**2).sum(1))[:, None]
+    gram = x.T @ x + 5 * np.eye(x.shape[1])
+    return directions + np.linalg.solve(gram, x.T @ (y - directions @ x.T).T).T
 
 
 def mean(result: Result, what: str, values: np.ndarray, **goal: float) -> None:
