@@ -91,7 +91,7 @@ def page(printed, clone, environment, chromium) -> Iterator:
         "--no-browser --port={port} --ServerApp.allow_root=True --IdentityProvider.token=" + TOKEN
     )
     server = Server(clone, environment, [*MAKE, "lab", f"LAB_ARGS={arguments}"], "is running at")
-    context = chromium.new_context(viewport={"width": 1400, "height": 900}, has_touch=True)
+    context = chromium.new_context(viewport={"width": 1400, "height": 900})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     page.add_init_script(COLLECT_ERRORS)
