@@ -23,7 +23,10 @@ IGNORED = re.compile(
     r"an?|the|and|or|of|in|on|at|by|with|near|some|(photo|photograph|picture|image)s?"
 )
 _LONGEST = 6  # tokens of a name
-_PLURALS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
+_PLURALS = (
+    ("ies", "y"), ("ves", "f"), ("ves", "fe"), ("s", ""),
+    *((end + "es", end) for end in ("s", "x", "z", "ch", "sh", "o")),
+)  # fmt: skip
 
 
 class Words:
@@ -61,21 +64,23 @@ class Words:
 
     def _parse(self, text: str) -> Iterator[int]:
         """Rows of the longest names that a text consists of; any other word is an error."""
-        left, found = tokens(text), 0
-        while left:
-            for length in range(min(_LONGEST, len(left)), 0, -1):
-                row = self._row(" ".join(left[:length]))
+        words, start, found = tokens(text), 0, False
+        while start < len(words):
+            for end in range(min(start + _LONGEST, len(words)), start, -1):
+                row = self._row(" ".join(words[start:end]))
                 if row is not None:
                     yield row
-                    found += 1
+                    found = True
                     break
             else:
-                length = 1
-                if not IGNORED.fullmatch(left[0]):
-                    raise EncoderError("mini", self._unknown(left[0], text))
-            left = left[length:]
+                if not IGNORED.fullmatch(words[start]):
+                    raise EncoderError("mini", self._unknown(words[start], text))
+            start = end
         if not found:
-            raise EncoderError("mini", f"finds no word to search for in {text[:80]!r}")
+            raise EncoderError(
+                "mini",
+                f"finds no word to search for in {text[:80]!r}: name things or animals, such as dog",
+            )
 
     def _row(self, name: str) -> int | None:
         return next((self._rows[form] for form in _forms(name) if form in self._rows), None)
@@ -86,11 +91,12 @@ class Words:
         near = [] if related else difflib.get_close_matches(word, self.names, n=5, cutoff=0.82)
         parts = [name for name in self.names if word in name.split()]
         offered = related or ", ".join(dict.fromkeys([*near, *parts][:8]))
+        nearest = f"the nearest that it knows: {offered}" if offered else "it knows none like it"
         where = "" if text.strip().lower() == word else f" in {text[:80]!r}"
         return (
-            f"does not know the word {word[:40]!r}{where}; the nearest that it knows: "
-            f"{offered or 'animal, vehicle, furniture'}. It knows the objects of ImageNet and "
-            "their kinds: for free text use an encoder such as clip:PE-Core-B-16"
+            f"does not know the word {word[:40]!r}{where}; {nearest}. It knows English names of "
+            "things and animals, such as vehicle, chair and dog: for free text use an encoder "
+            "such as clip:PE-Core-B-16"
         )
 
 
@@ -108,4 +114,4 @@ def known_words() -> Words:
 
 def tokens(text: str) -> list[str]:
     """Words of a text in lower case, without apostrophes and punctuation."""
-    return re.findall(r"[a-z0-9]+", re.sub(r"['’]", "", text.casefold()))
+    return re.findall(r"[^\W_]+", re.sub(r"['’]", "", text.casefold()))
