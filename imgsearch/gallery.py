@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -428,19 +429,23 @@ class Gallery(Collection):
             The collection does not hold an image_id, or an image to exclude.
         ConfigError
             `top_k` is below 1, or exceeds 16,384 together with what is left out; a vector has
-            another dimension; the filter or the weights cannot be used; or there is no query.
+            another dimension; the text is empty; the filter or the weights cannot be used; or
+            there is no query.
         EncoderError
             The encoder has no text tower, or does not know a word.
         StoreError
             A store failed.
         """
-        excluded, queries = {self._id(one) for one in exclude}, sources.several(query)
+        excluded = {self._id(one) for one in sources.listed(exclude)}
+        queries = sources.several(query)
         like, unlike = sources.listed(like), sources.listed(unlike)
         left_out = len(excluded) + (0 if include_examples else len(like) + len(unlike))
         most = max(0, MAX_TOP_K - left_out)
-        if not 1 <= top_k <= most:
+        if not (isinstance(top_k, Integral) and 1 <= top_k <= most):
             also = f" besides {left_out} excluded images" if left_out else ""
-            raise ConfigError("top_k", f"is {top_k}; ask for at least 1 and at most {most}{also}")
+            reason = f"is {top_k!r}; give a whole number from 1 to {most}{also}"
+            raise ConfigError("top_k", reason)
+        top_k = int(top_k)  # the stores take no other integers
         every, start = parse(where) is None, time.perf_counter()
         with ThreadPoolExecutor(1, "imgsearch-filter") as pool:  # while the query is encoded
             matching = None if every else pool.submit(self.metadata.matching, self.name, where)
@@ -500,8 +505,10 @@ class Gallery(Collection):
         like, unlike = sources.listed(like), sources.listed(unlike)
         if box is not None and queries is None:
             raise ConfigError("box", "is a part of the query's picture, and there is none")
+        if text is not None and not (isinstance(text, str) and text.strip()):
+            raise ConfigError("text", f"is {text!r}: give words, as one str")
         given, _ = self._embed(list(queries or ()), box)
-        if text is None and not like and not unlike and queries is not None:
+        if text is None and not like and not unlike and weights is None and queries is not None:
             return given, set()
         examples, ids = self._embed([*like, *unlike], None)
         parts = {

@@ -70,7 +70,7 @@ def check_picture(source: object) -> None:
     """Refuse what is no picture, and text that is not the path of a file, with a fitting error."""
     if not isinstance(source, images.Source) and not hasattr(source, "read"):
         raise ImageError(type(source).__name__, f"is not an image: {ACCEPTED}")
-    words = isinstance(source, str) and " " in source and not Path(source).suffix
+    words = isinstance(source, str) and os.sep not in source and not Path(source).suffix
     if words and not absolute(source).exists():
         raise ImageError(source, "no such file; a search with words takes them as `text`")
 

@@ -73,7 +73,7 @@ def test_words_and_examples_are_searched_with_in_batch(photos, tmp_path):
     assert (found["query"], found["text"], found["like"]) == (None, "dog", like)
     assert {Path(hit["path"]).name for hit in found["hits"]} == {"0.png", "3.png"}
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="give a picture, a text or something to be like"):
+    with pytest.raises(ConfigError, match="is empty: give a picture, a text, or an example"):
         batch.search_image(output_dir=str(tmp_path))
 
 

@@ -89,16 +89,16 @@ def test_more_hits_than_one_search_returns_are_refused_in_the_caller_s_terms(gal
         gallery.search(query, 16_384, exclude=[5])
     with pytest.raises(ConfigError, match=r"top_k: is 16385; .*16384$"):
         gallery.search(query, 16_385)
-    assert list(gallery.search(query, 16_383, exclude=[5])) == []
+    assert list(gallery.search(query, np.int64(16_383), exclude=5)) == []
 
 
 def test_an_empty_collection_gives_no_hits(gallery):
     assert list(gallery.search(np.ones(gallery.row.dim, np.float32))) == []
 
 
-@pytest.mark.parametrize("top_k", [0, -1])
-def test_top_k_below_one_is_refused(gallery, top_k):
-    with pytest.raises(ConfigError, match="top_k"):
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, "5", None])
+def test_top_k_is_a_whole_number_of_at_least_one(gallery, top_k):
+    with pytest.raises(ConfigError, match=r"top_k: is .*give a whole number from 1 to"):
         gallery.search(np.ones(gallery.row.dim, np.float32), top_k)
 
 
@@ -248,10 +248,17 @@ def test_a_text_needs_an_encoder_with_a_text_tower(gallery, photos):
 def test_what_makes_no_query_is_refused(gallery, photos):
     gallery.add(photos)
     photos = sorted(photos.iterdir())
-    with pytest.raises(ConfigError, match="give a picture, a text or something to be like"):
+    with pytest.raises(ConfigError, match="is empty: give a picture, a text, or an example"):
         gallery.search()
-    with pytest.raises(ConfigError, match="give a picture, a text or something to be like"):
+    with pytest.raises(ConfigError, match="is empty: give a picture, a text, or an example"):
         gallery.search(unlike=photos[0])
+    for text in ("", " ", 5, ["dog"]):
+        with pytest.raises(ConfigError, match=r"text: is .*: give words, as one str"):
+            gallery.search(text=text)
+    with pytest.raises(ImageError, match="dog: no such file; a search with words"):
+        gallery.search("dog")
+    with pytest.raises(ConfigError, match="'dislike' is none of"):
+        gallery.search(photos[0], weights={"dislike": 1})
     with pytest.raises(ConfigError, match="is a part of the query's picture"):
         gallery.search(like=photos[0], box=(0, 0, 5, 5))
     with pytest.raises(ConfigError, match="besides 2 excluded images"):

@@ -27,6 +27,12 @@ def test_weights_can_be_chosen_one_by_one():
     np.testing.assert_allclose(combine({"query": [X], "like": [Y]}, {"query": 0}), Y)
 
 
+@pytest.mark.parametrize("factor", [1e-9, 1e300, np.float32(2), np.int64(2), 2])
+def test_only_the_proportions_of_weights_count_and_not_the_length_of_vectors(factor):
+    found = combine({"query": [X], "like": [7 * Y, Z / 7]}, {"query": factor, "like": factor})
+    np.testing.assert_allclose(found, unit(1, 0.5, 0.5), rtol=1e-6)
+
+
 def test_parts_without_a_vector_do_not_count():
     np.testing.assert_allclose(combine({"query": [X], "like": [], "unlike": np.empty((0, 3))}), X)
 
@@ -34,12 +40,16 @@ def test_parts_without_a_vector_do_not_count():
 @pytest.mark.parametrize(
     ("parts", "weights", "reason"),
     [
-        ({}, None, "give a picture, a text or something to be like"),
-        ({"unlike": [X]}, None, "give a picture, a text or something to be like"),
+        ({}, None, "is empty: give a picture, a text, or an example"),
+        ({"unlike": [X]}, None, "is empty: give a picture, a text, or an example"),
         ({"query": [X]}, {"dislike": 1}, "'dislike' is none of query, text, like, unlike"),
         ({"query": [X]}, {"text": -1}, "text is -1"),
         ({"query": [X]}, {"text": float("nan")}, "text is nan"),
         ({"query": [X]}, {"text": "much"}, "text is 'much'"),
+        ({"query": [X]}, [1, 2], r"are \[1, 2\]; give a dict"),
+        ({"query": [X]}, {"text": [1, 2]}, r"text is \[1, 2\]; use a number"),
+        ({"like": [X, 0 * X]}, None, "or is zero"),
+        ({"like": [np.nan * X]}, None, "contains NaN"),
         ({"query": [X], "unlike": [X]}, {"unlike": 1}, "cancel each other out"),
         ({"query": [X]}, {"query": 0}, "cancel each other out"),
     ],

@@ -79,7 +79,7 @@ class Words:
         if not found:
             raise EncoderError(
                 "mini",
-                f"finds no word to search for in {text[:80]!r}: name things or animals, such as dog",
+                f"finds no word to search for in {text[:80]!r}: name a thing or an animal",
             )
 
     def _row(self, name: str) -> int | None:
