@@ -84,10 +84,11 @@ def write_figure(path: str | Path, figure: Figure, *, dpi: int = 150) -> Path:
     return path
 
 
-def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return a table as CSV, with the keys of the first row as its header."""
+def csv_text(rows: Sequence[Mapping[str, object]], names: Sequence[str] = ()) -> str:
+    """Return a table as CSV; its header is `names`, or the keys of the first row."""
     text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    names = names or (list(rows[0]) if rows else [])
+    table = csv.DictWriter(text, names, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()

@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgsearch import config, sources
-from imgsearch.errors import ConfigError
+from imgsearch.errors import ConfigError, ImageNotFound
 from imgsearch.evaluation.trec import write_judgments
+from imgsearch.filters import parse
 from imgsearch.gallery import Gallery
 from imgsearch.hits import Hit, Hits, Image, image_of
 from imgsearch.images import Box
 from imgsearch.io import absolute, atomic, csv_text
 from imgsearch.stores.metadata import MetadataStore, user_name
 from imgsearch.stores.topics import Judgment, TopicRow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GRADES = {True: 1, False: 0, None: -1}
+"""Numbers of qrels: relevant, not relevant, pooled but not judged."""
+
+COLUMNS = (
+    "topic", "image_id", "relevance", "path", "depth", "collection", "who", "judged_at",
+)  # fmt: skip
 
 
 class Session:
@@ -76,22 +88,25 @@ class Session:
         Raises
         ------
         ConfigError
-            The name cannot be used, there is neither a query nor a saved session, or a part of
-            the query is a vector.
-        ImageError
-            A picture cannot be read.
+            The name cannot be used, there is neither a query nor a saved session, or the query
+            cannot be searched with. A query that is refused does not replace the saved one.
+        ImageError, ImageNotFound, EncoderError
+            As for :meth:`Gallery.search`.
         """
         given = {
             "query": None if query is None else _reference(gallery, query),
             "text": text,
             "like": [_reference(gallery, one) for one in sources.listed(like)],
             "unlike": [_reference(gallery, one) for one in sources.listed(unlike)],
-            "weights": dict(weights or {}),
-            "where": dict(where or {}),
-            "box": list(box or ()),
+            "weights": weights,
+            "where": where,
+            "box": None if box is None else list(box),
         }
-        given = {name: value for name, value in given.items() if value}
+        given = {name: value for name, value in given.items() if value not in (None, [], {})}
         store = gallery.metadata.topics
+        if given:
+            parse(where)
+            query_vector(gallery, given)
         row = store.save(topic, gallery.name, given, new=new) if given else store.get(topic)
         return cls(gallery, row, who or user_name())
 
@@ -111,14 +126,15 @@ class Session:
         """Search with the query and all judgments, by Rocchio's formula.
 
         Images judged relevant count as examples, the others as counter-examples; see
-        :meth:`Gallery.search`.
+        :meth:`Gallery.search`. The picture of the query, its examples and what was judged are
+        left out of the hits.
 
         Parameters
         ----------
         top_k : int
             Maximum number of hits.
         include_judged : bool
-            Whether images that were judged may be among the hits.
+            Whether they may be among the hits nevertheless.
 
         Returns
         -------
@@ -127,6 +143,8 @@ class Session:
         parts = parts_of(self.gallery, self.query)
         for image, relevant in self.examples():
             parts["like" if relevant else "unlike"].append(image)
+        if include_judged:
+            parts["exclude"] = ()
         return self.gallery.search(top_k=top_k, include_examples=include_judged, **parts)
 
     def examples(self) -> list[tuple[Image, bool]]:
@@ -155,9 +173,13 @@ class Session:
         ------
         ImageNotFound
             The collection does not hold it.
+        ConfigError
+            `relevant` is neither true nor false, or the session was deleted.
         StoreError
             The metadata store failed; the judgment was not kept.
         """
+        if relevant not in (True, False):
+            raise ConfigError("relevant", f"is {relevant!r}: give True or False")
         stored = image if isinstance(image, Hit) else self.gallery.get(image)
         depth = stored.rank if isinstance(stored, Hit) else None
         value = (stored.image_id, 1 if relevant else -1, depth)
@@ -207,12 +229,12 @@ class Session:
         ConfigError
             The name cannot be used, or another session has it.
         """
-        self._row = self._topics.rename(self.topic, topic)
+        self._row = self._topics.rename(self._row.topic_id, topic)
         self.topic = topic
 
     def delete(self) -> None:
         """Remove the session and its judgments."""
-        self._topics.delete(self.topic)
+        self._topics.delete(self._row.topic_id)
 
     def judgments(self) -> dict[int, bool]:
         """Whether each judged image is relevant, by image_id.
@@ -234,7 +256,7 @@ class Session:
         """
         found: dict[int, bool | None] = {}
         for one in self._topics.judgments(self._row.topic_id):
-            found[one.image_id] = one.value > 0 if one.value else found.get(one.image_id)
+            found[one.image_id] = one.relevant if one.value else found.get(one.image_id)
         return found
 
     def pool(self, galleries: Sequence[Gallery] = (), depth: int = 20) -> list[Hit]:
@@ -256,14 +278,14 @@ class Session:
         list of Hit
             What is still to be judged, the best ranks first.
         """
-        before, found = self.pooled(), {}
+        before, found = self.pooled(), []
         for gallery in (self.gallery, *galleries):
             hits = gallery.search(top_k=depth, **parts_of(gallery, self.query))
-            hits = [hit for hit in hits if hit.image_id not in found]
-            found |= {hit.image_id: hit for hit in hits}
             new = [(hit.image_id, 0, hit.rank) for hit in hits if hit.image_id not in before]
             self._judge(new, gallery)
-        left = [hit for hit in found.values() if before.get(hit.image_id) is None]
+            found += hits
+        best = {hit.image_id: hit for hit in sorted(found, key=lambda hit: -hit.rank)}
+        left = [hit for hit in best.values() if before.get(hit.image_id) is None]
         return sorted(left, key=lambda hit: (hit.rank, hit.image_id))
 
     def write_qrels(self, path: str | Path) -> Path:
@@ -278,12 +300,14 @@ class Session:
         -------
         pathlib.Path
         """
-        grades = {None: -1, True: 1, False: 0}
-        pooled = {image_id: grades[value] for image_id, value in self.pooled().items()}
+        pooled = {image_id: GRADES[value] for image_id, value in self.pooled().items()}
         return write_judgments(path, {self.topic: pooled})
 
     def write_csv(self, path: str | Path) -> Path:
         """Write every judgment with who made it, when, and at which rank it was seen.
+
+        The column ``relevance`` has the numbers of :meth:`write_qrels`. ``path`` is empty if the
+        collection does not hold the image any more.
 
         Parameters
         ----------
@@ -297,14 +321,17 @@ class Session:
         made = self._topics.judgments(self._row.topic_id)
         stored = self.gallery.metadata.by_id(self.gallery.name, {one.image_id for one in made})
         rows = [
-            {"topic": self.topic, "image_id": one.image_id, "value": one.value,
-             "path": stored[one.image_id][0].path if one.image_id in stored else "",
-             "depth": one.depth, "collection": one.collection, "who": one.who,
-             "judged_at": one.judged_at.isoformat()}
+            {
+                "topic": self.topic,
+                "relevance": GRADES[one.relevant],
+                "path": stored[one.image_id][0].path if one.image_id in stored else "",
+                "judged_at": one.judged_at.isoformat(),
+            }
+            | {name: getattr(one, name) for name in ("image_id", "depth", "collection", "who")}
             for one in made
-        ]  # fmt: skip
+        ]
         with atomic(path, "w") as file:
-            file.write(csv_text(rows))
+            file.write(csv_text(rows, COLUMNS))
         return absolute(path)
 
 
@@ -326,18 +353,31 @@ def list_sessions(settings: config.Settings | None = None) -> list[TopicRow]:
 
 
 def parts_of(gallery: Gallery, query: Mapping) -> dict:
-    """Return the arguments of :meth:`Gallery.search` of a saved query."""
+    """Return the arguments of :meth:`Gallery.search` of a saved query, which finds others only."""
     parts = {"like": [], "unlike": []} | dict(query)
     for name in ("like", "unlike"):
         parts[name] = [_resolved(gallery, one) for one in parts[name]]
     if "query" in parts:
         parts["query"] = _resolved(gallery, parts["query"])
+        parts["exclude"] = [sources.describe(parts["query"]).image_id]
     return parts
+
+
+def query_vector(gallery: Gallery, query: Mapping) -> tuple[np.ndarray, set[int]]:
+    """Return the vector of a saved query, and the ids of the images that it is made of."""
+    parts = parts_of(gallery, query)
+    parts.pop("where", None)
+    excluded = parts.pop("exclude", [])
+    pictures = [parts.pop("query")] if "query" in parts else None
+    (vector,), examples = gallery.query_vectors(pictures, **parts)
+    return vector, examples.union(excluded)
 
 
 def _reference(gallery: Gallery, picture: object) -> dict[str, str]:
     """What is saved of a picture: the id of a stored image, or the path of a file."""
     image_id = sources.stored_id(picture)
+    if isinstance(picture, sources.Stored) and image_id not in gallery:
+        picture, image_id = picture.path, None
     if image_id is not None:
         return {"image_id": str(image_id)}
     if sources.is_vector(picture):
@@ -350,4 +390,10 @@ def _reference(gallery: Gallery, picture: object) -> dict[str, str]:
 def _resolved(gallery: Gallery, reference: Mapping[str, str]) -> object:
     if "path" in reference:
         return reference["path"]
-    return gallery.get(int(reference["image_id"]))
+    try:
+        return gallery.get(int(reference["image_id"]))
+    except ImageNotFound as error:
+        raise ConfigError(
+            "query", f"was saved with an image that is not there: {error}. Add the image, or save "
+            "another query under the name of the session"
+        ) from None  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from datetime import datetime
 
 import numpy as np
 import pytest
 
 from imgsearch import images
-from imgsearch.errors import ConfigError, ImageError, ImageNotFound
+from imgsearch.errors import ConfigError, EncoderError, FilterError, ImageError, ImageNotFound
 from imgsearch.gallery import Gallery
 from imgsearch.queries import combine
 from imgsearch.sessions import Session, list_sessions
@@ -96,9 +97,87 @@ def test_what_cannot_be_saved_or_judged_is_refused(rows_of, collection):
     with pytest.raises(ImageNotFound):
         session.judge(12345)
     assert session.judgments() == {}
+    for wrong in (-1, "no", None):
+        with pytest.raises(ConfigError, match="give True or False"):
+            session.judge(rows[1], wrong)
+    assert session.judgments() == {}
     with pytest.raises(ConfigError, match="resume it, or choose another name"):
         Session.open(gallery, collection, like=[rows[1]], new=True)
     assert Session.open(gallery, collection).query == session.query
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [
+        ({"text": "dog"}, EncoderError), ({"text": ""}, ConfigError),
+        ({"unlike": [0]}, ConfigError), ({"where": {"width": {">": 1}}}, ConfigError),
+        ({"like": [0], "where": {"width": {"~": 1}}}, FilterError),
+        ({"like": [0], "weights": {"dislike": 1}}, ConfigError),
+        ({"like": [0], "box": (0, 0, 5, 5)}, ConfigError),
+        ({"like": ["none.png"]}, ImageError), ({"like": [12345]}, ConfigError),
+    ],
+)  # fmt: skip
+def test_a_query_that_cannot_be_searched_with_does_not_replace_the_saved_one(
+    rows_of, collection, parts, error
+):
+    gallery, rows, _ = rows_of
+    session = Session.open(gallery, collection, like=[rows[0]])
+    places = {
+        n: [rows[0] if v == 0 else v for v in parts[n]] for n in ("like", "unlike") & parts.keys()
+    }
+    with pytest.raises(error):
+        Session.open(gallery, collection, **parts | places)
+    assert Session.open(gallery, collection).query == session.query
+
+
+def test_weights_and_filters_are_saved_as_they_are_searched_with(rows_of, collection):
+    gallery, rows, _ = rows_of
+    parts = {
+        "like": [rows[0], rows[1]], "unlike": [rows[2]], "weights": {"unlike": np.float32(0.5)},
+        "where": {"width": {">=": np.int64(1)}, "added_at": {">": datetime(2020, 1, 1)}},
+    }  # fmt: skip
+    Session.open(gallery, collection, **parts)
+    found = Session.open(gallery, collection).search(5)
+    assert [hit.image_id for hit in found] == [hit.image_id for hit in gallery.search(**parts)][:5]
+
+
+def test_a_query_with_an_image_of_another_collection_or_one_that_is_deleted(
+    rows_of, collection, encoder, stores, tmp_path
+):
+    gallery, _, _ = rows_of
+    paint(tmp_path / "a.png", seed=1)
+    name = f"{collection}x"
+    with Gallery.open(name, encoder=encoder, create=True, settings=stores) as other:
+        other.add(tmp_path / "a.png")
+        image = other.get(tmp_path / "a.png")
+        first = Session.open(gallery, collection, image).search(5)
+        assert [h.image_id for h in first] == [h.image_id for h in gallery.search(image, 5)]
+        session = Session.open(other, collection, image)
+        assert list(session.search(5)) == session.pool() == []
+        assert [hit.image_id for hit in session.search(5, include_judged=True)] == [image.image_id]
+        other.delete([tmp_path / "a.png"])
+        with pytest.raises(ConfigError, match=r"an image that is not there: .*Add the image, or"):
+            session.search(5)
+
+
+def test_a_session_that_was_deleted_or_renamed_elsewhere(rows_of, collection, tmp_path):
+    gallery, rows, _ = rows_of
+    session = Session.open(gallery, collection, like=[rows[0]])
+    other = Session.open(gallery, collection)
+    other.rename(f"{collection} 1")
+    Session.open(gallery, collection, like=[rows[1]]).judge(rows[5])
+    session.judge(rows[2])
+    assert other.judgments() == {rows[2].image_id: True}
+    session.delete()
+    assert Session.open(gallery, collection).judgments() == {rows[5].image_id: True}
+    for use in (
+        lambda: other.judge(rows[3]), other.judgments, other.search, other.undo, other.delete,
+        lambda: other.withdraw(rows[3]), lambda: other.rename(f"{collection} 2"),
+        lambda: other.write_csv(tmp_path / "a.csv"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="was deleted in the meantime"):
+            use()
+    assert not (tmp_path / "a.csv").exists()
 
 
 def test_a_part_of_a_picture_without_a_file_is_kept_with_the_session(rows_of, collection, tmp_path):
@@ -138,13 +217,15 @@ def test_a_session_is_renamed_and_deleted_and_judgments_are_withdrawn(rows_of, c
 def test_judgments_are_handed_on_as_csv_and_qrels(rows_of, collection, tmp_path):
     gallery, rows, _ = rows_of
     session = Session.open(gallery, collection, like=[rows[0]], who="me")
+    header = session.write_csv(tmp_path / "a.csv").read_text()
+    assert header.startswith("topic,image_id,relevance,path,")
     hit = session.search(3)[2]
     session.judge(hit)
     session.judge(rows[9], relevant=False)
     with session.write_csv(tmp_path / "a.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [(row["image_id"], row["value"], row["depth"], row["who"]) for row in table] == [
-        (str(hit.image_id), "1", "3", "me"), (str(rows[9].image_id), "-1", "", "me"),
+    assert [(row["image_id"], row["relevance"], row["depth"], row["who"]) for row in table] == [
+        (str(hit.image_id), "1", "3", "me"), (str(rows[9].image_id), "0", "", "me"),
     ]  # fmt: skip
     assert table[0]["path"] == hit.path
     lines = session.write_qrels(tmp_path / "a.qrels").read_text().splitlines()

@@ -238,6 +238,8 @@ def task(
         raise ConfigError(
             "present", f"has shape {present.shape}, but there are {len(classes)} classes"
         )
+    if ALL in classes:
+        raise ConfigError("classes", f"{ALL!r} stands for all of them: rename the one of this name")
     groups = {name: tuple(some) for name, some in (groups or {}).items()}
     for name, some in groups.items():
         unknown = set(some) - set(classes)

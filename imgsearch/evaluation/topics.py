@@ -9,10 +9,11 @@ import numpy as np
 from imgsearch.errors import ConfigError, DatasetError
 from imgsearch.evaluation import scoring
 from imgsearch.evaluation.protocols import described
+from imgsearch.evaluation.relevance import MAX_CLASSES
 from imgsearch.evaluation.scoring import Task
 from imgsearch.evaluation.trec import topic_name
 from imgsearch.gallery import Gallery
-from imgsearch.sessions import Session, parts_of
+from imgsearch.sessions import Session, query_vector
 
 
 class JudgedTopics:
@@ -23,12 +24,12 @@ class JudgedTopics:
 
     Parameters
     ----------
-    names : sequence of str
-        Names of topics; by default all topics that have a relevant image.
+    names : str or sequence of str
+        Names of topics, up to 63; by default all topics that have a relevant image.
     """
 
-    def __init__(self, names: Sequence[str] = ()):
-        self.names = tuple(names)
+    def __init__(self, names: str | Sequence[str] = ()):
+        self.names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
 
     def task(self, gallery: Gallery, *, allow_missing: bool = False) -> Task:
         """Combine the vectors of a collection with the judgments.
@@ -36,8 +37,8 @@ class JudgedTopics:
         Parameters
         ----------
         gallery : Gallery
-            The collection. All its images are ranked for each topic, except for the topic's
-            examples and those that its filter excludes.
+            The collection. All its images are ranked for each topic, except for the picture and
+            the examples of its query and those that its filter excludes.
         allow_missing : bool
             Whether to ignore relevant images that the collection does not contain.
 
@@ -48,46 +49,40 @@ class JudgedTopics:
         Raises
         ------
         ConfigError
-            A topic is unknown, or none has a relevant image.
+            A topic is unknown, one that was named has no relevant image or none has, the query
+            of a topic cannot be searched with, or there are more than 63 topics.
         DatasetError
             The collection lacks relevant images.
         """
-        store = gallery.metadata.topics
-        rows = [store.get(name) for name in self.names] or store.all()
-        sessions = [Session(gallery, row, "") for row in sorted(rows, key=lambda row: row.name)]
-        sessions = [one for one in sessions if any(one.judgments().values())]
-        if not sessions:
-            reason = "no image was judged relevant: judge some in a session first"
-            raise ConfigError("topics", reason)
+        sessions = self._sessions(gallery)
         ids, vectors = gallery.embeddings()
         number, topics = len(ids), len(sessions)
         shape = number + topics, topics
         present, junk = np.zeros(shape, bool), np.zeros(shape, bool)
         unjudged, unpooled = np.ones(shape, bool), np.ones(shape, bool)
-        queries, missing, stored = [], 0, set(ids.tolist())
+        queries, missing = [], {}
         for column, session in enumerate(sessions):
             states = session.pooled()
             relevant = [image_id for image_id, state in states.items() if state]
             judged = [image_id for image_id, state in states.items() if state is not None]
-            missing += len(set(relevant) - stored)
+            if lacking := np.setdiff1d(relevant, ids).size:
+                missing[session.topic] = lacking
             present[:number, column] = np.isin(ids, relevant)
             unjudged[:number, column] = ~np.isin(ids, judged)
             unpooled[:number, column] = ~np.isin(ids, list(states))
-            parts = parts_of(gallery, session.query)
-            if where := parts.pop("where", None):
-                junk[:number, column] = ~np.isin(
-                    ids, gallery.metadata.matching(gallery.name, where)
-                )
-            pictures = [parts.pop("query")] if "query" in parts else None
-            made, examples = gallery.query_vectors(pictures, **parts)
-            junk[:number, column] |= np.isin(ids, list(examples))
-            queries.append(made[0])
+            vector, examples = query_vector(gallery, session.query)
+            junk[:number, column] = np.isin(ids, list(examples))
+            if where := session.query.get("where"):
+                found = gallery.metadata.matching(gallery.name, where)
+                junk[:number, column] |= ~np.isin(ids, found)
+            queries.append(vector)
             present[number + column, column] = True
         if missing and not allow_missing:
+            counts = ", ".join(f"{count} of {topic!r}" for topic, count in missing.items())
             raise DatasetError(
                 "judged topics",
-                f"{missing} relevant images are not in collection {gallery.name!r}: ingest them, "
-                "or ignore them with allow_missing",
+                f"collection {gallery.name!r} lacks relevant images: {counts}; add them, name "
+                "other topics, or ignore them with allow_missing=True",
             )
         is_query = np.arange(shape[0]) >= number
         return scoring.task(
@@ -106,6 +101,26 @@ class JudgedTopics:
                 "dataset": "judged topics",
                 "protocol": f"{topics} topics",
                 "distractors": 0,
-                "missing_images": missing,
+                "missing_images": sum(missing.values()),
             },
         )
+
+    def _sessions(self, gallery: Gallery) -> list[Session]:
+        """The sessions to evaluate, by name."""
+        store = gallery.metadata.topics
+        rows = [store.get(name) for name in self.names] or store.all()
+        sessions = [Session(gallery, row, "") for row in sorted(rows, key=lambda row: row.name)]
+        judged = [one for one in sessions if any(one.judgments().values())]
+        if not judged or (self.names and len(judged) < len(sessions)):
+            names = ", ".join(repr(one.topic) for one in sessions if one not in judged)
+            where = f" in {names}" if self.names else ""
+            reason = f"no image was judged relevant{where}: judge some in a session first"
+            raise ConfigError("topics", reason)
+        names = [topic_name(one.topic) for one in judged]
+        if again := [one.topic for one in judged if names.count(topic_name(one.topic)) > 1]:
+            reason = f"{again} have the same name in files of trec_eval: rename them"
+            raise ConfigError("topics", reason)
+        if len(judged) > MAX_CLASSES:
+            reason = f"there are {len(judged)}: name up to {MAX_CLASSES} of them"
+            raise ConfigError("topics", reason)
+        return judged

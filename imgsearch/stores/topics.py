@@ -7,9 +7,9 @@ content of images, so that judgments of the results of several encoders form one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -44,6 +44,10 @@ class Judgment(NamedTuple):
     who: str
     judged_at: datetime
 
+    @property
+    def relevant(self) -> bool | None:
+        return self.value > 0 if self.value else None
+
 
 class Topics:
     """Topics of a metadata store."""
@@ -54,7 +58,8 @@ class Topics:
     def save(self, name: str, collection: str, query: dict, *, new: bool = False) -> TopicRow:
         """Create a topic, or change its query and collection, unless it must be `new`."""
         _check_name(name)
-        values = {"collection": collection, "query": json.dumps(query, sort_keys=True)}
+        text = json.dumps(query, sort_keys=True, default=_plain)
+        values = {"collection": collection, "query": text}
 
         def work(link: sa.Connection) -> None:
             if new:
@@ -66,17 +71,16 @@ class Topics:
         self._sql.write(work)
         return self.get(name)
 
-    def rename(self, name: str, other: str) -> TopicRow:
+    def rename(self, topic_id: int, name: str) -> TopicRow:
         """Give a topic another name, which must be free."""
-        _check_name(other)
-        number = self.get(name).topic_id
+        _check_name(name)
 
         def work(link: sa.Connection) -> None:
-            _check_free(link, other)
-            link.execute(sa.update(topics).where(topics.c.topic_id == number).values(name=other))
+            _check_free(link, name)
+            _touch(link, topic_id, name)
 
         self._sql.write(work)
-        return self.get(other)
+        return self.get(name)
 
     def get(self, name: str) -> TopicRow:
         """Return a topic, or raise ConfigError if it does not exist."""
@@ -104,13 +108,14 @@ class Topics:
         rows = [TopicRow(*row) for row in self._sql.read(query)]
         return [row._replace(query=json.loads(row.query)) for row in rows]
 
-    def delete(self, name: str) -> None:
+    def delete(self, topic_id: int) -> None:
         """Delete a topic and its judgments."""
-        number = self.get(name).topic_id
 
         def work(link: sa.Connection) -> None:
-            link.execute(sa.delete(judgments).where(judgments.c.topic_id == number))
-            link.execute(sa.delete(topics).where(topics.c.topic_id == number))
+            # The topic first: whoever is judging it has locked its row, and is waited for.
+            if not link.execute(sa.delete(topics).where(topics.c.topic_id == topic_id)).rowcount:
+                raise _deleted()
+            link.execute(sa.delete(judgments).where(judgments.c.topic_id == topic_id))
 
         self._sql.write(work)
 
@@ -129,9 +134,8 @@ class Topics:
         ]  # fmt: skip
 
         def work(link: sa.Connection) -> None:
+            _touch(link, topic_id)
             link.execute(sa.insert(judgments), rows)
-            touched = sa.update(topics).where(topics.c.topic_id == topic_id)
-            link.execute(touched.values(name=topics.c.name))  # which sets `updated_at`
 
         if rows:
             self._sql.write(work)
@@ -140,6 +144,7 @@ class Topics:
         """Remove and return the last judgment that `who` made; None if there is none."""
 
         def work(link: sa.Connection) -> Judgment | None:
+            _touch(link, topic_id)
             own = [judgments.c.topic_id == topic_id, judgments.c.who == who, judgments.c.value != 0]
             last = sa.select(*_JUDGMENT).where(*own).order_by(judgments.c.judgment_id.desc())
             row = link.execute(last.limit(1)).first()
@@ -155,22 +160,55 @@ class Topics:
         """Remove the judgments that `who` made of an image; return how many there were."""
         own = [judgments.c.topic_id == topic_id, judgments.c.who == who, judgments.c.value != 0]
         gone = sa.delete(judgments).where(*own, judgments.c.image_id == image_id)
-        return self._sql.write(lambda link: link.execute(gone).rowcount)
+
+        def work(link: sa.Connection) -> int:
+            _touch(link, topic_id)
+            return link.execute(gone).rowcount
+
+        return self._sql.write(work)
 
     def judgments(self, topic_id: int) -> list[Judgment]:
         """Return all judgments of a topic, and what was pooled for judging, oldest first."""
         query = sa.select(*_JUDGMENT).where(judgments.c.topic_id == topic_id)
         rows = self._sql.read(query.order_by(judgments.c.judgment_id))
+        if not rows and not self._read(topics.c.topic_id == topic_id):
+            raise _deleted()
         return [Judgment(*row) for row in rows]
 
 
 _JUDGMENT = [judgments.c[name] for name in Judgment._fields]
 
 
+def _touch(link: sa.Connection, topic_id: int, name: str | None = None) -> None:
+    """Set the time of the last change of a topic, and its name; wait for who is deleting it."""
+    change = sa.update(topics).where(topics.c.topic_id == topic_id)
+    if not link.execute(change.values(name=name or topics.c.name)).rowcount:
+        raise _deleted()
+
+
+def _deleted() -> ConfigError:
+    return ConfigError(
+        "topic", "was deleted in the meantime: start it again by giving its name and its query"
+    )
+
+
+def _plain(value: Any) -> object:
+    """What JSON writes of a time, of a mapping that is no dict, or of a number of NumPy."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="microseconds")
+    if isinstance(value, date):
+        return value.isoformat()
+    return dict(value) if isinstance(value, Mapping) else value.item()
+
+
 def _check_name(name: str) -> None:
-    if not 1 <= len(name) <= 190 or not name.isprintable() or name != name.strip():
-        reason = f"{name[:60]!r} is not a valid name: use 1 to 190 printable characters"
-        raise ConfigError("topic", reason)
+    valid = isinstance(name, str) and 1 <= len(name) <= 190 and name.isprintable()
+    if not valid or name != name.strip():
+        raise ConfigError(
+            "topic",
+            f"{str(name)[:60]!r} is not a valid name: use 1 to 190 printable characters, "
+            "without spaces at the ends",
+        )
 
 
 def _check_free(link: sa.Connection, name: str) -> None:

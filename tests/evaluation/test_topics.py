@@ -101,12 +101,50 @@ def test_what_is_missing_is_named(galleries, judged):
         JudgedTopics(["unicorns"]).task(one)
     relevant = next(i for i, state in judged[0].judgments().items() if state)
     two.delete([two.get(relevant).path])
-    with pytest.raises(DatasetError, match="1 relevant images are not in collection 'two'"):
+    with pytest.raises(
+        DatasetError, match="collection 'two' lacks relevant images: 1 of 'topic 0'; add"
+    ):
         JudgedTopics(["topic 0"]).task(two)
     task = JudgedTopics(["topic 0"]).task(two, allow_missing=True)
     assert task.about["missing_images"] == 1
 
 
 def test_topics_without_judgments_are_refused(galleries):
-    with pytest.raises(ConfigError, match="no image was judged relevant"):
+    with pytest.raises(ConfigError, match="no image was judged relevant: judge some"):
         JudgedTopics().task(galleries[0])
+
+
+def test_a_named_topic_is_never_left_out(galleries, judged):
+    one, _, rows = galleries
+    Session.open(one, "empty", like=[rows[9].image_id])
+    assert JudgedTopics().task(one).classes == ("topic 0", "topic 1")
+    assert JudgedTopics("topic 1").task(one).classes == ("topic 1",)
+    with pytest.raises(ConfigError, match="no image was judged relevant in 'empty': judge some"):
+        JudgedTopics(["topic 0", "empty"]).task(one)
+
+
+def test_topics_whose_names_mean_something_else_are_refused(galleries, judged):
+    one = galleries[0]
+    judged[0].rename("topic-1")
+    with pytest.raises(ConfigError, match=r"'topic-1'.* have the same name in files of trec_eval"):
+        JudgedTopics().task(one)
+    judged[0].rename("all")
+    with pytest.raises(ConfigError, match="'all' stands for all of them: rename the one"):
+        JudgedTopics().task(one)
+
+
+def test_the_picture_of_a_query_is_neither_pooled_nor_ranked(galleries):
+    one, two, rows = galleries
+    own = rows[3].image_id
+    session = Session.open(one, "like this one", own)
+    pool = session.pool([two], depth=10)
+    ranks = {hit.image_id: hit.rank for hit in pool}
+    assert own not in ranks
+    for gallery in (one, two):
+        for hit in gallery.search(own, top_k=10, exclude=[own]):
+            assert ranks[hit.image_id] <= hit.rank
+    for hit in pool:
+        session.judge(hit, relevant=ranks[hit.image_id] == 1)
+    found = scoring.evaluate(JudgedTopics().task(one)).views["all"]
+    assert found.counts.candidates.tolist() == [IMAGES - 1]
+    assert found.values["P@1"].tolist() == [1]

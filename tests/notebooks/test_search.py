@@ -180,7 +180,7 @@ def test_a_session_is_kept_at_once_renamed_resumed_exported_and_deleted(uploaded
     )
     assert [name for name, _ in files] == ["red-/-cars.csv", "red-/-cars.qrels"]
     rows = list(csv.DictReader(files[0][1].splitlines()))
-    assert [(row["value"], row["depth"]) for row in rows] == [("1", "2"), ("-1", "1")]
+    assert [(row["relevance"], row["depth"]) for row in rows] == [("1", "2"), ("0", "1")]
     assert [line.split()[-1] for line in files[1][1].splitlines()] == ["1", "0"]
 
     # The name is taken, until the session is deleted.

@@ -33,7 +33,7 @@ def test_a_topic_comes_back_as_saved_and_can_be_changed(topics, name):
     assert (again.collection, again.query) == ("b", {"text": "cars"})
     assert again.created_at == first.created_at
     assert {row.name for row in topics.all()} >= {name, f"other {name}"}
-    topics.delete(name)
+    topics.delete(first.topic_id)
     with pytest.raises(
         ConfigError, match=r"there is no topic 'röd bil .*; existing topics: .*other"
     ):
