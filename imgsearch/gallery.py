@@ -139,7 +139,8 @@ class Gallery(Collection):
             image_id = row.image_id if row and row.state == "ready" else None
         rows = self.metadata.by_id(self.name, [image_id]) if image_id is not None else {}
         if image_id not in rows:
-            raise ImageNotFound(self.name, wanted if row is None else row.path)
+            named = row or wanted
+            raise ImageNotFound(self.name, named.path if isinstance(named, Stored) else named)
         return image_of(rows[image_id], row)
 
     def _rows(self, paths: Sequence[str | Path]) -> list[ImageRow | None]:

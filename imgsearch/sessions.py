@@ -259,7 +259,7 @@ class Session:
             found[one.image_id] = one.relevant if one.value else found.get(one.image_id)
         return found
 
-    def pool(self, galleries: Sequence[Gallery] = (), depth: int = 20) -> list[Hit]:
+    def pool(self, galleries: Gallery | Sequence[Gallery] = (), depth: int = 20) -> list[Hit]:
         """Pool the first results of several collections for judging.
 
         A comparison of encoders is fair if the results of each were judged to the same
@@ -268,7 +268,7 @@ class Session:
 
         Parameters
         ----------
-        galleries : sequence of Gallery
+        galleries : Gallery or sequence of Gallery
             Other collections of the same images, made with other encoders.
         depth : int
             How many results of each are pooled; those of the saved query, without judgments.
@@ -279,7 +279,8 @@ class Session:
             What is still to be judged, the best ranks first.
         """
         before, found = self.pooled(), []
-        for gallery in (self.gallery, *galleries):
+        others = [galleries] if isinstance(galleries, Gallery) else galleries
+        for gallery in (self.gallery, *others):
             hits = gallery.search(top_k=depth, **parts_of(gallery, self.query))
             new = [(hit.image_id, 0, hit.rank) for hit in hits if hit.image_id not in before]
             self._judge(new, gallery)
@@ -377,11 +378,12 @@ def _reference(gallery: Gallery, picture: object) -> dict[str, str]:
     """What is saved of a picture: the id of a stored image, or the path of a file."""
     image_id = sources.stored_id(picture)
     if isinstance(picture, sources.Stored) and image_id not in gallery:
-        picture, image_id = picture.path, None
-    if image_id is not None:
-        return {"image_id": str(image_id)}
+        picture = picture.path
+    elif image_id is not None:
+        return {"image_id": str(gallery.get(image_id).image_id)}
     if sources.is_vector(picture):
         raise ConfigError("query", "a session keeps pictures and texts, and no vectors")
+    sources.check_picture(picture)
     if not isinstance(picture, str | os.PathLike):
         picture = sources.keep(gallery, picture)
     return {"path": str(absolute(picture))}
@@ -394,6 +396,6 @@ def _resolved(gallery: Gallery, reference: Mapping[str, str]) -> object:
         return gallery.get(int(reference["image_id"]))
     except ImageNotFound as error:
         raise ConfigError(
-            "query", f"was saved with an image that is not there: {error}. Add the image, or save "
-            "another query under the name of the session"
+            "query", f"was saved with an image that is missing: {error}. Add the image again, or "
+            "save another query under the name of the session"
         ) from None  # fmt: skip

@@ -72,7 +72,7 @@ def check_picture(source: object) -> None:
         raise ImageError(type(source).__name__, f"is not an image: {ACCEPTED}")
     words = isinstance(source, str) and os.sep not in source and not Path(source).suffix
     if words and not absolute(source).exists():
-        raise ImageError(source, "no such file; a search with words takes them as `text`")
+        raise ImageError(source, "no such file; to search with words, give them as `text`")
 
 
 class Described(NamedTuple):

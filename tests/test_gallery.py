@@ -255,7 +255,7 @@ def test_what_makes_no_query_is_refused(gallery, photos):
     for text in ("", " ", 5, ["dog"]):
         with pytest.raises(ConfigError, match=r"text: is .*: give words, as one str"):
             gallery.search(text=text)
-    with pytest.raises(ImageError, match="dog: no such file; a search with words"):
+    with pytest.raises(ImageError, match="dog: no such file; to search with words"):
         gallery.search("dog")
     with pytest.raises(ConfigError, match="'dislike' is none of"):
         gallery.search(photos[0], weights={"dislike": 1})

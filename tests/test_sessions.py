@@ -114,7 +114,7 @@ def test_what_cannot_be_saved_or_judged_is_refused(rows_of, collection):
         ({"like": [0], "where": {"width": {"~": 1}}}, FilterError),
         ({"like": [0], "weights": {"dislike": 1}}, ConfigError),
         ({"like": [0], "box": (0, 0, 5, 5)}, ConfigError),
-        ({"like": ["none.png"]}, ImageError), ({"like": [12345]}, ConfigError),
+        ({"like": ["none.png"]}, ImageError), ({"like": [12345]}, ImageNotFound),
     ],
 )  # fmt: skip
 def test_a_query_that_cannot_be_searched_with_does_not_replace_the_saved_one(
@@ -153,10 +153,14 @@ def test_a_query_with_an_image_of_another_collection_or_one_that_is_deleted(
         first = Session.open(gallery, collection, image).search(5)
         assert [h.image_id for h in first] == [h.image_id for h in gallery.search(image, 5)]
         session = Session.open(other, collection, image)
+        with pytest.raises(ImageNotFound, match=r"does not contain image /.*a\.png$"):
+            Session.open(gallery, collection).judge(image)
         assert list(session.search(5)) == session.pool() == []
         assert [hit.image_id for hit in session.search(5, include_judged=True)] == [image.image_id]
         other.delete([tmp_path / "a.png"])
-        with pytest.raises(ConfigError, match=r"an image that is not there: .*Add the image, or"):
+        with pytest.raises(
+            ConfigError, match=r"an image that is missing: .*Add the image again, or"
+        ):
             session.search(5)
 
 

@@ -48,7 +48,7 @@ def test_anything_else_that_can_be_iterated_over_is_a_list(given, count):
     ("source", "reason"),
     [
         ("nowhere.jpg", r"nowhere\.jpg: no such file"),
-        ("a brown horse in a field", "words takes them as `text`"),
+        ("a brown horse in a field", "give them as `text`"),
         ("https://example.org/cat.jpg", "URLs are not fetched"),
         ({"image": 1}, "dict: is not an image: give a path, bytes, .* or a vector"),
         (np.ones(7, np.float32), "vector"),

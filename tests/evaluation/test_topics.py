@@ -137,7 +137,7 @@ def test_the_picture_of_a_query_is_neither_pooled_nor_ranked(galleries):
     one, two, rows = galleries
     own = rows[3].image_id
     session = Session.open(one, "like this one", own)
-    pool = session.pool([two], depth=10)
+    pool = session.pool(two, depth=10)
     ranks = {hit.image_id: hit.rank for hit in pool}
     assert own not in ranks
     for gallery in (one, two):
