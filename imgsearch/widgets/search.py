@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import ipywidgets as ipw
 import numpy as np
@@ -158,7 +157,8 @@ class SearchPanel(panel.Panel):
 
     def _typed(self, text: str) -> None:
         text = str(text).strip().strip("'\"")
-        if not text or os.sep in text or Path(text).is_file() or images.is_candidate(text):
+        file = os.path.isfile(text)  # noqa: PTH113 - Path.is_file raises where a name is too long
+        if not text or os.sep in text or file or images.is_candidate(text):
             self.search(text)
         else:
             self._search(lambda: self._words(text))
@@ -188,7 +188,7 @@ class SearchPanel(panel.Panel):
     def _back(self) -> None:
         if len(self._history) > 1:
             self._history.pop()
-            self.search(self._history.pop())
+            self.search(self._history[-1])
 
     def _again(self) -> None:
         if self.query is not None and self.hits is not None:

@@ -75,8 +75,15 @@ class SessionBar(ipw.VBox):
 
     def session_of(self, query: Query) -> Session | None:
         """Open the session of a query, if it has one."""
-        name = query.topic.name
-        return Session.open(self._owner.current_gallery(), name) if name else None
+        name, gallery = query.topic.name, self._owner.current_gallery()
+        if name and name not in {row.name for row in gallery.metadata.topics.all()}:
+            query.topic.name = ""
+            self.show(query, None, ())
+            raise ConfigError(
+                "Session", f"“{name}” was deleted or renamed in another notebook. Resume it by its "
+                "new name, or search again to continue without it"
+            )  # fmt: skip
+        return Session.open(gallery, name) if name else None
 
     def judge(self, query: Query, hit: Hit, relevant: bool) -> None:
         """Save a judgment; the first one of a query starts a session."""
@@ -147,7 +154,7 @@ class SessionBar(ipw.VBox):
             raise ConfigError("Session", "search first: a session keeps a query and judgments")
 
         def work() -> None:
-            session = self._write(query, typed or self._free_name(query))
+            session = self._write(query, typed or query.topic.name or self._free_name(query))
             self.show(query, session, tuple(session.examples()))
             self.list_topics()
             self._owner.status.show(f"Saved the session “{session.topic}”.", "good")

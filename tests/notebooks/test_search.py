@@ -183,6 +183,12 @@ def test_a_session_is_kept_at_once_renamed_resumed_exported_and_deleted(uploaded
     assert [(row["relevance"], row["depth"]) for row in rows] == [("1", "2"), ("0", "1")]
     assert [line.split()[-1] for line in files[1][1].splitlines()] == ["1", "0"]
 
+    # A field without a name leaves the name as it is.
+    assert (
+        uploaded("panel.session.name.value = ' '; panel.session.save.click()", "panel.status.text")
+        == "Saved the session “red / cars”."
+    )
+
     # The name is taken, until the session is deleted.
     taken = uploaded(
         "type_path('dog'); panel.wait(100); judge(0, 1); panel.wait(100)\n"
@@ -200,6 +206,20 @@ def test_a_session_is_kept_at_once_renamed_resumed_exported_and_deleted(uploaded
     assert "red / cars" not in deleted[1]
     assert deleted[2] == taken[2]
     uploaded("panel.filters.where = {}; panel.session.toggle.value = False")
+
+
+def test_a_session_that_another_notebook_deletes_is_told_and_the_search_goes_on(uploaded, home):
+    uploaded("judge(0, 1)")
+    name = uploaded("", "panel.session.name.value")
+    with Gallery.open("mine", settings=load_settings(imgsearch_home=home)) as gallery:
+        Session.open(gallery, name).delete()
+    told = uploaded(
+        "judge(0, -1)",
+        "[panel.status.text, chips(), panel.session.csv.disabled, len(panel._history)]",
+    )
+    assert told[0].startswith(f"Session: “{name}” was deleted or renamed in another notebook.")
+    assert told[1:] == [[], True, 1]
+    assert uploaded("judge(0, -1)", "[panel.status.text, len(chips())]") == ["", 1]
 
 
 def test_a_judgment_that_cannot_be_kept_is_not_shown(uploaded):
@@ -331,9 +351,10 @@ def test_words_are_searched_with_where_the_encoder_takes_them(uploaded):
         " panel.picture.picture, panel.selection.png.disabled]",
     )
     assert found == ["", "<h2>Results for “horse”</h2>", 12, "12 of 12 images", None, True]
-    wrong = uploaded("type_path('qwertz')", "[panel.status.kind, panel.status.text]")
-    assert wrong[0] == "bad"
-    assert "qwertz" in wrong[1]
+    for word in ("qwertz", "x" * 5_000):
+        wrong = uploaded(f"type_path('{word}')", "[panel.status.kind, panel.status.text]")
+        assert wrong[0] == "bad"
+        assert f"does not know the word '{word[:40]}'" in wrong[1]
     assert uploaded("panel.back.click()", "panel.picture.name") == "03.png"
 
 
