@@ -101,7 +101,7 @@ def against_pytrec_eval(task: scoring.Task, some: int) -> dict:
 
     def judged(part: slice) -> dict[str, np.ndarray]:
         block = ranking.by_score(scores[part].astype(np.float64), skip[part])
-        gains, junk = judge.gains(judge.places(block.order), queries[part], mask)
+        gains, junk, *_ = judge.verdicts(judge.places(block.order), queries[part], mask)
         found, own = metrics.ranks(gains, junk), metrics.Counts(*(x[part] for x in counts))
         values = {
             "map": metrics.average_precision(found, own),

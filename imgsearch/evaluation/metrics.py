@@ -252,14 +252,13 @@ def expected_reciprocal_rank(counts: Counts) -> np.ndarray:
     The first relevant item is at rank i with probability
     P(i) = R/(N-i+1) · prod_{j<i-1} (N-R-j)/(N-j), and E = sum P(i)/i for i ≤ N - R + 1.
     """
-    pairs, which = np.unique(np.stack(counts[:2], axis=1), axis=0, return_inverse=True)
-    values = np.zeros(len(pairs))
-    for i, (r, n) in enumerate(pairs.tolist()):
-        if r > 0:
-            above = np.arange(n - r + 1)  # items above the first relevant one
-            none_yet = np.cumprod(np.concatenate([[1.0], (n - r - above[:-1]) / (n - above[:-1])]))
-            values[i] = np.sum(none_yet * r / (n - above) / (above + 1))
-    return values[which.ravel()]
+
+    def expected(r: int, n: int) -> float:
+        above = np.arange(n - r + 1)  # items above the first relevant one
+        none_yet = np.cumprod(np.concatenate([[1.0], (n - r - above[:-1]) / (n - above[:-1])]))
+        return np.sum(none_yet * r / (n - above) / (above + 1))
+
+    return _for_each_kind(expected, counts.relevant, counts.candidates)
 
 
 def expected_r_precision(counts: Counts) -> np.ndarray:
@@ -307,18 +306,18 @@ def expected_inferred_average_precision(counts: Counts) -> np.ndarray:
     A share of (R - 1)/(J - 1) of them counts as relevant if any of them was judged, where J is
     the number of judged items, and one half otherwise.
     """
-    kinds = np.stack([counts.relevant, counts.candidates, counts.nonrelevant, counts.pooled], 1)
-    found, which = np.unique(kinds, axis=0, return_inverse=True)
-    values = np.zeros(len(found))
-    for row, (r, n, nonrelevant, pooled) in enumerate(found.tolist()):
-        if r > 0:
-            judged, above = r + nonrelevant, np.arange(n)  # items above each rank
-            share = (r - 1) / max(judged - 1, 1)
-            none = np.cumprod(np.append(1.0, (n - judged - above[:-1]) / (n - 1 - above[:-1])))
-            unseen = none * above * (pooled - judged) / max(n - judged, 1)
-            gained = share * above * (pooled - 1) / max(n - 1, 1) + (0.5 - share) * unseen
-            values[row] = np.mean((1 + gained) / (above + 1))
-    return values[which.ravel()]
+
+    def expected(r: int, n: int, nonrelevant: int, pooled: int) -> float:
+        judged, above = r + nonrelevant, np.arange(n)  # items above each rank
+        share = (r - 1) / max(judged - 1, 1)
+        none = np.cumprod(np.append(1.0, (n - judged - above[:-1]) / (n - 1 - above[:-1])))
+        unseen = none * above * (pooled - judged) / max(n - judged, 1)
+        gained = share * above * (pooled - 1) / max(n - 1, 1) + (0.5 - share) * unseen
+        return np.mean((1 + gained) / (above + 1))
+
+    return _for_each_kind(
+        expected, counts.relevant, counts.candidates, counts.nonrelevant, counts.pooled
+    )
 
 
 def simulated_interpolated_precision(
@@ -388,6 +387,13 @@ def at_depths(ks: Sequence[int]) -> dict[str, Metric]:
             at_k = name.replace("@k", f"@{k}")
             found[at_k] = Metric(at_k, partial(metric.value, k=k), partial(metric.baseline, k=k))
     return found
+
+
+def _for_each_kind(expected: Callable[..., float], *counts: np.ndarray) -> np.ndarray:
+    """Call a function once for all queries with equal counts, the first of them R > 0."""
+    kinds, which = np.unique(np.stack(counts, axis=1), axis=0, return_inverse=True)
+    values = [expected(*kind) if kind[0] > 0 else 0.0 for kind in kinds.tolist()]
+    return np.array(values)[which.ravel()]
 
 
 def _within(found: Ranks, k: int) -> np.ndarray:

@@ -91,9 +91,9 @@ def per_class(
     return figure
 
 
-def confusion(evaluation: Evaluation, *, k: int = 1, title: str = "") -> Figure:
+def confusion(evaluation: Evaluation, *, title: str = "") -> Figure:
     """Draw :meth:`Evaluation.confusion` in per cent, without the rows that have no query."""
-    matrix = evaluation.confusion(k)
+    matrix = evaluation.confusion()
     rows = np.flatnonzero(~np.isnan(matrix).any(axis=1))
     _require(rows, "queries with a class")
     names = evaluation.task.classes
@@ -107,17 +107,15 @@ def confusion(evaluation: Evaluation, *, k: int = 1, title: str = "") -> Figure:
         axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(rows)), [names[i] for i in rows], fontsize=8)
-    nearest = "nearest neighbour" if k == 1 else f"{k} nearest neighbours"
-    share = "% of the queries of a class" if k == 1 else "% of the neighbours of a class"
     axes.set(
-        xlabel=f"class of the {nearest}\n"
-        f"({share}; images show several classes, so rows add up to more than 100)",
+        xlabel="class of the nearest neighbour\n(% of the queries of a class; images show several "
+        "classes, so rows need not add up to 100)",
         ylabel="class of the query",
     )
     return figure
 
 
-def cases(found: Sequence[Case], *, metric: str = "AP", title: str = "") -> Figure:
+def cases(found: Sequence[Case], *, title: str = "") -> Figure:
     """Draw queries and their nearest neighbours, a row for each query, which comes first.
 
     Frames and words say which neighbours are relevant. A picture that cannot be read is a
@@ -129,7 +127,7 @@ def cases(found: Sequence[Case], *, metric: str = "AP", title: str = "") -> Figu
     for row, case in zip(grid, found, strict=True):
         show_image(row[0], case.path)
         classes = shorten(_class_list(case.classes))
-        caption(row[0], "query", f"{metric} {case.value:.2f}, R = {case.relevant}", classes)
+        caption(row[0], "query", f"AP {case.value:.2f}, R = {case.relevant}", classes)
         for tile, near in zip(row[1:], case.neighbours, strict=False):
             show_image(tile, near.path)
             frame(tile, *(RELEVANT if near.relevant else NOT_RELEVANT))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,10 +89,9 @@ def count(queries: Labels, gallery: Labels, skip: np.ndarray, mask: int) -> Coun
     at_least = np.zeros((len(combinations), len(highest)), np.int64)
     others = np.zeros((len(combinations), 3), np.int64)  # junk, unjudged, unpooled
 
-    def judged(items: Labels, present: np.integer, shown: np.integer) -> tuple:
-        gains, junk = _judge(items, present, shown)
-        missing = (np.zeros_like(junk) if x is None else x for x in _missing(items, present))
-        return gains, [int(junk.sum()), *(int((x & ~junk).sum()) for x in missing)]
+    def judged(items: Labels, present: np.integer, shown: np.integer) -> tuple[np.ndarray, list]:
+        gains, junk, *missing = _judge(items, present, shown)
+        return gains, [junk.sum(), *(0 if x is None else (x & ~junk).sum() for x in missing)]
 
     for i, (present, shown) in enumerate(combinations):
         gains, others[i] = judged(gallery, present, shown)
@@ -114,8 +114,17 @@ def count(queries: Labels, gallery: Labels, skip: np.ndarray, mask: int) -> Coun
     )
 
 
+class Verdicts(NamedTuple):
+    """What items are to a query: arrays of one shape, the arguments of :func:`metrics.ranks`."""
+
+    gains: np.ndarray  # number of shared classes
+    junk: np.ndarray
+    unjudged: np.ndarray | None  # None if everything was judged
+    unpooled: np.ndarray | None
+
+
 class Judge:
-    """Gains and junk of rankings of one gallery."""
+    """Compares rankings of one gallery with their queries."""
 
     def __init__(self, gallery: Labels):
         kind = gallery.present.dtype.type
@@ -128,36 +137,19 @@ class Judge:
         """Return the labels of the items at each rank of some rankings, of shape (b, depth)."""
         return self._labels[order]  # -1 selects the last entry, which stands for no item
 
-    def gains(self, places: Labels, queries: Labels, mask: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the number of shared classes, and whether it is junk, for each ranked item.
-
-        Both have the shape (b, depth). Ranks without an item are junk.
-        """
+    def verdicts(self, places: Labels, queries: Labels, mask: int) -> Verdicts:
+        """Judge the ranked items for each query; ranks without an item are junk."""
         own = queries.among(mask)
         return _judge(places, own.present[:, None], (own.shown | self._nothing)[:, None])
 
-    def missing(
-        self, places: Labels, queries: Labels, mask: int
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return which ranked items were not judged, and not pooled; None if all of them were."""
-        return _missing(places, queries.among(mask).present[:, None])
 
-
-def _judge(
-    items: Labels, query_present: np.ndarray, query_shown: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _judge(items: Labels, query_present: np.ndarray, query_shown: np.ndarray) -> Verdicts:
     gains = np.bitwise_count(items.present & query_present)
+    irrelevant = gains == 0
     junk = (items.shown & query_shown) != 0
-    junk &= gains == 0
-    return gains, junk
-
-
-def _missing(
-    items: Labels, query_present: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return masks of the items, not relevant, that were not judged or not pooled for the query."""
-    if items.unjudged is None:
-        return None, None
-    irrelevant = (items.present & query_present) == 0
-    parts = (items.unjudged, items.unpooled)
-    return tuple(irrelevant & ((part & query_present) != 0) for part in parts)
+    junk &= irrelevant
+    missing = (
+        None if part is None else irrelevant & ((part & query_present) != 0)
+        for part in (items.unjudged, items.unpooled)
+    )
+    return Verdicts(gains, junk, *missing)

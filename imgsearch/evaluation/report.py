@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from imgsearch import config
 from imgsearch.datasets.base import Dataset
@@ -27,13 +28,8 @@ def evaluate_collections(
     dataset: Dataset | JudgedTopics,
     collections: Sequence[str] = (),
     *,
-    protocol: str = "train -> val",
-    ks: Sequence[int] = KS,
-    seed: int = 0,
-    distractors: bool = False,
-    allow_missing: bool = False,
     settings: config.Settings | None = None,
-    progress: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> dict[str, Evaluation]:
     """Evaluate the exact rankings of some collections on one dataset.
 
@@ -43,19 +39,10 @@ def evaluate_collections(
         The ground truth.
     collections : sequence of str
         ``DEFAULT_TABLE`` if empty.
-    protocol : str
-        ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``; judged topics
-        have none.
-    ks : sequence of int
-        Depths of P@k, R@k and nDCG@k.
-    seed : int
-        Of the bootstrap intervals.
-    distractors, allow_missing : bool
-        As for :class:`Protocol` and :func:`prepare`.
     settings : Settings, optional
         Read from the environment if left out.
-    progress : callable, optional
-        Called with a line of text now and then. An exception from it ends the work.
+    **options
+        Further parameters of :func:`imgsearch.evaluate`, which also raises the errors.
 
     Returns
     -------
@@ -64,21 +51,14 @@ def evaluate_collections(
 
     Raises
     ------
-    ConfigError
-        A parameter has a value that cannot be used.
-    DatasetError
-        The dataset is damaged, or a collection does not contain all its images.
     CollectionNotFound
         A collection does not exist.
-    StoreError
-        A store failed.
     """
     settings = settings or config.load_settings()
-    how = {"ks": ks, "seed": seed, "distractors": distractors, "allow_missing": allow_missing}
     found = {}
     for name in dict.fromkeys(collections or [settings.default_table]):
         with Gallery.open(name, settings=settings) as gallery:
-            found[name] = evaluate_gallery(gallery, dataset, protocol, **how, progress=progress)
+            found[name] = evaluate_gallery(gallery, dataset, **options)
     return found
 
 
@@ -104,10 +84,8 @@ def evaluate_gallery(
     protocol : str
         ``train -> val`` (gallery, then queries) or ``leave-one-out trainval``; judged topics
         have none.
-    ks : sequence of int
-        Depths of P@k, R@k and nDCG@k.
-    seed : int
-        Of the bootstrap intervals.
+    ks, seed
+        As for :func:`imgsearch.evaluation.evaluate`.
     distractors, allow_missing : bool
         As for :class:`Protocol` and :func:`prepare`.
     progress : callable, optional
@@ -337,15 +315,15 @@ def write_csv(path: str | Path, rows: Sequence[dict]) -> Path:
 def _per_query(evaluation: Evaluation) -> list[dict]:
     """One row for each query of the view ``all``, with every metric."""
     view, task = evaluation.views[ALL], evaluation.task
+    queries = task.queries[view.rows]
     columns = {
-        "relevant": view.counts.relevant, "candidates": view.counts.candidates, **view.values
-    }  # fmt: skip
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [
-        {"query": task.names[query], "image_id": int(task.ids[query])}
-        | dict(zip(columns, row, strict=True))
-        for query, row in zip(task.queries[view.rows].tolist(), values, strict=True)
-    ]
+        "query": [task.names[query] for query in queries],
+        "image_id": task.ids[queries].tolist(),
+        "relevant": view.counts.relevant.tolist(),
+        "candidates": view.counts.candidates.tolist(),
+    }
+    columns |= {name: values.tolist() for name, values in view.values.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _plain(value: object) -> object:

@@ -56,23 +56,13 @@ class Task:
     Attributes
     ----------
     ids : ndarray of int64, shape (n,)
-        Image ids, ascending; byte-identical files have equal ids.
-    names : tuple of str
-        Unique names of the images.
-    paths : tuple of str
-        Paths of the image files; empty if there is no file.
-    vectors : ndarray of float, shape (n, d)
-        Not necessarily normalised, but not zero.
+        Image ids, ascending.
+    names, paths, vectors, classes, groups, about
+        As for :func:`task`, in the order of `ids`.
     labels : Labels
         Classes of the n images, as bits.
     queries, gallery : ndarray of int64
         Indices of images, ascending.
-    classes : tuple of str
-        Names of the classes, in the order of the bits of `labels`.
-    groups : dict of str to tuple of str
-        Groups of classes, by name, for which combined scores are reported as well.
-    about : dict
-        What is needed to repeat the evaluation: collection, encoder, dataset, protocol.
     """
 
     ids: np.ndarray
@@ -210,7 +200,8 @@ def task(
     queries, gallery : ndarray of bool, shape (n,), optional
         Which images are queries, and which are searched; by default all.
     about : dict, optional
-        Description that is included in every report.
+        What is needed to repeat the evaluation, such as collection, encoder, dataset and
+        protocol; it is included in every report.
 
     Returns
     -------
@@ -366,8 +357,6 @@ class Evaluation:
         Their cosine similarities.
     unlabelled : int
         Number of queries that show no objects, or only difficult ones; they are in no view.
-    seed, resamples : int
-        Seed and number of samples of the bootstrap.
     """
 
     task: Task
@@ -376,8 +365,6 @@ class Evaluation:
     neighbours: np.ndarray
     neighbour_scores: np.ndarray
     unlabelled: int
-    seed: int
-    resamples: int
 
     @cached_property
     def metrics(self) -> dict[str, str]:
@@ -393,7 +380,8 @@ class Evaluation:
     @cached_property
     def _samples(self) -> dict[str, np.ndarray]:
         """Bootstrap means of every view, (resamples, metrics)."""
-        weights = statistics.bootstrap_weights(len(self.task.queries), self.resamples, self.seed)
+        resamples, seed = self.about["resamples"], self.about["seed"]
+        weights = statistics.bootstrap_weights(len(self.task.queries), resamples, seed)
         return {
             name: statistics.weighted_means(
                 weights[:, view.rows], np.stack(list(view.values.values()), axis=1)
@@ -558,7 +546,6 @@ def evaluate(
     ks: Sequence[int] = KS,
     seed: int = 0,
     resamples: int = 1000,
-    about: dict | None = None,
 ) -> Evaluation:
     """Score a ranking of the gallery for each query.
 
@@ -576,8 +563,6 @@ def evaluate(
         Seed of the bootstrap and of the simulated curves.
     resamples : int
         Number of bootstrap samples.
-    about : dict, optional
-        Description of the ranking, for reports.
 
     Returns
     -------
@@ -629,14 +614,17 @@ def evaluate(
     return Evaluation(
         task=task,
         about=task.about
-        | {"truth": task.fingerprint, "ks": list(ks), "seed": seed, "resamples": resamples}
-        | (about or {"ranking": "exact, full depth"}),
+        | {
+            "truth": task.fingerprint,
+            "ks": list(ks),
+            "seed": seed,
+            "resamples": resamples,
+            "ranking": "exact, full depth" if blocks is None else "given as blocks",
+        },
         views={name: part.view(seed) for name, part in parts.items()},
         neighbours=np.where(neighbours >= 0, task.gallery[neighbours], -1).astype(np.int32),
         neighbour_scores=scores,
         unlabelled=len(task.queries) - len(parts[ALL].rows),
-        seed=seed,
-        resamples=resamples,
     )
 
 
@@ -657,14 +645,13 @@ class _Part:
         rows = self.rows[part]
         if len(rows) < stop - start:
             places = places[rows - start]
-        gains, junk = judge.gains(places, queries[rows], self.mask)
-        missing = judge.missing(places, queries[rows], self.mask)
-        found = metrics.ranks(gains, junk, *missing)
+        verdicts = judge.verdicts(places, queries[rows], self.mask)
+        found = metrics.ranks(*verdicts)
         counts = Counts(*(array[part] for array in self.counts))
         for name, metric in self.metrics.items():
             self.values[name][part] = metric.value(found, counts)
         self.curves[part] = metrics.interpolated_precision(found, counts.relevant, LEVELS)
-        return rows, junk
+        return rows, verdicts.junk
 
     def view(self, seed: int) -> View:
         some = self.counts.relevant > 0

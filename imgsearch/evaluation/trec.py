@@ -77,7 +77,7 @@ def write_run(
     with atomic(path, "w") as file:
         for block in (make() for make in task.ranked()) if blocks is None else blocks:
             rows = np.arange(block.start, block.start + len(block.order))
-            _, junk = judge.gains(judge.places(block.order), queries[rows], mask)
+            junk = judge.verdicts(judge.places(block.order), queries[rows], mask).junk
             for row, (order, out) in enumerate(zip(block.order, junk, strict=True)):
                 query = names[task.queries[block.start + row]]
                 kept = np.flatnonzero(~out)[:depth]

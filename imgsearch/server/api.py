@@ -202,13 +202,13 @@ def _picture(request: Request, name: str, image: Image | Hit) -> dict:
 
 
 def _details(request: Request, name: str, image: Image) -> PictureDetails:
-    about = {
-        "format": image.format,
-        "size": image.size,
-        "added_at": image.added_at,
-        "attributes": image.attributes,
-    }
-    return PictureDetails(**_picture(request, name, image), **about)
+    return PictureDetails(
+        **_picture(request, name, image),
+        format=image.format,
+        size=image.size,
+        added_at=image.added_at,
+        attributes=image.attributes,
+    )
 
 
 # ------------------------------------------------------------ searches

@@ -147,8 +147,10 @@ async def _failed(request: Request, error: ImgSearchError) -> Response:
     """Answer an error with its own sentence; visitors learn no path of the server."""
     status = next(status for kind, status in STATUS if isinstance(error, kind))
     text = error.reason if isinstance(error, ImageError) else str(error)
-    if not request.state.admin and (status >= 500 or os.sep in text):
+    if not request.state.admin and status >= 500:
         text = "The server could not do this; its log holds the details."
+    elif not request.state.admin and os.sep in text:
+        text = "The request cannot be answered; only the administrator is told why."
     if status >= 500:
         log.error("failed", exc_info=error)
     headers = {"Retry-After": "5"} if status == 503 else {}

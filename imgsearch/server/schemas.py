@@ -126,12 +126,6 @@ class QueryInfo(BaseModel):
     thumbnail: str
 
 
-class Count(BaseModel):
-    """Number of images."""
-
-    images: int
-
-
 class Value(BaseModel):
     """A value of an attribute, and how many files have it."""
 

@@ -106,7 +106,7 @@ class Service:
         try:
             with suppress(CollectionNotFound):
                 blank = np.zeros((64, 64, 3), np.uint8)
-                self._search(Plan(self.options.collection, 1), [blank])
+                self._search((Plan(self.options.collection, 1), False), [blank])
             # What is loaded stays: a full collection of garbage would look through it for 0.2 s.
             gc.collect()
             gc.freeze()
@@ -196,21 +196,22 @@ class Service:
 
     async def search(self, plan: Plan, query: Any = None) -> Hits:
         """Search with a picture, a vector, an image_id or nothing but the plan, in a batch."""
-        return await self.batcher.submit(plan, query)
+        return await self.batcher.submit((plan, query is None), query)
 
-    def _search(self, plan: Plan, queries: Sequence) -> Sequence[Hits | ImgSearchError]:
+    def _search(self, key: tuple[Plan, bool], queries: Sequence) -> Sequence[Hits | ImgSearchError]:
+        plan, only_plan = key
         gallery = self.gallery(plan.collection)
         self._encoders.setdefault(gallery.row.fingerprint, gallery.encoder)
         how = plan._asdict() | {"where": None if plan.where is None else json.loads(plan.where)}
         del how["collection"]
         try:
-            if queries[0] is None:  # such plans are the same as a whole
+            if only_plan:  # such searches have the same hits
                 return [gallery.search(**how)] * len(queries)
             return gallery.search(queries, **how)
         except ImgSearchError as error:
             if len(queries) == 1:
                 return [error]
-        return [result for query in queries for result in self._search(plan, [query])]
+        return [result for query in queries for result in self._search(key, [query])]
 
     def keep_query(self, data: bytes) -> str:
         """Keep the picture of a visitor, and return the key that only this visitor knows."""

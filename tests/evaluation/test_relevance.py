@@ -27,7 +27,7 @@ def test_counts_and_judgements_follow_the_definition(seed, n, classes, mask):
     counts = relevance.count(labels[rows], labels, skip[rows], mask)
     order = np.tile(np.append(np.arange(n, dtype=np.int32), -1), (len(rows), 1))
     judge = relevance.Judge(labels)
-    gains, junk = judge.gains(judge.places(order), labels[rows], mask)
+    gains, junk, *_ = judge.verdicts(judge.places(order), labels[rows], mask)
     for at, i in enumerate(rows):
         expected = []
         for j in range(n):
@@ -50,9 +50,9 @@ def test_a_match_by_a_difficult_object_of_the_query_is_junk_too():
     query = Labels.of(np.array([[True, False]]), np.array([[False, True]]))
     other = Labels.of(np.array([[False, True]]))
     judge = relevance.Judge(other)
-    gains, junk = judge.gains(judge.places(np.array([[0]], np.int32)), query, 3)
+    gains, junk, *_ = judge.verdicts(judge.places(np.array([[0]], np.int32)), query, 3)
     assert (gains.tolist(), junk.tolist()) == ([[0]], [[True]])
-    gains, junk = judge.gains(judge.places(np.array([[0]], np.int32)), query, 1)
+    gains, junk, *_ = judge.verdicts(judge.places(np.array([[0]], np.int32)), query, 1)
     assert (gains.tolist(), junk.tolist()) == ([[0]], [[False]])
 
 
@@ -64,7 +64,7 @@ def test_many_classes_fit_into_the_bits(classes):
     labels, mask = Labels.of(present, difficult), (1 << classes) - 1
     judge = relevance.Judge(labels)
     order = np.tile(np.append(np.arange(classes, dtype=np.int32), -1), (classes, 1))
-    gains, junk = judge.gains(judge.places(order), labels, mask)
+    gains, junk, *_ = judge.verdicts(judge.places(order), labels, mask)
     assert (gains[:, :-1] == present).all()
     assert (junk[:, :-1] == (difficult | difficult.T)).all()
     assert junk[:, -1].all()

@@ -178,7 +178,10 @@ def test_a_shallow_ranking_misses_what_it_does_not_reach():
     task = random_task()
     (full,) = [make() for make in task.ranked()]
     cut = ranking.Block(0, full.order[:, :10], full.keys[:, :10])
-    a, b = scoring.evaluate(task).views["all"], scoring.evaluate(task, [cut]).views["all"]
+    whole, part = scoring.evaluate(task), scoring.evaluate(task, [cut])
+    assert whole.about["ranking"] == "exact, full depth"
+    assert part.about["ranking"] == "given as blocks"
+    a, b = whole.views["all"], part.views["all"]
     assert (a.counts.relevant == b.counts.relevant).all()
     assert (b.values["AP"] < a.values["AP"]).all()
     assert (b.values["P@5"] == a.values["P@5"]).all() or (task.labels.shown != 0).any()

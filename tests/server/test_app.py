@@ -69,3 +69,13 @@ def test_errors_of_a_store_name_it_to_the_administrator_only(start, monkeypatch)
             assert answer.status_code == status
             assert (error.reason in answer.text) is shown
             assert ("retry-after" in answer.headers) is (status == 503)
+
+
+def test_visitors_are_referred_to_the_log_only_where_it_has_an_entry(server, caplog):
+    body = {"text": "x", "where": {"width": {"/": 1}}}
+    address = "/api/v1/collections/served/search"
+    told, hidden = server.admin.post(address, json=body), server.visitor.post(address, json=body)
+    assert told.status_code == hidden.status_code == 400
+    assert '"/"' in told.json()["detail"]
+    assert hidden.json()["detail"].endswith("only the administrator is told why.")
+    assert not [record for record in caplog.records if record.message == "failed"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from fastapi import HTTPException
 
 from imgsearch.ingestion import ingest
+from imgsearch.server.batching import Batcher
 from imgsearch.server.pictures import Kept
+from imgsearch.server.service import Plan
+from tests.helpers import run_async
 
 
 def test_a_collection_that_was_dropped_and_made_anew_is_opened_again(start, folder, collection):
@@ -49,3 +54,20 @@ def test_every_number_of_63_bits_is_looked_up(server, monkeypatch, number):
     assert server.service.find(str(number), None, paths=False) == ("served", number)
     with pytest.raises(HTTPException):
         server.service.find(str(2**63), None, paths=True)
+
+
+def test_a_search_with_and_one_without_a_picture_are_answered_apart(server, monkeypatch, photos):
+    """They had one batch if all else was the same, and the picture was then ignored."""
+    service, data = server.service, (photos / "05.png").read_bytes()
+    gallery = service.gallery("served")
+    (example, *_) = gallery.browse(limit=1)
+    monkeypatch.setattr(service, "batcher", Batcher(service._search, lambda size: None))
+    plan = Plan("served", 5, like=(example.image_id,))
+
+    async def main():
+        return await asyncio.gather(service.search(plan), service.search(plan, data))
+
+    found = [[hit.image_id for hit in hits] for hits in run_async(main())]
+    expected = [gallery.search(query, 5, like=[example.image_id]) for query in (None, data)]
+    assert found == [[hit.image_id for hit in hits] for hits in expected]
+    assert found[0] != found[1]
