@@ -35,11 +35,9 @@ PARAMETERS = "# Parameters"
 
 
 def parameters(namespace: dict, function: Callable) -> dict:
-    """Return the parameters that a notebook's cells set in `namespace`, its ``globals()``.
-
-    Papermill only warns of a parameter that a notebook does not have, and runs it with the
-    default. Here, a name that `function` does not take is a ConfigError.
-    """
+    """Return the parameters that a notebook's cells set in `namespace`, its ``globals()``."""
+    # Papermill only warns of a parameter that a notebook does not have, and runs the notebook
+    # with the default.
     allowed = list(inspect.signature(function).parameters)
     cells = [cell for cell in namespace["In"] if cell.startswith(PARAMETERS)]
     given = {

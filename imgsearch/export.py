@@ -6,7 +6,8 @@ One row per path, sorted by ``image_id`` and path, with the columns ``image_id``
 a fixed-size list of float32. The metadata of the file contain a JSON document under the key
 ``imgsearch``: collection, encoder, identity, fingerprint, index, counts and a SHA-256 of the
 content. In ``path``, a backslash is written as ``\\`` and a byte that is not UTF-8 as ``\xHH``.
-The image files themselves are not exported.
+The image files themselves are not exported. pandas, polars, DuckDB and Hugging Face datasets
+open the file.
 """
 
 from __future__ import annotations
@@ -139,34 +140,7 @@ def _update(digest: Any, rows: list[ImageRow], vectors: np.ndarray) -> None:
 def export_collection(
     collection: Collection, path: str | Path, *, progress: Progress | None = None
 ) -> Path:
-    """Write a collection to a Parquet file.
-
-    pandas, polars, DuckDB and Hugging Face datasets open the file.
-
-    Parameters
-    ----------
-    collection : Collection
-        The collection. Only ready images are written.
-    path : path
-        The file. An existing file is replaced once the export is complete.
-    progress : callable, optional
-        Called with the number of images written so far and in total. If it raises an
-        exception, the export stops and leaves no file.
-
-    Returns
-    -------
-    pathlib.Path
-        The absolute path.
-
-    Raises
-    ------
-    StoreDamaged
-        The vector of a ready image is missing or damaged.
-    StoreError
-        A store failed.
-    OSError
-        The file cannot be written.
-    """
+    """Write the ready images to a Parquet file, as :meth:`imgsearch.Gallery.export` describes."""
     row, ids = collection.row, collection.metadata.ids(collection.name)
     schema, step = _schema(row.dim), _group_rows(row.dim)
     digest, images_written, paths_written = hashlib.sha256(), 0, 0
@@ -233,36 +207,11 @@ def import_collection(
     progress: Progress | None = None,
     settings: config.Settings | None = None,
 ) -> int:
-    """Create a collection from a file that :func:`export_collection` wrote.
+    """Create a collection from an exported file, and return the number of stored paths.
 
-    The whole file is validated before anything is stored. If the import fails or is stopped
-    later, the new collection is dropped.
-
-    Parameters
-    ----------
-    path : path
-        The Parquet file.
-    collection : str, optional
-        Name of the new collection. By default the name in the file.
-    progress : callable, optional
-        Called with the number of paths stored so far and in total, also during validation.
-        If it raises an exception, the import stops.
-    settings : Settings, optional
-        By default read from the environment.
-
-    Returns
-    -------
-    int
-        The number of stored paths.
-
-    Raises
-    ------
-    DatasetError
-        The file cannot be read, or is not a valid export.
-    ConfigError
-        The name of the collection is invalid or in use.
-    StoreError
-        A store failed.
+    The name is by default the one in the file. `progress` is called with the number of paths
+    stored so far and in total, also during validation. The whole file is validated first (a
+    DatasetError names what is wrong); if the import fails later, the collection is dropped.
     """
     path = absolute(path)
     settings = settings or config.load_settings()

@@ -90,11 +90,9 @@ def build_encoder(model: Model, plan: Plan, home: Path) -> Encoder:
 
 
 def choose_runner(model: Model, plan: Plan) -> Runner:
-    """Make a runner of the first precision that keeps the vectors.
-
-    Lower precision costs some networks more than others (a MobileNetV2 falls to a cosine of
-    0.995 in bf16), and a conversion can go wrong: both are tried on a few pictures.
-    """
+    """Make a runner of the first precision that keeps the vectors of a few pictures."""
+    # Lower precision costs some networks more than others (a MobileNetV2 falls to a cosine of
+    # 0.995 in bf16), and a conversion can go wrong.
     plain = model.plan("cpu", "fp32", "auto").backend
     expected, found = None, 0.0
     for precision in plan.precisions:
@@ -244,12 +242,11 @@ def check_openvino(device: str) -> None:
 
 
 class OpenVinoRunner:
-    """Runs a model on the CPU with OpenVINO, in a precision that the processor supports.
+    """Runs a model on the CPU with OpenVINO, in a precision that the processor supports."""
 
-    If the model takes batches of any size and there are several threads, a batch is halved. The
-    halves run side by side, and those of the next batch follow as each of them ends: threads
-    that decode pictures meanwhile hold up one half, and nothing waits for it.
-    """
+    # If the model takes batches of any size and there are several threads, a batch is halved. The
+    # halves run side by side, and those of the next batch follow as each of them ends: threads
+    # that decode pictures meanwhile hold up one half, and nothing waits for it.
 
     def __init__(self, model: Any, precision: str):
         import openvino as ov
@@ -308,13 +305,10 @@ def with_normalisation(model: Any, preprocessing: Preprocessing) -> Any:
 
 
 def openvino_model(network: nn.Module, preprocessing: Preprocessing, cache: Path) -> Any:
-    """OpenVINO's model of a network, with normalisation as part of its graph.
-
-    Converting takes a ResNet-50 some 8 s, so the result is kept in `cache`. A damaged one is
-    made anew.
-    """
+    """Read OpenVINO's model of a network from `cache`, or convert the network and keep it there."""
     import openvino as ov
 
+    # A file that is damaged is made anew.
     with contextlib.suppress(OSError, KeyError, RuntimeError, zipfile.BadZipFile):
         with zipfile.ZipFile(cache) as archive:  # checks its contents by their CRC-32
             graph, numbers = archive.read("model.xml"), archive.read("model.bin")
@@ -345,11 +339,9 @@ def _keep(model: Any, cache: Path) -> None:
 
 
 def _convert(network: nn.Module, example: torch.Tensor) -> Any:
-    """Make an OpenVINO model of a network.
-
-    By the frontend itself and not by ``convert_model``, which reports each use to Google
-    Analytics unless the user's home has a file that says no.
-    """
+    """Make an OpenVINO model of a network."""
+    # By the frontend itself and not by convert_model, which reports each use to Google Analytics
+    # unless the user's home has a file that says no.
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

@@ -89,18 +89,7 @@ class FunctionEncoder(Encoder):
     """An encoder whose pictures may have any size. Made by :func:`from_callable`."""
 
     def features(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """Return what the function gives for pictures, not normalised.
-
-        Parameters
-        ----------
-        batch : sequence of numpy.ndarray
-            uint8 (height, width, 3) each.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32 (n, dim).
-        """
+        """Return what the function gives for pictures, uint8 (height, width, 3) each."""
         return self._run(batch)
 
 

@@ -209,10 +209,8 @@ def read_card(path: Path) -> tuple[Card, Preprocessing]:
 
 
 def model_digest(path: Path) -> str:
-    """SHA-256 of a model and of the files in its folder that hold its weights, if any do.
-
-    Both libraries that run it refuse weights outside that folder.
-    """
+    """SHA-256 of a model and of the files in its folder that hold its weights, if any do."""
+    # Both libraries that run it refuse weights outside that folder.
     total = hashlib.sha256(data := path.read_bytes())
     # Protocol Buffers: key and value of an entry of TensorProto.external_data
     places = re.findall(rb"\x0a\x08location\x12([\x01-\x7f])(.{0,127})", data, re.DOTALL)

@@ -54,12 +54,12 @@ class Entry(NamedTuple):
     name: str
     pattern: str
     model: str | Callable[[], Encoder]
-    license: str | None
-    dim: int | None
-    input_size: int | None
-    requires: str
-    download: int | None
-    purpose: str
+    license: str | None = None
+    dim: int | None = None
+    input_size: int | None = None
+    requires: str = ""
+    download: int | None = None
+    purpose: str = ""
     text: bool = False
     is_path: bool = False
     weights_setting: bool = False
@@ -78,10 +78,13 @@ class Entries(tuple):
         return table.fillna("").to_html(index=False)
 
 
-_RESNET = partial(
-    Entry, model="imgsearch.encoders.resnet:ResNetModel", license="BSD-3-Clause", input_size=224,
-    requires="", weights_setting=True,
-)  # fmt: skip
+_RESNETS = (
+    ("resnet18", 512, 47_000_000, "The smallest ResNet; a fast baseline."),
+    ("resnet34", 512, 87_000_000, "A ResNet between 18 and 50."),
+    ("resnet50", 2048, 103_000_000, "The usual baseline of published comparisons."),
+    ("resnet101", 2048, 179_000_000, "A deeper ResNet, at twice the cost of resnet50."),
+    ("resnet152", 2048, 242_000_000, "The deepest ResNet, at three times the cost of resnet50."),
+)
 _TIMM = partial(
     Entry, model="imgsearch.encoders.timm:TimmModel", requires="pip install 'imgsearch[timm]'"
 )
@@ -93,19 +96,12 @@ _CLIP = partial(
 _entries: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("mini", "mini", "imgsearch.encoders.mini:MiniModel", "Apache-2.0", 256, 160, "", None,
-              "Small, fast on a CPU and part of the package; good for a first look, and for text "
-              "queries of single words.", text=True),
-        _RESNET("resnet18", "resnet18", dim=512, download=47_000_000,
-                purpose="The smallest ResNet; a fast baseline."),
-        _RESNET("resnet34", "resnet34", dim=512, download=87_000_000,
-                purpose="A ResNet between 18 and 50."),
-        _RESNET("resnet50", "resnet50", dim=2048, download=103_000_000,
-                purpose="The usual baseline of published comparisons."),
-        _RESNET("resnet101", "resnet101", dim=2048, download=179_000_000,
-                purpose="A deeper ResNet, at twice the cost of resnet50."),
-        _RESNET("resnet152", "resnet152", dim=2048, download=242_000_000,
-                purpose="The deepest ResNet, at three times the cost of resnet50."),
+        Entry("mini", "mini", "imgsearch.encoders.mini:MiniModel", "Apache-2.0", 256, 160,
+              purpose="Small, fast on a CPU and part of the package; good for a first look, and "
+              "for text queries of single words.", text=True),
+        *(Entry(name, name, "imgsearch.encoders.resnet:ResNetModel", "BSD-3-Clause", dim, 224,
+                download=size, purpose=purpose, weights_setting=True)
+          for name, dim, size, purpose in _RESNETS),
         _CLIP("clip:PE-Core-B-16", r"clip:PE-Core-B-16", license="Apache-2.0", dim=1024,
               input_size=224, download=1_800_000_000,
               purpose="Searches by text and by image; the best choice for most collections."),
@@ -115,18 +111,18 @@ _entries: dict[str, Entry] = {
         _CLIP("clip:MobileCLIP2-S0", r"clip:MobileCLIP2-S0",
               license="apple-amlr (research only)", dim=512, input_size=256, download=300_000_000,
               purpose="The fastest text and image encoder on a CPU; for research only."),
-        _CLIP("clip:NAME", r"clip:[\w.\-]+(/[\w.\-]+)?", license=None, dim=None, input_size=None,
-              download=None, purpose="Any model of open_clip, as NAME or NAME/WEIGHTS."),
+        _CLIP("clip:NAME", r"clip:[\w.\-]+(/[\w.\-]+)?",
+              purpose="Any model of open_clip, as NAME or NAME/WEIGHTS."),
         _TIMM("timm:vit_base_patch14_reg4_dinov2.lvd142m",
               r"timm:vit_base_patch14_reg4_dinov2\.lvd142m", license="Apache-2.0", dim=768,
               input_size=518, download=347_000_000,
               purpose="DINOv2: finds the same landmark, animal or object again."),
-        _TIMM("timm:NAME", r"timm:[\w.\-]+", license=None, dim=None, input_size=None,
-              download=None, purpose="Any image model of timm, with its own preprocessing."),
+        _TIMM("timm:NAME", r"timm:[\w.\-]+",
+              purpose="Any image model of timm, with its own preprocessing."),
         # .pt2 is matched to say how such a file is converted.
-        Entry("FILE.onnx", r"(?s).+\.(onnx|pt2)", "imgsearch.encoders.onnx:OnnxModel", None, None,
-              None, "pip install 'imgsearch[openvino]'", None,
-              "A network of your own, with a JSON card beside it.", is_path=True),
+        Entry("FILE.onnx", r"(?s).+\.(onnx|pt2)", "imgsearch.encoders.onnx:OnnxModel",
+              requires="pip install 'imgsearch[openvino]'", is_path=True,
+              purpose="A network of your own, with a JSON card beside it."),
     )
 }  # fmt: skip
 
@@ -185,8 +181,8 @@ def entry_of(function: Callable, **about: Any) -> Entry:
             raise ConfigError("name", f"{name!r} means {entry.name} already; choose another")
     _entries[name] = Entry(
         f"{name}@{version}", f"{re.escape(name)}(@{re.escape(version)})?",
-        partial(from_callable, function, **about), about.get("license", "not stated"), None, None,
-        "", None, (function.__doc__ or "A function.").partition("\n")[0],
+        partial(from_callable, function, **about), about.get("license", "not stated"),
+        purpose=(function.__doc__ or "A function.").partition("\n")[0],
     )  # fmt: skip
     return _entries[name]
 

@@ -46,10 +46,7 @@ def cached(name: str, home: Path) -> Path:
 
 
 def locate(name: str, file: str | None, home: Path) -> Path:
-    """Path of the weights of a published network: `file`, else the cache, else a download.
-
-    A cached file is used only if its SHA-256 is the known one; another is replaced.
-    """
+    """Path of the weights of a published network: `file`, else a verified copy, downloaded once."""
     if file is not None:
         if not Path(file).is_file():
             raise WeightsError(file, "no such file; check IMGSEARCH_WEIGHTS or weights=")
@@ -93,11 +90,10 @@ def state_of(network: torch.nn.Module, name: str, weights: str | None, home: Pat
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a weights file by name, as float32 on the CPU. Runs no code from it.
+    """Read the tensors of a weights file by name, as float32 on the CPU, without its classifier.
 
-    It is ``.safetensors``, or what ``torch.save`` made of a state dict (also inside a
-    checkpoint, under ``state_dict`` or ``model``). The classifier (``fc.*``) and the counters
-    of training are left out.
+    It is ``.safetensors``, or a state dict that ``torch.save`` wrote, also in a checkpoint under
+    ``state_dict`` or ``model``. No code from it is run.
     """
     import torch
 
@@ -134,20 +130,16 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def random_state(network: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """Random weights for a network, the same for the same seed; for tests and benchmarks.
-
-    Convolutions are scaled to keep the variance (He et al. 2015); batch norms have means and
-    variances that are not trivial, so that fusing them is put to the test.
-    """
+    """Random weights for a network, the same for the same seed; for tests and benchmarks."""
     import torch
 
     source = torch.Generator().manual_seed(seed)
     state = {}
     for key, value in floats(network).items():
         noise = torch.randn(value.shape, generator=source)
-        if value.ndim > 1:
+        if value.ndim > 1:  # keeps the variance (He et al. 2015)
             state[key] = noise * (2 / value[0].numel()) ** 0.5
-        elif key.endswith("running_var"):
+        elif key.endswith("running_var"):  # not trivial, so that fusing batch norms is tested
             state[key] = 1 + 0.2 * noise.clamp(-2, 2)
         elif key.endswith("weight"):
             state[key] = 0.7 + 0.1 * noise
@@ -163,10 +155,7 @@ def floats(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
-    """Load weights into a network (which may be on the meta device), if they are exactly its own.
-
-    A WeightsError about `name` shows what is missing, left over or of another shape.
-    """
+    """Load weights into a network (on any device, also ``meta``), or tell why they do not fit."""
     try:
         missing, extra = module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:  # another shape
@@ -182,10 +171,7 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], name: st
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of weights, the same whatever file they came in.
-
-    It is over name, shape and little-endian float32 bytes of each tensor, sorted by name.
-    """
+    """SHA-256 of the name, shape and little-endian float32 bytes of each tensor, sorted by name."""
     total = hashlib.sha256()
     for key in sorted(state):
         values = state[key].detach().contiguous().numpy().astype("<f4", copy=False)

@@ -196,10 +196,7 @@ def described(gallery: Gallery) -> dict:
 def _image_ids(
     gallery: Gallery, files: Mapping[str, Path], progress: Callable[[str], None] | None
 ) -> dict[str, int]:
-    """Return the image id of each file by name, without those that cannot be read.
-
-    A file that was ingested under the same path and has not changed since is not read.
-    """
+    """Return the image id of each readable file by name; read only what is new or has changed."""
     rows = gallery.metadata.by_path(gallery.name, [str(path) for path in files.values()])
 
     def identify(path: Path) -> int | None:

@@ -232,7 +232,6 @@ def headline_text(report: dict) -> str:
             f"  {row['metric']:9}{row['value']:.3f}  {row['low']:.3f} to {row['high']:.3f}  "
             f"{row['baseline']:<14.3f}{row['meaning']}"
             for row in one["headline"]
-            if row["value"] is not None
         ]
     return "\n".join(lines)
 
@@ -287,10 +286,7 @@ def comparison_to_dict(comparison: Comparison) -> dict:
 
 
 def write(evaluation: Evaluation, output_dir: str | Path, stem: str = "evaluation") -> list[Path]:
-    """Write one evaluation: three tables and, last, JSON.
-
-    What is needed to repeat it is in the JSON, and on every line of the first two tables.
-    """
+    """Write one evaluation: three tables and, last, JSON with what is needed to repeat it."""
     folder, content = absolute(output_dir), to_dict(evaluation)
     about = {
         key: value if isinstance(value, str | int | float) else json.dumps(value)

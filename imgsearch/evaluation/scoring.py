@@ -392,17 +392,18 @@ class Evaluation:
 
     def summary(self) -> list[Score]:
         """Return micro and macro scores of every metric, over all classes and each group."""
-        every, found = self.classes, []
-        for view in (ALL, *self.task.groups):
-            if view in self._samples:
-                found += self._scores("micro" if view == ALL else f"micro {view}", [view])
-        if every:
-            found += self._scores("macro", list(every))
+        means = {"micro": [ALL], **{f"micro {name}": [name] for name in self.task.groups}}
+        means["macro"] = list(self.classes)
         for name, group in self.task.groups.items():
-            some = [c for c in every if c in group]
-            if some and len(some) < len(every):
-                found += self._scores(f"macro {name}", some)
-        return found
+            some = [c for c in self.classes if c in group]
+            if len(some) < len(self.classes):
+                means[f"macro {name}"] = some
+        return [
+            score
+            for average, views in means.items()
+            if self._samples.keys() & views
+            for score in self._scores(average, views)
+        ]
 
     def per_class(self, metric: str = "mAP") -> list[Score]:
         """Return the scores of one metric for each class that has queries.

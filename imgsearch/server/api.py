@@ -247,16 +247,9 @@ async def search(request: Request, name: Name, asked: SearchRequest, service: Us
     if asked.image_id is not None and asked.query_id is not None:
         raise HTTPException(422, "Give either image_id or query_id.")
     where = _admitted(request, asked.where)
-    plan = Plan(
-        name,
-        asked.offset + asked.limit,
-        asked.box,
-        None if where is None else json.dumps(where),
-        tuple(asked.exclude),
-        asked.text,
-        tuple(asked.like),
-        tuple(asked.unlike),
-    )
+    parts = asked.model_dump(include={"box", "exclude", "text", "like", "unlike"})
+    where = None if where is None else json.dumps(where)
+    plan = Plan(name, asked.offset + asked.limit, where=where, **parts)
     query = asked.image_id if asked.query_id is None else service.query(asked.query_id)
     hits = await service.search(plan, query)
     return SearchAnswer(
@@ -324,9 +317,10 @@ async def follow_ingest(job: OneJob) -> AsyncIterator[IngestInfo]:
 
 def _ingest(job: Job) -> IngestInfo:
     report, error = job.report or IngestReport(job.collection, str(job.folder), ""), job.error
-    about = report.to_dict() | {"failures": report.to_dict()["failures"][:100]}
+    about = report.to_dict()
+    about |= {"failures": about["failures"][:100]}
     return IngestInfo(
-        **{k: v for k, v in about.items() if k in IngestInfo.model_fields and k != "state"},
+        **{k: v for k, v in about.items() if k != "state"},
         id=job.id,
         state=job.state,
         seconds_left=report.seconds_left if not job.ended else None,

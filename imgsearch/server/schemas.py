@@ -89,13 +89,13 @@ class SearchRequest(BaseModel):
     image_id: ImageId | None = Field(None, description="a stored image")
     query_id: str | None = Field(None, max_length=64, description="an uploaded picture")
     text: str | None = Field(None, min_length=1, max_length=1000)
-    like: list[ImageId] = Field([], max_length=100, description="examples")
-    unlike: list[ImageId] = Field([], max_length=100, description="counter-examples")
+    like: tuple[ImageId, ...] = Field((), max_length=100, description="examples")
+    unlike: tuple[ImageId, ...] = Field((), max_length=100, description="counter-examples")
     box: tuple[int, int, int, int] | None = Field(
         None, description="left, upper, right, lower in pixels of the upright picture"
     )
     where: dict[str, Any] | None = Field(None, description="filter, as in Gallery.search")
-    exclude: list[ImageId] = Field([], max_length=1000)
+    exclude: tuple[ImageId, ...] = Field((), max_length=1000)
     limit: int = Field(50, ge=1, le=200)
     offset: int = Field(0, ge=0, le=10_000)
 

@@ -159,10 +159,7 @@ class Service:
         return [image_of(found[i]) if i in found else ImageNotFound(name, i) for i in ids]
 
     def find(self, wanted: str, name: str | None, *, paths: bool) -> Image:
-        """Return the image that an id or, if allowed, a path names.
-
-        Without the name of a collection, the usual one is tried first, then all others.
-        """
+        """Return the image of an id or, if allowed, of a path, in one collection or in any."""
         number = int(wanted) if re.fullmatch(r"\d{1,19}", wanted, re.A) else None
         with suppress(ConfigError):
             written = [str(absolute(path)) for path in (wanted, unquote(wanted)) if paths]
@@ -243,10 +240,7 @@ class Service:
         return path
 
     def _ingest_options(self, collection: str) -> dict[str, Any]:
-        """Settings for an ingest, and the encoder that searches use too.
-
-        That of an existing collection is loaded by the ingest only if an image is new.
-        """
+        """Return settings for an ingest, and the encoder of searches if it is loaded or needed."""
         fingerprints = {row.name: row.fingerprint for row in self.metadata.collections()}
         if collection in fingerprints:
             encoder = self._encoders.get(fingerprints[collection])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 CASES = 6
 """Queries that are shown as the best, and as the worst."""
 
+HEADS = {
+    "average": "Mean",
+    "metric": "Metric",
+    "baseline": "In random order",
+    "queries": "Queries",
+    "meaning": "Meaning",
+}
+"""Names of columns for people."""
+
 PROTOCOL = (
     "The queries are the images of the second set, and they are searched for in the first. "
     "With leave-one-out, every image of a set is searched for in the others."
@@ -33,25 +42,11 @@ PROTOCOL = (
 
 
 class EvaluationPanel(panel.Panel):
-    """Evaluate collections on a VOC dataset, and compare them.
+    """Evaluate collections on a VOC dataset, and compare the others with the first.
 
-    Parameters
-    ----------
-    voc_root : str
-        Folder of the dataset to start with.
-    collections : str
-        Names of the collections to start with, separated by commas.
-    settings : Settings, optional
-        Read from the environment if left out.
-
-    Attributes
-    ----------
-    evaluations : dict of str to Evaluation
-        By collection.
-    comparisons : dict of str to Comparison
-        Comparison of each further collection with the first.
-    points : list of IndexPoint
-        Measured indexes of the displayed collection.
+    `voc_root` and `collections`, names separated by commas, are what it starts with. After an
+    evaluation, `evaluations` and `comparisons` hold the results by collection, and `points`
+    the measured indexes of the displayed one.
     """
 
     def __init__(
@@ -215,7 +210,7 @@ class EvaluationPanel(panel.Panel):
         ):
             self.set_options(chooser, list(choices), next(iter(choices)))
         panel.set_visible(self._choice, visible=len(evaluations) > 1)
-        self.summary.value = _headline(evaluations) + _details(evaluations, comparisons)
+        self.summary.value = _summary(evaluations, comparisons)
         panel.set_visible(self._results, visible=True)
         self._redraw(*self._draw)
         queries = counted(len(first.task.queries), "query", "queries")
@@ -241,29 +236,18 @@ class EvaluationPanel(panel.Panel):
     def _draw_curves(self) -> None:
         view = self.view.value
         drawn = {n: e for n, e in self.evaluations.items() if len(e.views[view].rows)}
-        _show(
-            self.curves,
-            lambda: plots.precision_recall(drawn, view=view),
-            f"Precision and recall, queries: {view}",
-        )
+        about = f"Precision and recall, queries: {view}"
+        _show(self.curves, about, plots.precision_recall, drawn, view=view)
 
     def _draw_classes(self) -> None:
         metric = self.metric.value
-        _show(
-            self.classes,
-            lambda: plots.per_class(self.evaluations, metric=metric),
-            f"{metric} of each class",
-        )
+        about = f"{metric} of each class"
+        _show(self.classes, about, plots.per_class, self.evaluations, metric=metric)
 
     def _draw_confusion(self) -> None:
         name = self.shown.value
-        _show(
-            self.confusion,
-            lambda: plots.confusion(
-                self.evaluations[name], title=f"What the nearest neighbour of a query shows, {name}"
-            ),
-            f"Classes of nearest neighbours, {name}",
-        )
+        title = f"What the nearest neighbour of a query shows, {name}"
+        _show(self.confusion, title, plots.confusion, self.evaluations[name], title=title)
 
     def _draw_cases(self) -> None:
         name = self.shown.value
@@ -298,7 +282,7 @@ class EvaluationPanel(panel.Panel):
                 for point in points
             ]
             about = f"Recall and latency of indexes over {name}"
-            _show(self.indexes, lambda: plots.index_sweep(points), about)
+            _show(self.indexes, about, plots.index_sweep, points)
             self.indexes.value += table(f"Indexes over {name}, compared with exact search", rows)
             self.status.show(
                 f"Measured {counted(len(rows), 'index', 'indexes')} over {name}.", "good"
@@ -321,46 +305,42 @@ class EvaluationPanel(panel.Panel):
         self.submit(work, "Writing …", disable=[self.save])
 
 
-def _headline(evaluations: dict[str, Evaluation]) -> str:
-    rows: dict[str, dict[str, object]] = {}
-    for name, one in evaluations.items():
-        for score in report.headline(one):
-            row = rows.setdefault(score["metric"], {"Metric": score["metric"]})
-            row[name] = _with_interval(score["value"], score["low"], score["high"])
-            row |= {"In random order": f"{score['baseline']:.3f}", "Meaning": score["meaning"]}
-    order = ["Metric", *evaluations, "In random order", "Meaning"]
-    caption = "Means over queries, with 95 % confidence intervals"
-    return table(caption, [{key: row.get(key, "") for key in order} for row in rows.values()])
-
-
-def _details(evaluations: dict[str, Evaluation], comparisons: dict[str, Comparison]) -> str:
-    first = next(iter(evaluations))
+def _summary(evaluations: dict[str, Evaluation], comparisons: dict[str, Comparison]) -> str:
+    headlines = {name: report.headline(one) for name, one in evaluations.items()}
+    every = {
+        name: [score._asdict() for score in one.summary()] for name, one in evaluations.items()
+    }
     return (
-        _comparison_tables(first, comparisons)
+        _side_by_side(
+            "Means over queries, with 95 % confidence intervals",
+            headlines,
+            ("metric",),
+            ("baseline", "meaning"),
+        )
+        + _comparison_tables(next(iter(evaluations)), comparisons)
         + "<details><summary>All metrics and means</summary>"
-        + table("Micro: mean over queries. Macro: mean over classes", _all_scores(evaluations))
+        + _side_by_side(
+            "Micro: mean over queries. Macro: mean over classes",
+            every,
+            ("average", "metric"),
+            ("baseline", "queries"),
+        )
         + "</details>"
     )
 
 
-def _all_scores(evaluations: dict[str, Evaluation]) -> list[dict]:
-    rows = []
-    scores = {
-        name: {(score.average, score.metric): score for score in one.summary()}
-        for name, one in evaluations.items()
-    }
-    for key in next(iter(scores.values())):
-        row: dict[str, object] = {"Mean": key[0], "Metric": key[1]}
-        for name, by_key in scores.items():
-            score = by_key.get(key)
-            row[name] = _with_interval(score.value, score.low, score.high) if score else ""
-        score = next(by_key[key] for by_key in scores.values() if key in by_key)
-        rows.append(row | {"In random order": f"{score.baseline:.3f}", "Queries": score.queries})
-    return rows
-
-
-def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    return "" if value is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+def _side_by_side(
+    caption: str, scores: dict[str, list[dict]], keys: Sequence[str], others: Sequence[str]
+) -> str:
+    """Return a table with a row for each mean, and a column for its value in each collection."""
+    rows: dict[tuple, dict] = {}
+    for name, some in scores.items():
+        for score in some:
+            row = {HEADS[key]: score[key] for key in keys} | dict.fromkeys(scores, "")
+            row |= {HEADS[key]: score[key] for key in others}
+            row = rows.setdefault(tuple(score[key] for key in keys), row)
+            row[name] = f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+    return table(caption, list(rows.values()))
 
 
 def _comparison_tables(first: str, comparisons: dict[str, Comparison]) -> str:
@@ -403,11 +383,11 @@ def _described(rank: str, one: Case | Neighbour) -> dict:
     return {"caption": f"{rank}\n{classes}", "facts": [["Rank", rank], ["Classes", classes]]}
 
 
-def _show(place: ipw.HTML, draw: Callable[[], Figure], alt: str) -> None:
+def _show(place: ipw.HTML, alt: str, draw: Callable[..., Figure], *data: Any, **how: Any) -> None:
     """Draw a figure into a place, where a word stands until it is drawn."""
     place.value = panel.facts("Drawing …")
     try:
-        data = base64.b64encode(image_grid.png(draw(), dpi=110)).decode()
+        data = base64.b64encode(image_grid.png(draw(*data, **how), dpi=110)).decode()
     except ConfigError as error:
         place.value = panel.facts(str(error))
     else:
