@@ -244,8 +244,11 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise any error about the content of the file as a DatasetError."""
     try:
         yield
-    except (OSError, ValueError, OverflowError, pa.ArrowNotImplementedError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    except (OSError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
         reason = printable(" ".join(reason.split()))[:300]
         raise DatasetError(path, f"cannot be imported: {reason}") from None
 

@@ -73,20 +73,20 @@ def build_encoder(model: Model, plan: Plan, home: Path) -> Encoder:
     model.cache = openvino_cache(home, fingerprint_of(model.identity))
     failed = set()
 
-    def faster(n: int) -> tuple[Runner, str] | None:
+    def faster(n: int) -> Encoder | None:
         wish = model.backend_for(n)
-        if wish is None or wish in failed:
+        if not plan.may_change or wish is None or wish in failed:
             return None
         try:
-            return choose_runner(model, plan._replace(backend=wish)), wish
+            run = choose_runner(model, plan._replace(backend=wish))
+            return Encoder(model, run, plan.device, wish)
         except EncoderError:
             failed.add(wish)
             log = logging.getLogger(__name__)
             log.warning("%s cannot run with %s and stays with %s", model.name, wish, plan.backend)
             return None
 
-    run = choose_runner(model, plan)
-    return Encoder(model, run, plan.device, plan.backend, faster if plan.may_change else None)
+    return Encoder(model, choose_runner(model, plan), plan.device, plan.backend, faster)
 
 
 def choose_runner(model: Model, plan: Plan) -> Runner:

@@ -304,15 +304,21 @@ class Encoder:
         backend is ``"python"`` and the others are None.
     """
 
-    def __init__(self, model: Model, run: Runner, device: str | None, backend: str, faster=None):
+    def __init__(
+        self,
+        model: Model,
+        run: Runner,
+        device: str | None,
+        backend: str,
+        faster: Callable[[int], Encoder | None] = lambda n: None,
+    ):
         self.name, self.dim, self.preprocessing = model.name, model.dim, model.preprocessing
         self.license, self.text = model.license, model.text
         self.identity = model.identity
         self.fingerprint = fingerprint_of(self.identity)
         self.device, self.precision, self.backend = device, run.precision, backend
-        self._model, self._run = model, run
-        self._faster: Callable[[int], tuple[Runner, str] | None] | None = faster
-        self._optimized: weakref.ref[Encoder] | None = None
+        self._model, self._run, self._faster = model, run, faster
+        self._optimized: Callable[[], Encoder | None] = lambda: None
         self._choosing = threading.Lock()
 
     def __repr__(self) -> str:
@@ -341,19 +347,12 @@ class Encoder:
         Encoder
             Has the same identity and fingerprint.
         """
-        if self._faster is None:
-            return self
         with self._choosing:
-            known = self._optimized() if self._optimized else None
-            if known is not None:
-                return known
-            found = self._faster(n)
+            found = self._optimized() or self._faster(n)
             if found is None:
                 return self
-            run, backend = found
-            made = Encoder(self._model, run, self.device, backend)
-            self._optimized = weakref.ref(made)
-            return made
+            self._optimized = weakref.ref(found)
+            return found
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """Resize and crop one picture, in any thread.
