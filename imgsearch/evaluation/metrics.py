@@ -65,6 +65,10 @@ class Counts(NamedTuple):
     nonrelevant: np.ndarray
     pooled: np.ndarray
 
+    def of(self, rows: np.ndarray | slice) -> Counts:
+        """Return the counts of some queries."""
+        return Counts(*(part[rows] for part in self))
+
 
 def ranks(
     gains: np.ndarray,

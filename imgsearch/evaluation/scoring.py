@@ -255,24 +255,41 @@ def task(
     )
 
 
-@dataclass(frozen=True, eq=False)
 class View:
-    """Scores of the queries of a view.
+    """Scores of the queries of a view that have a relevant item.
 
-    `rows` are the indices, among the task's queries, of the v queries with at least one
-    relevant item; `without_relevant` is the number of other queries. `values` contains each
-    metric of each query (``AP``, ``RR``, ``P@5``), float64 (v,), and `baseline` its expectation
-    in random order. `curve` is the mean interpolated precision at :data:`LEVELS`, and
-    `curve_baseline` that of simulated random rankings.
+    `rows` are their v indices among the task's queries; `without_relevant` is the number of other
+    queries. `values` contains each metric of each query (``AP``, ``RR``, ``P@5``), float64 (v,),
+    and `baseline` its expectation in random order. `curves` is the interpolated precision at
+    :data:`LEVELS`, `curve` its mean, and `curve_baseline` that of simulated random rankings.
     """
 
-    rows: np.ndarray
-    without_relevant: int
-    counts: Counts
-    values: dict[str, np.ndarray]
-    baseline: dict[str, np.ndarray]
-    curve: np.ndarray
-    curve_baseline: np.ndarray
+    def __init__(self, mask: int, rows: np.ndarray, counts: Counts, ks: Sequence[int], seed: int):
+        some = counts.relevant > 0
+        self.without_relevant = int(np.count_nonzero(~some))
+        self.rows, self.counts, self._mask = rows[some], counts.of(some), mask
+        self._metrics = metrics.at_depths(ks)
+        self.values = {name: np.empty(len(self.rows)) for name in self._metrics}
+        self.baseline = {name: one.baseline(self.counts) for name, one in self._metrics.items()}
+        self.curves = np.empty((len(self.rows), len(LEVELS)), np.float32)
+        self.curve_baseline = metrics.simulated_interpolated_precision(
+            self.counts, LEVELS, seed=seed
+        )
+
+    @property
+    def curve(self) -> np.ndarray:
+        # Sum in float64, so that the mean does not depend on the size of blocks.
+        return self.curves.sum(axis=0, dtype=np.float64) / max(1, len(self.curves))
+
+    def score(self, judge: Judge, start: int, stop: int, places: Labels, queries: Labels) -> None:
+        """Fill in the scores of the queries from `start` to `stop`."""
+        part = slice(*np.searchsorted(self.rows, [start, stop]))
+        rows = self.rows[part]
+        found = metrics.ranks(*judge.verdicts(places[rows - start], queries[rows], self._mask))
+        counts = self.counts.of(part)
+        for name, metric in self._metrics.items():
+            self.values[name][part] = metric.value(found, counts)
+        self.curves[part] = metrics.interpolated_precision(found, counts.relevant, LEVELS)
 
 
 class Score(NamedTuple):
@@ -581,28 +598,31 @@ def evaluate(
         raise ConfigError("resamples", f"must be at least 1, not {resamples}")
     queries, gallery = task.labels[task.queries], task.labels[task.gallery]
     judge = Judge(gallery)
-    parts = {}
+    views = {}
     for name, mask in task.masks.items():
         rows = relevance.members(queries, mask)
         if len(rows) or name == ALL:
             counts = relevance.count(queries[rows], gallery, task.skip[rows], mask)
-            parts[name] = _Part(mask, rows, counts, ks)
+            views[name] = View(mask, rows, counts, ks, seed)
     neighbours = np.full((len(task.queries), NEIGHBOURS), -1, np.int32)
     scores = np.zeros(neighbours.shape)
 
     def score(make: Callable[[], Block]) -> tuple[int, int]:
         block = make()
-        stop = block.start + len(block.order)
+        start, stop = block.start, block.start + len(block.order)
         if stop > len(task.queries):
             raise ConfigError(
                 "blocks", f"extend to {stop}, but there are {len(task.queries)} queries"
             )
         places = judge.places(block.order)
-        for name, part in parts.items():
-            rows, junk = part.score(judge, block.start, stop, places, queries)
-            if name == ALL:
-                _keep_neighbours(block, rows, junk, neighbours, scores)
-        return block.start, stop
+        for view in views.values():
+            view.score(judge, start, stop, places, queries)
+        junk = judge.verdicts(places, queries[start:stop], task.masks[ALL]).junk
+        for row, out in enumerate(junk):
+            nearest = np.flatnonzero(~out)[:NEIGHBOURS]
+            neighbours[start + row, : len(nearest)] = block.order[row, nearest]
+            scores[start + row, : len(nearest)] = block.scores(row, nearest)
+        return start, stop
 
     done = 0
     makers = task.ranked() if blocks is None else ((lambda b=block: b) for block in blocks)
@@ -622,62 +642,11 @@ def evaluate(
             "resamples": resamples,
             "ranking": "exact, full depth" if blocks is None else "given as blocks",
         },
-        views={name: part.view(seed) for name, part in parts.items()},
+        views=views,
         neighbours=np.where(neighbours >= 0, task.gallery[neighbours], -1).astype(np.int32),
         neighbour_scores=scores,
-        unlabelled=len(task.queries) - len(parts[ALL].rows),
+        unlabelled=int(np.count_nonzero(queries.present == 0)),
     )
-
-
-class _Part:
-    """Scores of the queries of one view, filled in block by block."""
-
-    def __init__(self, mask: int, rows: np.ndarray, counts: Counts, ks: tuple[int, ...]):
-        self.mask, self.rows, self.counts = mask, rows, counts
-        self.metrics = metrics.at_depths(ks)
-        self.values = {name: np.empty(len(rows)) for name in self.metrics}
-        self.curves = np.empty((len(rows), len(LEVELS)), np.float32)
-
-    def score(
-        self, judge: Judge, start: int, stop: int, places: Labels, queries: Labels
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Score a block; return the indices of its queries in the view, and their junk."""
-        part = slice(*np.searchsorted(self.rows, [start, stop]))
-        rows = self.rows[part]
-        if len(rows) < stop - start:
-            places = places[rows - start]
-        verdicts = judge.verdicts(places, queries[rows], self.mask)
-        found = metrics.ranks(*verdicts)
-        counts = Counts(*(array[part] for array in self.counts))
-        for name, metric in self.metrics.items():
-            self.values[name][part] = metric.value(found, counts)
-        self.curves[part] = metrics.interpolated_precision(found, counts.relevant, LEVELS)
-        return rows, verdicts.junk
-
-    def view(self, seed: int) -> View:
-        some = self.counts.relevant > 0
-        counts = Counts(*(array[some] for array in self.counts))
-        curves = self.curves[some]
-        return View(
-            rows=self.rows[some],
-            without_relevant=int(np.count_nonzero(~some)),
-            counts=counts,
-            values={name: values[some] for name, values in self.values.items()},
-            baseline={name: metric.baseline(counts) for name, metric in self.metrics.items()},
-            # Sum in float64, so that the mean does not depend on the size of blocks.
-            curve=curves.sum(axis=0, dtype=np.float64) / max(1, len(curves)),
-            curve_baseline=metrics.simulated_interpolated_precision(counts, LEVELS, seed=seed),
-        )
-
-
-def _keep_neighbours(
-    block: Block, rows: np.ndarray, junk: np.ndarray, neighbours: np.ndarray, scores: np.ndarray
-) -> None:
-    """Store the first neighbours of each query that are not junk."""
-    for row, out in zip(rows, junk, strict=True):
-        places = np.flatnonzero(~out)[:NEIGHBOURS]
-        neighbours[row, : len(places)] = block.order[row - block.start, places]
-        scores[row, : len(places)] = block.scores(row - block.start, places)
 
 
 def _indicators(bits: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
