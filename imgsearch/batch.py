@@ -147,9 +147,7 @@ def search_image(
         "where": where,
         "grid": str(grid),
     }
-    about |= parts
-    content = about | hits.to_dict()
-    write_json(Path(output_dir) / "search.json", content)
+    write_json(Path(output_dir) / "search.json", about | parts | hits.to_dict())
     return hits
 
 

@@ -127,10 +127,9 @@ def list_files(folder: Path) -> list[str]:
 def read_bounded(path: Path, limit: int) -> bytes:
     """Read a regular file of at most `limit` bytes, without waiting on a pipe."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise DatasetError(path, "is not a regular file")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DatasetError(path, "is not a regular file")
+        with path.open("rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
         raise DatasetError(path, "is missing: the dataset is incomplete") from None

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -88,13 +88,10 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they stand in an encoder's identity."""
-        fields: dict[str, Any] = {
-            "resize": self.resize, "crop": self.crop, "interpolation": self.interpolation,
-            "mean": self.mean, "std": self.std,
-        }  # fmt: skip
-        if self.crop_mode != "center":  # older fingerprints do not have it
-            fields["crop_mode"] = self.crop_mode
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.crop_mode == "center":  # older fingerprints do not have it
+            del fields["crop_mode"]
+        return fields
 
     def apply(self, picture: Image.Image) -> np.ndarray:
         """Resize and crop; normalising is left to what runs the network.

@@ -24,7 +24,7 @@ import numpy as np
 
 from imgsearch.errors import CollectionNotFound, ConfigError
 from imgsearch.evaluation import ranking, statistics
-from imgsearch.stores.vectors import IndexSpec
+from imgsearch.stores.vectors import IndexSpec, VectorStore
 
 if TYPE_CHECKING:
     from imgsearch.gallery import Gallery
@@ -147,7 +147,7 @@ def sweep(
             for spec in same:
                 if progress is not None:
                     progress(f"{spec}: {len(sample.chosen)} queries")
-                points.append(_measure(gallery, name, spec, sample, seconds))
+                points.append(sample.measure(gallery.vectors, name, spec, seconds))
     return points
 
 
@@ -174,6 +174,33 @@ class _Sample:
             [block.scores(row)[depth - 1] for block in blocks for row in range(len(block.order))]
         )
 
+    def measure(
+        self, store: VectorStore, name: str, spec: IndexSpec, build_seconds: float
+    ) -> IndexPoint:
+        """Search with each query alone, in a collection that has the index."""
+
+        def search(i: int) -> np.ndarray:
+            # Fetch one hit more, because the query finds itself.
+            vector = self.vectors[i : i + 1]
+            return store.search(name, vector, self.depth + 1, search_params=spec.search)[0][0]
+
+        for i in self.chosen[:5]:
+            search(i)  # fills caches and opens connections
+        recall, seconds = np.empty(len(self.chosen)), np.empty(len(self.chosen))
+        for row, i in enumerate(self.chosen):
+            start = time.perf_counter()
+            hits = search(i)
+            seconds[row] = time.perf_counter() - start
+            hits = np.searchsorted(self.ids, hits[hits != self.ids[i]][: self.depth])
+            scores = ranking.cosine(self.vectors[i], self.vectors[hits])
+            recall[row] = np.count_nonzero(scores >= self.kth[row] - TOLERANCE) / self.depth
+        low, high = statistics.mean_interval(recall, 1000, self.seed)
+        median, p95 = np.percentile(seconds * 1000, [50, 95])
+        return IndexPoint(
+            str(spec), self.depth, float(recall.mean()), low, high, len(self.chosen),
+            float(median), float(p95), build_seconds, len(self.ids),
+        )  # fmt: skip
+
 
 @contextmanager
 def _temporary(
@@ -193,36 +220,6 @@ def _temporary(
     finally:
         with suppress(CollectionNotFound):  # it was never created
             gallery.vectors.drop(name)
-
-
-def _measure(
-    gallery: Gallery, name: str, spec: IndexSpec, sample: _Sample, build_seconds: float
-) -> IndexPoint:
-    ids, vectors, chosen, depth = sample.ids, sample.vectors, sample.chosen, sample.depth
-
-    def search(i: int) -> np.ndarray:
-        # Fetch one hit more, because the query finds itself.
-        answer = gallery.vectors.search(
-            name, vectors[i : i + 1], depth + 1, search_params=spec.search
-        )
-        return answer[0][0]
-
-    for i in chosen[:5]:
-        search(i)  # fills caches and opens connections
-    recall, seconds = np.empty(len(chosen)), np.empty(len(chosen))
-    for row, i in enumerate(chosen):
-        start = time.perf_counter()
-        hits = search(i)
-        seconds[row] = time.perf_counter() - start
-        hits = np.searchsorted(ids, hits[hits != ids[i]][:depth])
-        scores = ranking.cosine(vectors[i], vectors[hits])
-        recall[row] = np.count_nonzero(scores >= sample.kth[row] - TOLERANCE) / depth
-    low, high = statistics.mean_interval(recall, 1000, sample.seed)
-    median, p95 = np.percentile(seconds * 1000, [50, 95])
-    return IndexPoint(
-        str(spec), depth, float(recall.mean()), low, high, len(chosen),
-        float(median), float(p95), build_seconds, len(ids),
-    )  # fmt: skip
 
 
 def _machine() -> str:
