@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgsearch import config
 from imgsearch.datasets.base import Dataset
@@ -19,6 +19,9 @@ from imgsearch.evaluation.scoring import ALL, KS, LEVELS, Evaluation
 from imgsearch.evaluation.topics import JudgedTopics
 from imgsearch.gallery import Gallery
 from imgsearch.io import absolute, atomic, csv_text, versions, write_figure, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUMMARY = ("about", "counts", "headline", "summary")
 """What ``evaluation.json`` repeats from the report of each collection."""
@@ -159,37 +162,29 @@ def write_evaluations(
     """
     folder = absolute(output_dir)
     comparisons = compare_with_first(evaluations, seed=seed)
-    files, photographs = [], {}
-    drawn = {
-        "evaluation-curves": plots.precision_recall(
-            evaluations, title="Precision and recall, mean over all queries"
-        ),
-        "evaluation-classes": plots.per_class(
-            evaluations, title="Mean average precision of each class"
-        ),
-    }
-    summaries = {}
+    files, summaries = [], {}
+
+    def draw(stem: str, figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> None:
+        files.extend(write_figure(folder / f"{stem}.{kind}", figure) for kind in kinds)
+
+    title = "Precision and recall, mean over all queries"
+    draw("evaluation-curves", plots.precision_recall(evaluations, title=title))
+    title = "Mean average precision of each class"
+    draw("evaluation-classes", plots.per_class(evaluations, title=title))
     for name, one in evaluations.items():
         content = to_dict(one)
         summaries[name] = {key: content[key] for key in SUMMARY}
         files += write(one, folder, f"evaluation-{name}")
-        drawn[f"evaluation-{name}-confusion"] = plots.confusion(
-            one, title=f"What the nearest neighbour of a query shows, collection {name}"
-        )
-        for end, worst in (("worst", True), ("best", False)):
-            photographs[f"evaluation-{name}-{end}"] = plots.cases(
-                one.cases(6, worst=worst),
-                title=f"The {end} queries of {name}, by average precision",
-            )
+        title = f"What the nearest neighbour of a query shows, collection {name}"
+        draw(f"evaluation-{name}-confusion", plots.confusion(one, title=title))
+        for end in ("worst", "best"):
+            title = f"The {end} queries of {name}, by average precision"
+            shown = plots.cases(one.cases(6, worst=end == "worst"), title=title)
+            draw(f"evaluation-{name}-{end}", shown, ["png"])  # photographs
     if points:
-        drawn["evaluation-indexes"] = plots.index_sweep(
-            points, title="Recall and latency of indexes"
-        )
+        draw("evaluation-indexes", plots.index_sweep(points, title="Recall and latency of indexes"))
         rows = [point._asdict() for point in points]
         files.append(write_csv(folder / "evaluation-indexes.csv", rows))
-    for stem, figure in (drawn | photographs).items():
-        for kind in ("png", "svg") if stem in drawn else ("png",):
-            files.append(write_figure(folder / f"{stem}.{kind}", figure))
     content = {
         "evaluations": summaries,
         "indexes": [point._asdict() for point in points],
@@ -214,7 +209,7 @@ def headline(evaluation: Evaluation) -> list[dict]:
         f"nDCG@{page}": f"as P@{page}, with earlier ranks counting more; 1 in the best order",
     }
     scores = {s.metric: s._asdict() for s in evaluation.summary() if s.average == "micro"}
-    return _plain([scores[m] | {"meaning": text} for m, text in meanings.items() if m in scores])
+    return [scores[m] | {"meaning": text} for m, text in meanings.items() if m in scores]
 
 
 def headline_text(report: dict) -> str:
