@@ -194,7 +194,7 @@ def evaluate_voc(
         collections = [part.strip() for part in collections.split(",")]
     evaluations = evaluate_collections(
         Voc(voc_root, year),
-        [name for name in collections or [] if name],
+        collections or (),
         protocol=protocol,
         ks=KS if ks is None else ks,
         seed=seed,

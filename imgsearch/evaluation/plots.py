@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # The palette of Okabe and Ito without yellow is safe for the colour-blind; styles differ as well.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+HATCHES = ("", "//", "..")  # of bars, once all colours are used
 GREY = "#777777"
 RELEVANT, NOT_RELEVANT = ("#0072b2", "-"), ("#d55e00", "--")
 
@@ -56,12 +57,10 @@ def per_class(
 ) -> Figure:
     """Draw one metric of each class as bars, with 95 % intervals and the random baseline.
 
-    At most seven evaluations fit. Classes, and the numbers of queries behind their names, are
+    Classes, and the numbers of queries behind their names, are
     those of the first evaluation.
     """
     _require(evaluations, "evaluations")
-    if len(evaluations) > len(COLOURS):
-        raise ConfigError("evaluations", f"at most {len(COLOURS)} fit in one figure")
     scores = {name: {s.average: s for s in e.per_class(metric)} for name, e in evaluations.items()}
     classes = next(iter(scores.values()))
     high = 0.8 / len(scores)
@@ -74,7 +73,8 @@ def per_class(
         values = np.array([s.value for _, s in shown])
         spread = np.abs(np.array([[s.low, s.high] for _, s in shown]).T - values)
         axes.barh(
-            y, values, high * 0.92, color=COLOURS[i], label=printable(name), xerr=spread,
+            y, values, high * 0.92, color=COLOURS[i % len(COLOURS)], label=printable(name),
+            hatch=HATCHES[i // len(COLOURS) % len(HATCHES)], xerr=spread,
             error_kw={"lw": 1, "capsize": 2, "ecolor": "#333333"},
         )  # fmt: skip
         axes.plot(

@@ -29,7 +29,7 @@ SUMMARY = ("about", "counts", "headline", "summary")
 
 def evaluate_collections(
     dataset: Dataset | JudgedTopics,
-    collections: Sequence[str] = (),
+    collections: str | Sequence[str] = (),
     *,
     settings: config.Settings | None = None,
     **options: Any,
@@ -40,8 +40,8 @@ def evaluate_collections(
     ----------
     dataset : Dataset or JudgedTopics
         The ground truth.
-    collections : sequence of str
-        ``DEFAULT_TABLE`` if empty.
+    collections : str or sequence of str
+        One name or several; ``DEFAULT_TABLE`` if empty.
     settings : Settings, optional
         Read from the environment if left out.
     **options
@@ -58,8 +58,9 @@ def evaluate_collections(
         A collection does not exist.
     """
     settings = settings or config.load_settings()
+    names = [collections] if isinstance(collections, str) else collections
     found = {}
-    for name in dict.fromkeys(collections or [settings.default_table]):
+    for name in dict.fromkeys(filter(None, names)) or [settings.default_table]:
         with Gallery.open(name, settings=settings) as gallery:
             found[name] = evaluate_gallery(gallery, dataset, **options)
     return found

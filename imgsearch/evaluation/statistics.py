@@ -98,8 +98,10 @@ def effect_size(differences: np.ndarray) -> float:
         return 0.0
     if len(differences) < 2:
         return float("nan")
-    deviation, mean = float(differences.std(ddof=1)), float(differences.mean())
-    return mean / deviation if deviation > 0 else float(np.copysign(np.inf, mean))
+    mean = float(differences.mean())
+    if np.ptp(differences) < 1e-9:  # rounding leaves a tiny deviation
+        return float(np.copysign(np.inf, mean))
+    return mean / float(differences.std(ddof=1))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -112,8 +113,8 @@ class Security:
 
 
 def _cookie(request: Request) -> str:
-    """Name of the cookie: browsers share cookies between all ports of a host."""
-    return f"imgsearch-{request.headers['host'].rpartition(':')[2]}"
+    """Name of the cookie with the port: browsers share cookies between all ports of a host."""
+    return f"imgsearch-{re.sub(r'[^0-9]', '', request.headers['host'].rpartition(':')[2])}"
 
 
 def _is_address(host: str) -> bool:

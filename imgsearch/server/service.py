@@ -255,10 +255,13 @@ class Service:
         stem = re.sub(r"[^\w-]+", "_", Path(filename).stem)[:80] or "image"
         folder = self.settings.upload_path or self.settings.imgsearch_home / "uploads"
         path = absolute(folder / f"{stem}-{info.sha256[:16]}.{info.format.lower()}")
+        known = path.exists()
         with atomic(path) as file:
             file.write(data)
         with Gallery.open(name, create=True, **self._ingest_options(name)) as gallery:
             for _, reason in gallery.add(path, progress=False).failures:
+                if not known:
+                    path.unlink()
                 raise ImageError(path, reason)
         return self.image(name, info.image_id)
 

@@ -59,6 +59,13 @@ def test_per_class(evaluation, tmp_path):
     assert widths == pytest.approx([f.value for f in evaluation.per_class("P@5")])
 
 
+def test_more_evaluations_than_colours_are_told_apart(evaluation):
+    """More than seven could not be drawn, and a batch run of eight wrote no report."""
+    figure = plots.per_class(dict.fromkeys("abcdefgh", evaluation))
+    bars = figure.axes[0].patches[:: len(CLASSES)]
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == len(bars) == 8
+
+
 def test_confusion(evaluation, tmp_path):
     figure = plots.confusion(evaluation)
     text = drawn(figure, tmp_path)
@@ -94,7 +101,6 @@ def test_nothing_to_draw_is_said(evaluation):
     for call in (
         lambda: plots.precision_recall({}),
         lambda: plots.per_class({}),
-        lambda: plots.per_class(dict.fromkeys("abcdefgh", evaluation)),
         lambda: plots.precision_recall({"a": evaluation}, view="unicorn"),
         lambda: plots.cases([]),
         lambda: plots.index_sweep([]),

@@ -15,6 +15,7 @@ from imgsearch.datasets.voc import Voc
 from imgsearch.errors import ConfigError, DatasetError
 from imgsearch.evaluation import scoring
 from imgsearch.evaluation.protocols import Protocol, prepare
+from imgsearch.evaluation.report import evaluate_collections
 from imgsearch.gallery import Gallery
 from imgsearch.images import image_id
 from imgsearch.ingestion import ingest
@@ -129,6 +130,13 @@ def test_images_of_one_class_only(gallery, voc):
     kept = {f"i{i:02d}" for i in range(MAIN) if i % 3 != 1 and i % 5 != 0}
     assert names(task, task.queries) == kept
     assert task.about["single_label_classes"] == ["cat", "horse"]
+
+
+def test_one_collection_may_be_given_by_its_name(gallery, voc):
+    """A text was taken for a sequence of names of one character each."""
+    for names in (gallery.name, [gallery.name, ""]):
+        found = evaluate_collections(voc, names, settings=gallery.settings, ks=[1])
+        assert list(found) == [gallery.name]
 
 
 def test_groups_come_from_the_dataset(gallery, voc):

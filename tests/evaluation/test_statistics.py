@@ -78,6 +78,7 @@ def test_effect_size_and_holm():
     assert statistics.effect_size(np.array([1.0, 3.0])) == pytest.approx(2 / np.sqrt(2))
     assert statistics.effect_size(np.zeros(3)) == 0
     assert statistics.effect_size(np.full(3, -0.5)) == -np.inf
+    assert statistics.effect_size(np.full(3, 0.1)) == np.inf  # whose standard deviation is 1e-17
     assert np.isnan(statistics.effect_size(np.array([0.5])))
     assert statistics.holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm(np.array([0.9, 0.8])).max() == 1.0

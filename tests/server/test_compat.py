@@ -248,6 +248,14 @@ def test_an_upload_stays_in_its_folder(own, tmp_path, stored):
     assert own.admin.post("/img/count").json() == len(names)
 
 
+def test_nothing_is_kept_of_an_upload_that_cannot_be_stored(own, photos, stored):
+    before = set(stored.upload_path.iterdir())
+    cut = (photos / "00.png").read_bytes()[:-40]
+    answer = own.admin.post("/img/upload", files={"image": ("cut.png", cut)})
+    assert answer.status_code == 400
+    assert set(stored.upload_path.iterdir()) == before
+
+
 def test_upload_refuses_what_it_cannot_use(own):
     answer = own.admin.post("/img/upload")
     assert answer.status_code == 400

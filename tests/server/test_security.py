@@ -46,6 +46,17 @@ def test_the_page_keeps_the_token_in_a_cookie_and_out_of_the_address(server):
         assert browser.get("/api/v1").json()["scope"] == "visitor"
 
 
+@pytest.mark.parametrize("host", ["localhost", "[::1]", "[::1]:5000", "localhost:x"])
+def test_every_host_name_gives_a_cookie(server, host):
+    """An IPv6 address without a port was an error of the server."""
+    answer = server.stranger.get("/", params={"token": TOKEN}, headers={"Host": host})
+    assert answer.status_code == 303
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    headers = {"Host": host, "Cookie": cookie}
+    assert server.stranger.get("/api/v1", headers=headers).status_code == 200
+    server.stranger.cookies.clear()
+
+
 def test_a_visitor_reads_and_changes_nothing(server):
     about = server.visitor.get("/api/v1").json()
     assert (about["scope"], about["roots"]) == ("visitor", [])
