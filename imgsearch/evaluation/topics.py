@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imgsearch.errors import ConfigError, DatasetError
+from imgsearch.errors import ConfigError, DatasetError, ImgSearchError
 from imgsearch.evaluation import scoring
 from imgsearch.evaluation.protocols import described
 from imgsearch.evaluation.relevance import MAX_CLASSES
@@ -24,12 +24,12 @@ class JudgedTopics:
 
     Parameters
     ----------
-    names : str or sequence of str
-        Names of topics, up to 63; by default all topics that have a relevant image.
+    names : str or sequence of str, optional
+        Names of topics, up to 63; if left out, all topics that have a relevant image.
     """
 
-    def __init__(self, names: str | Sequence[str] = ()):
-        self.names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+    def __init__(self, names: str | Sequence[str] | None = None):
+        self.names = (names,) if isinstance(names, str) else names
 
     def task(self, gallery: Gallery, *, allow_missing: bool = False) -> Task:
         """Combine the vectors of a collection with the judgments.
@@ -70,7 +70,11 @@ class JudgedTopics:
             present[:number, column] = np.isin(ids, relevant)
             unjudged[:number, column] = ~np.isin(ids, judged)
             unpooled[:number, column] = ~np.isin(ids, list(states))
-            vector, examples = query_vector(gallery, session.query)
+            try:
+                vector, examples = query_vector(gallery, session.query)
+            except ImgSearchError as error:
+                reason = f"the query of {session.topic!r} cannot be searched with: {error}"
+                raise ConfigError("topics", reason) from error
             junk[:number, column] = np.isin(ids, list(examples))
             if where := session.query.get("where"):
                 found = gallery.metadata.matching(gallery.name, where)
@@ -108,12 +112,12 @@ class JudgedTopics:
     def _sessions(self, gallery: Gallery) -> list[Session]:
         """The sessions to evaluate, by name."""
         store = gallery.metadata.topics
-        rows = [store.get(name) for name in self.names] or store.all()
+        rows = store.all() if self.names is None else map(store.get, set(self.names))
         sessions = [Session(gallery, row, "") for row in sorted(rows, key=lambda row: row.name)]
         judged = [one for one in sessions if any(one.judgments().values())]
-        if not judged or (self.names and len(judged) < len(sessions)):
-            names = ", ".join(repr(one.topic) for one in sessions if one not in judged)
-            where = f" in {names}" if self.names else ""
+        left = [one.topic for one in sessions if one not in judged and self.names is not None]
+        if not judged or left:
+            where = f" in {', '.join(map(repr, left))}" if left else ""
             reason = f"no image was judged relevant{where}: judge some in a session first"
             raise ConfigError("topics", reason)
         names = [topic_name(one.topic) for one in judged]

@@ -171,8 +171,8 @@ export function createGrid(element, options = {}) {
     else if (key.toLowerCase() === "a" && command && state.selecting) all.click();
     else if (key === "Escape" && state.selected.length) select([]);
     else if (key === "o" && !command && options.onOpen) options.onOpen(current);
-    else if ((key === "y" || key === "n") && !command && state.judging) options.onJudge?.(current, key === "y" ? 1 : -1);
-    else if (key === "u" && !command && state.judging) options.onUndo?.();
+    else if ((key === "y" || key === "n") && !command && !event.repeat && state.judging) options.onJudge?.(current, key === "y" ? 1 : -1);
+    else if (key === "u" && !command && !event.repeat && state.judging) options.onUndo?.();
     else return;
     event.preventDefault();
     event.stopPropagation();

@@ -107,6 +107,9 @@ def test_what_is_missing_is_named(galleries, judged):
         JudgedTopics(["topic 0"]).task(two)
     task = JudgedTopics(["topic 0"]).task(two, allow_missing=True)
     assert task.about["missing_images"] == 1
+    two.delete(galleries[2][1])
+    with pytest.raises(ConfigError, match="the query of 'topic 1' cannot be searched with: query"):
+        JudgedTopics("topic 1").task(two, allow_missing=True)
 
 
 def test_topics_without_judgments_are_refused(galleries):
@@ -121,6 +124,8 @@ def test_a_named_topic_is_never_left_out(galleries, judged):
     assert JudgedTopics("topic 1").task(one).classes == ("topic 1",)
     with pytest.raises(ConfigError, match="no image was judged relevant in 'empty': judge some"):
         JudgedTopics(["topic 0", "empty"]).task(one)
+    with pytest.raises(ConfigError, match="no image was judged relevant: judge some"):
+        JudgedTopics([]).task(one)
 
 
 def test_topics_whose_names_mean_something_else_are_refused(galleries, judged):
