@@ -28,7 +28,7 @@ _RESAMPLING = {
 }
 _CROP_MODES = ("center", "squash", "border")
 _STEP = 64  # pictures in one batch: larger ones gain nothing and take memory
-NOT_STATED = "not stated"  # a licence that nobody has told
+NOT_STATED = "not stated"  # an unknown licence
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Preprocessing:
 
     @property
     def draft(self) -> int:
-        """Pixels that the short side of a decoded picture needs at least."""
+        """Minimum length of the short side of a decoded picture, in pixels."""
         return max(_pair(self.resize))
 
     def to_dict(self) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def short(error: Exception) -> str:
 class Encoder:
     """Turns images into vectors. Made by :func:`load_encoder`.
 
-    It is never changed, and may be used from any thread.
+    It is immutable, and may be used from any thread.
 
     Attributes
     ----------

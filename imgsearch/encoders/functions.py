@@ -1,4 +1,4 @@
-"""Functions of a user as encoders: anything that maps a list of pictures to an array."""
+"""User functions as encoders: anything that maps a list of pictures to an array."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Whole:
 
     @property
     def draft(self) -> int:
-        """Pixels that the short side of a decoded picture needs at least."""
+        """Minimum length of the short side of a decoded picture, in pixels."""
         return self.size
 
     def to_dict(self) -> dict[str, int]:
@@ -47,7 +47,7 @@ class FunctionModel(Model):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the vectors mean, as far as their author tells."""
+        """What the vectors mean, as far as their author states it."""
         return {
             "function": self.backbone,
             "version": self.version,
@@ -71,7 +71,7 @@ class FunctionRunner:
         try:
             with self._lock:
                 given = self._function([Image.fromarray(pixels) for pixels in pictures])
-            with np.errstate(over="ignore"):  # infinite is refused later
+            with np.errstate(over="ignore"):  # infinity is refused later
                 features = np.asarray(given, dtype=np.float32)
         except Exception as error:
             raise EncoderError(self._name, f"the function failed: {short(error)}") from error

@@ -54,7 +54,7 @@ def load_encoder(
     backend : {"auto", "eager", "compile", "openvino", "onnxruntime"}
         ``auto`` uses ``eager`` for torch networks, and :meth:`Encoder.optimized_for` another
         one for a long job on a CPU. ONNX files run on ``openvino``, or with CUDA on
-        ``onnxruntime``. An ``IMGSEARCH_BACKEND`` that cannot run an encoder has no meaning
+        ``onnxruntime``. An ``IMGSEARCH_BACKEND`` that cannot run an encoder is ignored
         for it. A function chooses device, precision and backend itself.
     settings : Settings, optional
         Instead of the environment's. Parameters that are not ``auto`` win over it.
@@ -159,7 +159,7 @@ def _load(
     model.name = f"{name}@{weights}" if weights else name
     model.license = license_of(model.name)
     if re.search(r"research|non-?commercial|-nc\b|amlr", model.license, re.I):
-        warnings.warn(f"{name}: its licence ({model.license}) allows research only", stacklevel=3)
+        warnings.warn(f"{name}: its licence ({model.license}) does not allow commercial use", stacklevel=3)
     return build_encoder(model, plan, home)
 
 

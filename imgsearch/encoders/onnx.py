@@ -1,4 +1,4 @@
-"""Networks of others as ONNX files: data, not code. A JSON card beside each describes it."""
+"""Any network as an ONNX file: data, not code. A JSON card beside it describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoders that a name can mean: one entry for each name, or for each form of name."""
+"""The registry of encoders: one entry for each name, or for each form of name."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def entry_of(function: Callable, **about: Any) -> Entry:
     name, version = identify(function, about.get("name"), about.get("version", "0"))
     for entry in _entries.values():
         if not callable(entry.model) and re.fullmatch(entry.pattern, name):
-            raise ConfigError("name", f"{name!r} means {entry.name} already; choose another")
+            raise ConfigError("name", f"{name!r} already refers to {entry.name}; choose another")
     _entries[name] = Entry(
         f"{name}@{version}", f"{re.escape(name)}(@{re.escape(version)})?",
         partial(from_callable, function, **about), about.get("license", "not stated"),

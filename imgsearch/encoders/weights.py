@@ -28,7 +28,7 @@ PUBLISHED = {
     "resnet101": "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a",
     "resnet152": "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
 }
-_OTHER = "Is the file of another network?"
+_OTHER = "Does the file belong to another network?"
 SOURCE = "https://download.pytorch.org/models"
 TIMEOUT = 60
 """Seconds without a byte after which a download has failed."""
@@ -65,7 +65,7 @@ def _download(url: str, target: Path, sha256: str) -> None:
                 shutil.copyfileobj(answer, shown)
             file.flush()
             if file_digest(Path(file.name)) != sha256:
-                raise OSError(f"what came has another SHA-256 than {sha256}")
+                raise OSError(f"the downloaded file does not have the SHA-256 {sha256}")
     except (OSError, HTTPException) as error:
         raise WeightsError(
             target.name,

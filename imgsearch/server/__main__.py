@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         timeout_graceful_shutdown=5,
     )
     with config.bind_socket() as socket:
-        socket.listen()  # who opens the printed address at once has to wait, but is answered
+        socket.listen()  # a client that connects at once has to wait, but is answered
         _greet(given.host, socket.getsockname()[1], options.token)
         uvicorn.Server(config).run([socket])
 

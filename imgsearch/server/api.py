@@ -21,25 +21,9 @@ from imgsearch.gallery import Gallery
 from imgsearch.hits import Hit, Image
 from imgsearch.ingestion import IngestReport
 from imgsearch.io import versions
-from imgsearch.server import pictures
+from imgsearch.server import pictures, schemas
 from imgsearch.server.jobs import Job
 from imgsearch.server.limits import MAX_BODY
-from imgsearch.server.schemas import (
-    About,
-    CollectionInfo,
-    Filtered,
-    FoundPicture,
-    ImageId,
-    IngestInfo,
-    IngestRequest,
-    Page,
-    PictureDetails,
-    QueryInfo,
-    SearchAnswer,
-    SearchRequest,
-    Value,
-    parsed,
-)
 from imgsearch.server.security import admin_only
 from imgsearch.server.service import Plan, Service, Use
 
@@ -49,7 +33,7 @@ POLL = 0.25
 """Seconds between two looks at an ingest."""
 
 Name = Annotated[str, InPath(pattern=f"^{COLLECTION_NAME.pattern}$", examples=["photos"])]
-Id = Annotated[ImageId, InPath()]
+Id = Annotated[schemas.ImageId, InPath()]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
 Where = Annotated[str | None, Query(max_length=10_000, examples=['{"label": "cat"}'])]
 
@@ -86,10 +70,10 @@ async def original(request: Request, name: Name, image_id: Id, service: Use) -> 
 
 
 @router.get("")
-def about(request: Request, service: Use) -> About:
+def about(request: Request, service: Use) -> schemas.About:
     """Describe the server, and what this client may do."""
     options, admin = service.options, request.state.admin
-    return About(
+    return schemas.About(
         version=versions()["imgsearch"],
         scope="admin" if admin else "visitor",
         collection=options.collection,
@@ -101,14 +85,14 @@ def about(request: Request, service: Use) -> About:
 
 
 @router.get("/collections")
-def collections(service: Use) -> list[CollectionInfo]:
+def collections(service: Use) -> list[schemas.CollectionInfo]:
     """List the collections."""
     rows = service.metadata.collections()
     return [_collection(service, service.gallery(row.name)) for row in rows]
 
 
 @router.get("/collections/{name}")
-def collection(name: Name, service: Use) -> CollectionInfo:
+def collection(name: Name, service: Use) -> schemas.CollectionInfo:
     """Describe a collection."""
     return _collection(service, service.gallery(name))
 
@@ -119,9 +103,9 @@ def drop(name: Name, service: Use) -> None:
     service.gallery(name).drop()
 
 
-def _collection(service: Service, gallery: Gallery) -> CollectionInfo:
+def _collection(service: Service, gallery: Gallery) -> schemas.CollectionInfo:
     row, counts = gallery.row, gallery.count()
-    return CollectionInfo(
+    return schemas.CollectionInfo(
         name=row.name,
         images=counts.images,
         paths=counts.paths,
@@ -134,10 +118,10 @@ def _collection(service: Service, gallery: Gallery) -> CollectionInfo:
 
 
 @router.get("/collections/{name}/attributes")
-def attributes(name: Name, service: Use) -> dict[str, list[Value]]:
+def attributes(name: Name, service: Use) -> dict[str, list[schemas.Value]]:
     """List the values of each attribute, those of most files first."""
     return {
-        attribute: [Value(value=value, count=count) for value, count in values]
+        attribute: [schemas.Value(value=value, count=count) for value, count in values]
         for attribute, values in service.metadata.attribute_values(name).items()
     }
 
@@ -153,11 +137,13 @@ def browse(
     offset: Offset = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     where: Where = None,
-) -> Page:
+) -> schemas.Page:
     """List stored images, sorted by path."""
-    test = _admitted(request, None if where is None else parsed(Filtered, where.encode()).root)
+    test = _admitted(
+        request, None if where is None else schemas.parsed(schemas.Filtered, where.encode()).root
+    )
     found = service.gallery(name).browse(offset, limit + 1, where=test)
-    return Page(
+    return schemas.Page(
         items=[_details(request, name, image) for image in found[:limit]],
         next=offset + limit if len(found) > limit else None,
         total=service.metadata.count(name, where=test).images,
@@ -167,7 +153,7 @@ def browse(
 @router.post("/collections/{name}/images", status_code=201, dependencies=ADMIN)
 async def upload(
     request: Request, name: Name, service: Use, image: Annotated[UploadFile, File()]
-) -> PictureDetails:
+) -> schemas.PictureDetails:
     """Add a picture to a collection, which is created if it does not exist."""
     data = await image.read()
     stored = await to_thread.run_sync(service.upload, name, image.filename or "", data)
@@ -175,7 +161,7 @@ async def upload(
 
 
 @router.get("/collections/{name}/images/{image_id}")
-def image(request: Request, name: Name, image_id: Id, service: Use) -> PictureDetails:
+def image(request: Request, name: Name, image_id: Id, service: Use) -> schemas.PictureDetails:
     """Describe a stored image."""
     return _details(request, name, service.image(name, image_id))
 
@@ -201,8 +187,8 @@ def _picture(request: Request, name: str, image: Image | Hit) -> dict:
     }
 
 
-def _details(request: Request, name: str, image: Image) -> PictureDetails:
-    return PictureDetails(
+def _details(request: Request, name: str, image: Image) -> schemas.PictureDetails:
+    return schemas.PictureDetails(
         **_picture(request, name, image),
         format=image.format,
         size=image.size,
@@ -215,12 +201,12 @@ def _details(request: Request, name: str, image: Image) -> PictureDetails:
 
 
 @router.post("/queries", status_code=201)
-async def keep_query(service: Use, image: Annotated[UploadFile, File()]) -> QueryInfo:
+async def keep_query(service: Use, image: Annotated[UploadFile, File()]) -> schemas.QueryInfo:
     """Upload a picture to search with."""
     data = await image.read()
     loaded = await to_thread.run_sync(images.load, data)
     key = service.keep_query(data)
-    return QueryInfo(
+    return schemas.QueryInfo(
         query_id=key,
         width=loaded.width,
         height=loaded.height,
@@ -242,7 +228,9 @@ async def query_thumbnail(
 
 
 @router.post("/collections/{name}/search")
-async def search(request: Request, name: Name, asked: SearchRequest, service: Use) -> SearchAnswer:
+async def search(
+    request: Request, name: Name, asked: schemas.SearchRequest, service: Use
+) -> schemas.SearchAnswer:
     """Find the images most similar to a stored image, an uploaded picture, words or examples."""
     if asked.image_id is not None and asked.query_id is not None:
         raise HTTPException(422, "Give either image_id or query_id.")
@@ -252,9 +240,9 @@ async def search(request: Request, name: Name, asked: SearchRequest, service: Us
     plan = Plan(name, asked.offset + asked.limit, where=where, **parts)
     query = asked.image_id if asked.query_id is None else service.query(asked.query_id)
     hits = await service.search(plan, query)
-    return SearchAnswer(
+    return schemas.SearchAnswer(
         hits=[
-            FoundPicture(**_picture(request, name, hit), rank=hit.rank, score=hit.score)
+            schemas.FoundPicture(**_picture(request, name, hit), rank=hit.rank, score=hit.score)
             for hit in hits[asked.offset :]
         ],
         next=asked.offset + asked.limit if len(hits) == plan.top_k else None,
@@ -268,7 +256,7 @@ async def search(request: Request, name: Name, asked: SearchRequest, service: Us
 
 
 @router.post("/ingests", status_code=202, dependencies=ADMIN)
-def start_ingest(asked: IngestRequest, service: Use) -> IngestInfo:
+def start_ingest(asked: schemas.IngestRequest, service: Use) -> schemas.IngestInfo:
     """Load a folder; answers at once. Follow it with /ingests/{id}/events."""
     name = collection_name(asked.collection or service.options.collection)
     folder = service.loadable(asked.folder)
@@ -276,7 +264,7 @@ def start_ingest(asked: IngestRequest, service: Use) -> IngestInfo:
 
 
 @router.get("/ingests", dependencies=ADMIN)
-def ingests(service: Use) -> list[IngestInfo]:
+def ingests(service: Use) -> list[schemas.IngestInfo]:
     """List the ingests of this server, newest first."""
     return [_ingest(job) for job in service.jobs.all()]
 
@@ -289,20 +277,20 @@ OneJob = Annotated[Job, Depends(_job)]
 
 
 @router.get("/ingests/{number}", dependencies=ADMIN)
-def ingest(job: OneJob) -> IngestInfo:
+def ingest(job: OneJob) -> schemas.IngestInfo:
     """Describe an ingest."""
     return _ingest(job)
 
 
 @router.post("/ingests/{number}/stop", status_code=202, dependencies=ADMIN)
-def stop_ingest(job: OneJob) -> IngestInfo:
+def stop_ingest(job: OneJob) -> schemas.IngestInfo:
     """Stop an ingest after the images under way; what is stored stays."""
     job.stop.set()
     return _ingest(job)
 
 
 @router.get("/ingests/{number}/events", response_class=EventSourceResponse, dependencies=ADMIN)
-async def follow_ingest(job: OneJob) -> AsyncIterator[IngestInfo]:
+async def follow_ingest(job: OneJob) -> AsyncIterator[schemas.IngestInfo]:
     """Send the state of an ingest as server-sent events whenever it changes, until it ends."""
     sent = None
     while True:
@@ -315,11 +303,11 @@ async def follow_ingest(job: OneJob) -> AsyncIterator[IngestInfo]:
         await asyncio.sleep(POLL)
 
 
-def _ingest(job: Job) -> IngestInfo:
+def _ingest(job: Job) -> schemas.IngestInfo:
     report, error = job.report or IngestReport(job.collection, str(job.folder), ""), job.error
     about = report.to_dict()
     about |= {"failures": about["failures"][:100]}
-    return IngestInfo(
+    return schemas.IngestInfo(
         **{k: v for k, v in about.items() if k != "state"},
         id=job.id,
         state=job.state,

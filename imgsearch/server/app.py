@@ -18,17 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.staticfiles import StaticFiles
 
-from imgsearch.errors import (
-    CollectionNotFound,
-    ConfigError,
-    EncoderError,
-    EncoderMismatch,
-    ImageError,
-    ImageNotFound,
-    ImgSearchError,
-    StoreBusy,
-    StoreUnavailable,
-)
+from imgsearch import errors
 from imgsearch.io import versions
 from imgsearch.server import api, clip_retrieval, compat
 from imgsearch.server.gate import Gate
@@ -40,16 +30,16 @@ from imgsearch.server.service import Options, Service, Use
 THREADS = 12
 """Threads for what touches a store, fewer than a store has connections."""
 
-STATUS: list[tuple[type[ImgSearchError], int]] = [
-    (CollectionNotFound, 404),
-    (ImageNotFound, 404),
-    (ConfigError, 400),
-    (ImageError, 400),
-    (EncoderMismatch, 500),
-    (EncoderError, 400),  # it reads no words, or not these
-    (StoreBusy, 503),
-    (StoreUnavailable, 503),
-    (ImgSearchError, 500),
+STATUS: list[tuple[type[errors.ImgSearchError], int]] = [
+    (errors.CollectionNotFound, 404),
+    (errors.ImageNotFound, 404),
+    (errors.ConfigError, 400),
+    (errors.ImageError, 400),
+    (errors.EncoderMismatch, 500),
+    (errors.EncoderError, 400),  # it reads no words, or not these
+    (errors.StoreBusy, 503),
+    (errors.StoreUnavailable, 503),
+    (errors.ImgSearchError, 500),
 ]
 
 
@@ -81,7 +71,7 @@ def create_app(options: Options) -> FastAPI:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
         )
-    app.add_exception_handler(ImgSearchError, _failed)
+    app.add_exception_handler(errors.ImgSearchError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     for router in (api.router, compat.router, clip_retrieval.router):
         app.include_router(router)
@@ -90,7 +80,7 @@ def create_app(options: Options) -> FastAPI:
 
 
 class _App(FastAPI):
-    """Describes the token, too: the gate checks it, and routes need no dependency for it."""
+    """Adds the token to the OpenAPI description: the gate checks it, not a dependency of routes."""
 
     def openapi(self) -> dict[str, Any]:
         described = super().openapi()
@@ -106,12 +96,12 @@ def _add_pages(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/healthz", tags=["operation"])
     def healthy() -> str:
-        """Tell that the server runs."""
+        """Report that the server is running."""
         return "ok"
 
     @app.get("/readyz", tags=["operation"])
     def ready(service: Use) -> str:
-        """Tell whether searches can be answered; status 503 and the reason if not."""
+        """Report whether searches can be answered; status 503 and the reason if not."""
         problem = service.problem
         service.metadata.collections()
         return JSONResponse({"detail": problem}, 503) if problem else "ok"
@@ -143,10 +133,10 @@ def _shortened(script: Path, etag: str) -> str:
     return re.sub(r"^\s+(//.*)?|^//.*", "", script.read_text(), flags=re.MULTILINE)
 
 
-async def _failed(request: Request, error: ImgSearchError) -> Response:
+async def _failed(request: Request, error: errors.ImgSearchError) -> Response:
     """Answer an error with its own sentence; visitors learn no path of the server."""
     status = next(status for kind, status in STATUS if isinstance(error, kind))
-    text = error.reason if isinstance(error, ImageError) else str(error)
+    text = error.reason if isinstance(error, errors.ImageError) else str(error)
     if not request.state.admin and status >= 500:
         text = "The server could not do this; its log holds the details."
     elif not request.state.admin and os.sep in text:

@@ -1,4 +1,4 @@
-"""Requests that arrive while others are being searched for are then searched for together."""
+"""Batching: queries that arrive while others are being answered are then searched together."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class KnnRequest(BaseModel):
     embedding_input: list[float] | None = Field(None, max_length=32_768)
     modality: Literal["image"]
     num_images: int = Field(ge=1, le=MAX_TOP_K)
-    indice_name: str | None = Field(description="collection; null for the usual one")
+    indice_name: str | None = Field(description="collection; null for the default one")
     num_result_ids: int | None = Field(None, ge=1, le=MAX_TOP_K)
 
 
@@ -52,7 +52,7 @@ class MetadataRequest(BaseModel):
 
 @router.get("/indices-list")
 def indices(service: Use) -> list[str]:
-    """List the collections, the usual one first."""
+    """List the collections, the default one first."""
     names = [row.name for row in service.metadata.collections()]
     return sorted(names, key=lambda name: (name != service.options.collection, name))
 

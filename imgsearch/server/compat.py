@@ -78,10 +78,10 @@ async def data(
 
 @router.get("/progress")
 def progress(service: Use) -> str:
-    """Tell how far the newest ingest is; at its end, both numbers are the same."""
+    """Report the progress of the newest ingest; both numbers are the same when it has ended."""
     jobs = service.jobs.all()
     if jobs and not jobs[0].ended and jobs[0].report is None:
-        return "current: 0, total: 1"  # equal numbers would tell a client that it is over
+        return "current: 0, total: 1"  # equal numbers would mean that it has ended
     for run in service.metadata.runs(limit=1):
         current = run.done if run.state == "running" else run.total
         return f"current: {current}, total: {run.total}"

@@ -24,7 +24,7 @@ Make = Callable[[], Awaitable[tuple[bytes, str]]]
 
 
 class Kept:
-    """Pictures by key, of so many bytes in all; those not asked for longest give way."""
+    """A cache of pictures of at most `most` bytes; the least recently used ones are dropped."""
 
     def __init__(self, most: int):
         self.most = most
@@ -79,7 +79,7 @@ async def answer(request: Request, etag: str, make: Make) -> Response:
 
 
 def written(hit: Hit) -> str:
-    """Write a path, or else an id, for a client that pastes it into an address as it is."""
+    """Return a path, or an id if necessary, for clients that paste it into a URL unescaped."""
     try:
         hit.path.encode()
     except UnicodeEncodeError:  # bytes that are not UTF-8

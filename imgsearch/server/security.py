@@ -62,7 +62,7 @@ class Security:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             name = ""
-        # Another name would be a page of someone else that points to this address (DNS rebinding).
+        # Any other name may belong to a foreign page that resolves to this address (DNS rebinding).
         if name not in self._hosts and not _is_address(name):
             raise HTTPException(400, "Unknown host name: name it with --allowed-host.")
         origin = request.headers.get("origin")
@@ -90,7 +90,7 @@ class Security:
         if kind.lower() != "bearer":
             cookie = request.cookies.get(_cookie(request), "")
             given = request.query_params.get("token", cookie)
-        # All are compared, whichever fits, so that the time tells nothing.
+        # Compare with every token, so that the time taken reveals nothing.
         found = [
             scope
             for scope, token in self._tokens.items()
@@ -106,7 +106,7 @@ class Security:
             _cookie(request),
             request.query_params["token"],
             httponly=True,
-            samesite="lax",  # sent, too, where a link leads here from a mail or a chat
+            samesite="lax",  # it is also sent when a link in a mail or chat leads here
             secure=request.url.scheme == "https",
         )
         return answer

@@ -65,7 +65,7 @@ class Options:
 
 
 class Plan(NamedTuple):
-    """What searches have in common that are done together."""
+    """Parameters that the searches of one batch share."""
 
     collection: str
     top_k: int
@@ -107,7 +107,7 @@ class Service:
             with suppress(CollectionNotFound):
                 blank = np.zeros((64, 64, 3), np.uint8)
                 self._search((Plan(self.options.collection, 1), False), [blank])
-            # What is loaded stays: a full collection of garbage would look through it for 0.2 s.
+            # What is loaded stays: each full garbage collection would traverse it for 0.2 s.
             gc.collect()
             gc.freeze()
             self.problem = None
@@ -137,7 +137,7 @@ class Service:
             return held
 
     def reads_text(self, row: CollectionRow) -> bool:
-        """Tell whether a collection can be searched with words, without loading its encoder."""
+        """Return whether a collection can be searched by text, without loading its encoder."""
         loaded = self._encoders.get(row.fingerprint)
         with suppress(EncoderError):
             return (loaded or resolve(row.encoder)[0]).text
@@ -186,7 +186,7 @@ class Service:
         return data
 
     async def decode(self, make: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread, as many at a time as there are processors."""
+        """Call a function in a thread; at most one call per processor runs at a time."""
         return await to_thread.run_sync(make, *arguments, limiter=self._decoding)
 
     # ------------------------------------------------------------ searches
@@ -211,7 +211,7 @@ class Service:
         return [result for query in queries for result in self._search(key, [query])]
 
     def keep_query(self, data: bytes) -> str:
-        """Keep the picture of a visitor, and return the key that only this visitor knows."""
+        """Keep the picture of a visitor, and return its key, which only this visitor knows."""
         key = secrets.token_urlsafe(18)
         self.queries.keep(key, data)
         return key
@@ -267,7 +267,7 @@ class Service:
 
 
 async def service(request: Request) -> Service:
-    """Return the service of the application; a dependency, which a thread would only slow down."""
+    """Return the service of the application; async, because a thread would only cost time."""
     return request.app.state.service
 
 

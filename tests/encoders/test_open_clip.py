@@ -185,7 +185,7 @@ def test_licences_are_told_and_research_only_ones_warn(tiny_clip, monkeypatch):
     assert license_of(tiny_clip) == "not stated"
     monkeypatch.setitem(family.LICENSES, "tiny.*", "CC-BY-NC-4.0")
     monkeypatch.setattr("imgsearch.encoders.loading.license_of", lambda name: "CC-BY-NC-4.0")
-    with pytest.warns(UserWarning, match=r"CC-BY-NC-4.0\) allows research only"):
+    with pytest.warns(UserWarning, match=r"CC-BY-NC-4.0\) does not allow commercial use"):
         load_encoder(tiny_clip, weights="random:4")
 
 

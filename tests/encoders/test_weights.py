@@ -71,8 +71,8 @@ def test_every_published_digest_is_a_full_one():
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (b"x" * len(BODY), f"another SHA-256 than {SHA}"),
-        (BODY[:1_000_000], f"another SHA-256 than {SHA}"),
+        (b"x" * len(BODY), f"does not have the SHA-256 {SHA}"),
+        (BODY[:1_000_000], f"does not have the SHA-256 {SHA}"),
         (404, r"404.*IMGSEARCH_WEIGHTS.*another machine.*'mini'"),
         (503, "Service Unavailable"),
     ],
