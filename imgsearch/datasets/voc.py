@@ -45,11 +45,6 @@ class Voc(Dataset):
     year : int or str, optional
         Required if `root` contains several years.
 
-    Attributes
-    ----------
-    root : pathlib.Path
-        The folder that contains ``Annotations`` and ``ImageSets``.
-
     Raises
     ------
     DatasetError
@@ -78,10 +73,7 @@ class Voc(Dataset):
         if not path.is_file():
             known = ", ".join(self.image_sets()) or "(none)"
             raise DatasetError(path, f"is missing; the sets of this dataset are {known}")
-        try:
-            text = read_bounded(path, MAX_SET).decode("ascii")
-        except UnicodeDecodeError as error:
-            raise DatasetError(path, f"byte {error.start} is not ASCII") from None
+        text = read_bounded(path, MAX_SET).decode("utf-8", "replace")
         annotated = self.annotated()
         lines: dict[str, int] = {}
         for number, image in enumerate(map(str.strip, text.splitlines()), 1):

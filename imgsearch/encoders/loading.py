@@ -159,7 +159,9 @@ def _load(
     model.name = f"{name}@{weights}" if weights else name
     model.license = license_of(model.name)
     if re.search(r"research|non-?commercial|-nc\b|amlr", model.license, re.I):
-        warnings.warn(f"{name}: its licence ({model.license}) does not allow commercial use", stacklevel=3)
+        warnings.warn(
+            f"{name}: its licence ({model.license}) does not allow commercial use", stacklevel=3
+        )
     return build_encoder(model, plan, home)
 
 

@@ -32,15 +32,11 @@ class Entry(NamedTuple):
         parameters that returns the :class:`Encoder`.
     license : str or None
         Licence of the weights; None if that depends on the model.
-    dim : int or None
-        Length of the vectors; None if that depends on the model.
-    input_size : int or None
-        Side of the network's input in pixels; None if that depends on the model.
+    dim, input_size, download : int or None
+        Length of the vectors, side of the network's input in pixels, and bytes that are
+        downloaded the first time; None if that depends on the model, or if there is none.
     requires : str
         What must be installed; empty if nothing.
-    download : int or None
-        Bytes that are downloaded the first time; None if nothing, or if that depends on the
-        model.
     purpose : str
         What it is good for, in one sentence for a menu.
     text : bool

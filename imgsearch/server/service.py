@@ -19,18 +19,10 @@ import numpy as np
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, HTTPException, Request
 
-from imgsearch import images
+from imgsearch import errors, images
 from imgsearch.config import Settings
 from imgsearch.encoders import Encoder, load_encoder
 from imgsearch.encoders.registry import resolve
-from imgsearch.errors import (
-    CollectionNotFound,
-    ConfigError,
-    EncoderError,
-    ImageError,
-    ImageNotFound,
-    ImgSearchError,
-)
 from imgsearch.gallery import Gallery
 from imgsearch.hits import Hit, Hits, Image, image_of
 from imgsearch.io import absolute, atomic
@@ -104,7 +96,7 @@ class Service:
     def _warm_up(self) -> None:
         """Load the encoder before the first visitor waits for it."""
         try:
-            with suppress(CollectionNotFound):
+            with suppress(errors.CollectionNotFound):
                 blank = np.zeros((64, 64, 3), np.uint8)
                 self._search((Plan(self.options.collection, 1), False), [blank])
             # What is loaded stays: each full garbage collection would traverse it for 0.2 s.
@@ -121,7 +113,7 @@ class Service:
         """Return an open collection; opens it again after it was dropped and created anew."""
         try:
             row = self.metadata.collection(name)
-        except CollectionNotFound:
+        except errors.CollectionNotFound:
             row = None
         with self._opening:
             held = self._galleries.get(name)
@@ -129,7 +121,7 @@ class Service:
                 self._galleries.pop(name).close()
                 held = None
             if row is None:
-                raise CollectionNotFound(name, [c.name for c in self.metadata.collections()])
+                raise errors.CollectionNotFound(name, [c.name for c in self.metadata.collections()])
             if held is None:
                 encoder = self._encoders.get(row.fingerprint)
                 held = Gallery.open(name, encoder=encoder, settings=self.settings)
@@ -139,14 +131,14 @@ class Service:
     def reads_text(self, row: CollectionRow) -> bool:
         """Return whether a collection can be searched by text, without loading its encoder."""
         loaded = self._encoders.get(row.fingerprint)
-        with suppress(EncoderError):
+        with suppress(errors.EncoderError):
             return (loaded or resolve(row.encoder)[0]).text
         return False
 
     def image(self, name: str, image_id: int) -> Image:
         """Return one image; the collection is not opened for it."""
         (found,) = self._look_up(name, [image_id])
-        if isinstance(found, ImageNotFound):
+        if isinstance(found, errors.ImageNotFound):
             raise found
         return found
 
@@ -154,17 +146,17 @@ class Service:
         """Return one image, as :meth:`image`, in a batch."""
         return await self.lookups.submit(name, image_id)
 
-    def _look_up(self, name: str, ids: Sequence[int]) -> list[Image | ImageNotFound]:
+    def _look_up(self, name: str, ids: Sequence[int]) -> list[Image | errors.ImageNotFound]:
         found = self.metadata.by_id(name, ids)
-        return [image_of(found[i]) if i in found else ImageNotFound(name, i) for i in ids]
+        return [image_of(found[i]) if i in found else errors.ImageNotFound(name, i) for i in ids]
 
     def find(self, wanted: str, name: str | None, *, paths: bool) -> Image:
         """Return the image of an id or, if allowed, of a path, in one collection or in any."""
         number = int(wanted) if re.fullmatch(r"\d{1,19}", wanted, re.A) else None
-        with suppress(ConfigError):
+        with suppress(errors.ConfigError):
             written = [str(absolute(path)) for path in (wanted, unquote(wanted)) if paths]
             for collection in [name] if name else self._names():
-                with suppress(CollectionNotFound, ImageNotFound):
+                with suppress(errors.CollectionNotFound, errors.ImageNotFound):
                     if number is not None and number < 2**63:
                         return self.image(collection, number)
                     for row in self.metadata.by_path(collection, written).values():
@@ -195,7 +187,9 @@ class Service:
         """Search with a picture, a vector, an image_id or nothing but the plan, in a batch."""
         return await self.batcher.submit((plan, query is None), query)
 
-    def _search(self, key: tuple[Plan, bool], queries: Sequence) -> Sequence[Hits | ImgSearchError]:
+    def _search(
+        self, key: tuple[Plan, bool], queries: Sequence
+    ) -> Sequence[Hits | errors.ImgSearchError]:
         plan, only_plan = key
         gallery = self.gallery(plan.collection)
         self._encoders.setdefault(gallery.row.fingerprint, gallery.encoder)
@@ -205,7 +199,7 @@ class Service:
             if only_plan:  # such searches have the same hits
                 return [gallery.search(**how)] * len(queries)
             return gallery.search(queries, **how)
-        except ImgSearchError as error:
+        except errors.ImgSearchError as error:
             if len(queries) == 1:
                 return [error]
         return [result for query in queries for result in self._search(key, [query])]
@@ -262,7 +256,7 @@ class Service:
             for _, reason in gallery.add(path, progress=False).failures:
                 if not known:
                     path.unlink()
-                raise ImageError(path, reason)
+                raise errors.ImageError(path, reason)
         return self.image(name, info.image_id)
 
 

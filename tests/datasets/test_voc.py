@@ -146,7 +146,7 @@ def test_labels_distinguish_difficult_only_from_present(voc):
         ("2007_000001 1\n", "line 1: '2007_000001 1' is not an image name"),
         ("2007_000009\n", "line 1: Annotations/2007_000009.xml is missing"),
         ("\n", "lists no images"),
-        ("Jörg\n", "not ASCII"),
+        ("Jörg\n", "line 1: 'Jörg' is not an image name"),
     ],
 )
 def test_invalid_image_sets_are_refused(voc, content, reason):

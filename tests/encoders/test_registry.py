@@ -58,7 +58,7 @@ def test_a_registered_encoder_is_found_by_its_name():
 
 @pytest.mark.parametrize("name", ["mini", "timm:x", "a.onnx"])
 def test_a_function_takes_no_name_that_means_another_encoder(name):
-    with pytest.raises(ConfigError, match="already; choose another"):
+    with pytest.raises(ConfigError, match="already refers to"):
         register(len, name=name)
 
 
