@@ -85,8 +85,9 @@ class Task:
     def fingerprint(self) -> str:
         """Identity of the ground truth: names, labels, queries and gallery, not vectors."""
         digest = hashlib.sha256("\n".join(self.names + self.classes).encode())
-        labels = (self.labels.present, self.labels.shown, self.labels.unjudged)
-        known = [part for part in labels if part is not None]
+        labels = self.labels
+        parts = (labels.present, labels.shown, labels.unjudged, labels.unpooled)
+        known = [part for part in parts if part is not None]
         for part in (self.ids, *known, self.queries, self.gallery):
             digest.update(b"\0" + np.ascontiguousarray(part).astype("<i8").tobytes())
         return digest.hexdigest()[:16]

@@ -49,7 +49,7 @@ async def thumbnail(
     """Return a JPEG of 160, 480 or 1,280 pixels at most."""
 
     async def make() -> tuple[bytes, str]:
-        image = await service.looked_up(name, image_id)
+        image = await service.lookups.submit(name, image_id)
         return await service.thumbnail(image, size), "image/jpeg"
 
     return await pictures.answer(request, f"{image_id}-{pictures.SIDES[size]}", make)
@@ -60,7 +60,7 @@ async def original(request: Request, name: Name, image_id: Id, service: Use) -> 
     """Return the file of an image; as JPEG where browsers do not show its format."""
 
     async def make() -> tuple[bytes, str]:
-        image = await service.looked_up(name, image_id)
+        image = await service.lookups.submit(name, image_id)
         return await service.decode(pictures.original, image, True)
 
     return await pictures.answer(request, f"{image_id}", make)

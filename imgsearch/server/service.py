@@ -136,15 +136,11 @@ class Service:
         return False
 
     def image(self, name: str, image_id: int) -> Image:
-        """Return one image; the collection is not opened for it."""
+        """Return one image; the collection is not opened for it. `lookups` batches the same."""
         (found,) = self._look_up(name, [image_id])
         if isinstance(found, errors.ImageNotFound):
             raise found
         return found
-
-    async def looked_up(self, name: str, image_id: int) -> Image:
-        """Return one image, as :meth:`image`, in a batch."""
-        return await self.lookups.submit(name, image_id)
 
     def _look_up(self, name: str, ids: Sequence[int]) -> list[Image | errors.ImageNotFound]:
         found = self.metadata.by_id(name, ids)

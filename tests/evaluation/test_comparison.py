@@ -50,5 +50,8 @@ def test_the_fingerprint_of_the_truth_depends_on_each_part_of_it():
     half = np.arange(120) % 2 == 0
     others = [random_task(seed=1), task.permuted(3), random_task(queries=half)]
     others += [random_task(gallery=half), random_task(names=[f"n{i}" for i in range(120)])]
-    assert len({t.fingerprint for t in [task, *others]}) == 6
+    missing = np.zeros((120, 3), bool)
+    missing[5] = True
+    others += [random_task(unjudged=missing, unpooled=some) for some in (missing, ~missing)]
+    assert len({t.fingerprint for t in [task, *others]}) == 8
     assert random_task(signal=9).fingerprint == task.fingerprint
