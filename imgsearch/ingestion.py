@@ -476,7 +476,9 @@ class _Ingest:
             report.seconds = time.perf_counter() - self.start
             collection.metadata.finish_run(report.run_id, report.state, **self._counts())
         except BaseException as error:
-            report.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            asked = self.stop.is_set() and not isinstance(error, ImgSearchError)
+            stopped = asked or isinstance(error, KeyboardInterrupt)
+            report.state = "stopped" if stopped else "failed"
             if isinstance(error, StoreUnavailable) and error.where == collection.metadata.where:
                 raise  # its row cannot be written either, and will show as stale
             try:

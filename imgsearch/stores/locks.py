@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +22,39 @@ FOLDER = "embedded"
 WRITE_TIMEOUT = 60.0  # seconds to wait for the write lock
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _log(text: str, seconds: int) -> None:
+    if text and (seconds == 1 or seconds % 60 == 0):
+        logging.getLogger(__name__).warning("%s; interrupt this process to stop waiting", text)
+
+
+on_wait: ContextVar[Callable[[str, int], None]] = ContextVar("on_wait", default=_log)
+"""Called after each second that this thread waits for a writer, with a text that names it and the
+number of seconds, and with an empty text at the end. If it raises an exception, the wait ends."""
+
+
+def acquire(
+    take: Callable[[], bool], where: str, holder: Callable[[], str], timeout: float
+) -> None:
+    """Call `take` until it succeeds; StoreBusy, which names the holder, after `timeout` s."""
+    start, told = time.monotonic(), 0
+    while not take():
+        waited = time.monotonic() - start
+        if waited >= timeout:
+            raise StoreBusy(
+                where,
+                holder() or "unknown",
+                f"another ingest or deletion is still writing after {timeout:g} s: wait for it, or "
+                "stop it",
+            )
+        if waited >= told + 1:
+            told += 1
+            by = holder() or "another writer"
+            on_wait.get()(f"Waiting for {where}, for at most {timeout:g} s: held by {by}", told)
+        time.sleep(0.01)
+    if told:
+        on_wait.get()("", told)
 
 
 def private_folder(folder: Path) -> Path:
@@ -112,8 +147,8 @@ _turns: dict[tuple[Path, int], list] = {}  # (home, thread) -> [lock, depth]
 
 
 @contextlib.contextmanager
-def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
-    """Hold the write lock of an embedded home; re-entrant within a thread.
+def writing(home: Path, timeout: float = WRITE_TIMEOUT, name: str = "") -> Iterator[None]:
+    """Hold the write lock of an embedded home, to write `name`; re-entrant within a thread.
 
     After `timeout` seconds it raises :class:`StoreBusy`, which names the holder.
     """
@@ -121,16 +156,12 @@ def writing(home: Path, timeout: float = WRITE_TIMEOUT) -> Iterator[None]:
     turn = _turns.get(key)
     if turn is None:
         lock = FileLock(home / FOLDER / "write.lock")
-        if not lock.wait(timeout):
-            holder = lock.read() or "unknown"
+        try:
+            acquire(lock.take, f"embedded store {home}", lock.read, timeout)
+        except BaseException:
             lock.close()
-            raise StoreBusy(
-                f"embedded store {home}",
-                holder,
-                f"another ingest or deletion is still writing after {timeout:g} s: wait for it, or "
-                "stop it",
-            )
-        lock.note(_this_process())
+            raise
+        lock.note(_this_process() + (f", writing {name}" if name else ""))
         turn = _turns[key] = [lock, 0]
     turn[1] += 1
     try:

@@ -7,7 +7,6 @@ import hashlib
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +56,10 @@ _MYSQL_ERRORS: list[tuple[tuple[int, ...], type[StoreError], str]] = [
     ),
     ((3, 28, 1021, 1114), StoreError, "its disk is full: {text}"),
 ]
+
+_connections = sa.table(
+    "PROCESSLIST", sa.column("id"), sa.column("host"), schema="information_schema"
+)
 
 T = TypeVar("T")
 
@@ -172,7 +175,7 @@ class Database:
         SQLite has one lock for the whole folder. `holder` returns a description of its holder.
         """
         if self.sqlite:
-            with locks.writing(self._file.parent, timeout):
+            with locks.writing(self._file.parent, timeout, name):
                 yield
             return
         # MySQL's advisory lock is released when the connection closes, and so with the process.
@@ -185,17 +188,13 @@ class Database:
         with self._translated():
             link = self._connected().connect()
         try:
-            end = time.monotonic() + timeout
             with self._translated():
-                while not link.scalar(sa.select(sa.func.get_lock(name, 1))):
-                    if time.monotonic() > end:
-                        number = link.scalar(sa.select(sa.func.is_used_lock(name)))
-                        raise StoreBusy(
-                            self.where,
-                            holder() or f"connection {number}",
-                            f"another ingest or deletion is still writing after {timeout:g} s: "
-                            "wait for it, or stop it",
-                        )
+                locks.acquire(
+                    lambda: bool(link.scalar(sa.select(sa.func.get_lock(name, 1)))),
+                    self.where,
+                    lambda: holder() or _connection_with_lock(link, name),
+                    timeout,
+                )
                 link.commit()
             held[name] = link
             yield
@@ -321,6 +320,13 @@ class Database:
 
 def _code(error: sa.exc.DBAPIError) -> int | None:
     return error.orig.args[0] if error.orig is not None and error.orig.args else None
+
+
+def _connection_with_lock(link: sa.Connection, name: str) -> str:
+    """Describe the connection to the MySQL server that holds a lock."""
+    number = link.scalar(sa.select(sa.func.is_used_lock(name)))
+    host = link.scalar(sa.select(_connections.c.host).where(_connections.c.id == number))
+    return f"connection {number} from {host}" if host else ""
 
 
 def _give_up_after_silence(context: sa.engine.ExceptionContext) -> None:

@@ -104,6 +104,7 @@ class AdminPanel(panel.Panel):
         self.import_ = self.button("Import", self._import, "Create a collection from this file")
 
         self.typed = panel.text_field("Name")
+        self.typed.continuous_update = True
         self.drop = self.button("Delete collection", self._drop, "Cannot be undone", "danger")
         self.warning = ipw.HTML()
 
@@ -138,10 +139,12 @@ class AdminPanel(panel.Panel):
         self.watch(self.collection, self._collection_changed)
         self.watch(self.tabs, self._forget_status, "selected_index")
         self.watch(self.grid, self._selection_changed, "selected")
+        self.watch(self.typed, self._name_typed)
         self._buttons = [
             *(self.refresh, self.collection, self.verify, self.repair, self.really_repair),
-            *(self.export, self.import_, self.drop, self.really_delete),
+            *(self.export, self.import_, self.really_delete),
         ]
+        self.drop.disabled = True
         self._ask_to_delete(False)
         self._ask_to_repair(False)
 
@@ -155,14 +158,14 @@ class AdminPanel(panel.Panel):
 
     def _look(self) -> None:
         collections = overview(self.settings)
-        self.overview.value = table("Collections", list(map(_collection_columns, collections)))
-        self.runs.value = _runs_table(self.metadata)
         names = [one.name for one in collections]
         wanted = self.collection.value or self._wanted
         chosen = wanted if wanted in names else self.recent_collection(names)
         self.set_options(self.collection, names, chosen)
         panel.set_visible(self.first_steps, visible=not names)
         self._collection_changed()
+        self.overview.value = table("Collections", list(map(_collection_columns, collections)))
+        self.runs.value = _runs_table(self.metadata)
 
     def _forget_status(self) -> None:
         """Clear what another tab reported."""
@@ -363,10 +366,14 @@ class AdminPanel(panel.Panel):
 
         self._submit(work, f"Checking {path} …")
 
+    def _name_typed(self) -> None:
+        # A click and the text before it may reach two threads of the kernel, in any order.
+        self.drop.disabled = self.typed.value.strip() != self.collection.value
+
     def _drop(self) -> None:
-        name = self._chosen()
-        if self.typed.value.strip() != name:
-            raise ConfigError("Delete collection", f"type {name} to confirm; nothing was deleted")
+        if self.drop.disabled:
+            return
+        name, self.typed.value = self._chosen(), ""  # asks again, should it fail
 
         def work() -> None:
             drop(name, settings=self.settings)

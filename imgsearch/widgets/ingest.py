@@ -52,6 +52,8 @@ class IngestPanel(panel.Panel):
         What the last ingest did.
     """
 
+    stopping = "Stopping after the current batch …"
+
     def __init__(
         self,
         image_dir: str = "",
@@ -244,10 +246,6 @@ class IngestPanel(panel.Panel):
             disable=[self.start],
             stoppable=True,
         )
-
-    def _press_stop(self) -> None:
-        super()._press_stop()
-        self.status.show("Stopping after the current batch …", "busy")
 
     def _ingest(self, folder: str, name: str, options: dict, started: datetime) -> None:
         report = ingest(

@@ -21,6 +21,7 @@ from imgsearch import config
 from imgsearch.errors import ConfigError, ImgSearchError, printable
 from imgsearch.gallery import Gallery
 from imgsearch.io import atomic
+from imgsearch.stores import locks
 from imgsearch.stores.metadata import ImageRow, MetadataStore
 
 NO_COLLECTION = "There is no collection yet: ingest a folder of images first, then press Refresh."
@@ -68,6 +69,8 @@ class Panel(ipw.VBox):
 
     When a notebook cell is run again, the panels that its last run created are closed.
     """
+
+    stopping = "Stopping …"
 
     def __init__(self, settings: config.Settings | None = None):
         super().__init__()
@@ -157,22 +160,25 @@ class Panel(ipw.VBox):
         """Run `work` in the background, with the Stop button enabled if it is `stoppable`."""
         if self._closed.is_set():
             return
-        if busy:
-            self.status.show(busy, "busy")
-        if stoppable:
-            self._stopping.clear()
-            self.stop.disabled = False
-        for widget in disable:
-            widget.disabled = True
 
         def job() -> None:
             self.attempt(work)
-            for widget in disable:
-                widget.disabled = False
-            if stoppable:
-                self.stop.disabled = True
+            with self._idle:
+                for widget in disable:
+                    widget.disabled = False
+                if stoppable:
+                    self.stop.disabled = True
+                    self._stopping.clear()
 
-        self._enqueue(job)
+        # Else the end of the job before could fall between these steps, and undo some of them.
+        with self._idle:
+            if busy:
+                self.status.show(busy, "busy")
+            if stoppable:
+                self.stop.disabled = False
+            for widget in disable:
+                widget.disabled = True
+            self._enqueue(job)
 
     def report_progress(self, text: str) -> None:
         """Show how far a job is, or end it if Stop was pressed."""
@@ -184,9 +190,20 @@ class Panel(ipw.VBox):
         """Return a callback that reports `text` with how many of how many are done."""
         return lambda n, of: self.report_progress(f"{text}: {n:,} of {of:,} …")
 
+    def _show_wait(self, text: str, _: int) -> None:
+        """Show whom a job waits for, below what it does."""
+        doing = self.status.text.partition("\n")[0]
+        how = "" if self.stop.disabled else "\nPress Stop to stop waiting."
+        self.report_progress(f"{doing}\n{text}{how}" if text else doing)
+
     def _press_stop(self) -> None:
-        self._stopping.set()
-        self.stop.disabled = True
+        with self._idle:
+            if self.stop.disabled:
+                return  # the job has ended since the click
+            self._stopping.set()
+            self.stop.disabled = True
+            if self.status.kind == "busy":
+                self.status.show(self.stopping, "busy")
 
     def _enqueue(self, job: Callable[[], None]) -> None:
         with self._idle:
@@ -196,6 +213,7 @@ class Panel(ipw.VBox):
                 start_thread(self._work, "imgsearch-panel")
 
     def _work(self) -> None:
+        locks.on_wait.set(self._show_wait)
         while True:
             with self._idle:
                 if not self._jobs:
@@ -247,7 +265,8 @@ class Panel(ipw.VBox):
 
     def set_options(self, chooser: ipw.Widget, options: Sequence, value: object) -> None:
         """Replace the options and the choice of a dropdown or list."""
-        with self.muted(chooser):
+        # In one message: else the browser would show the first option, and let it be chosen.
+        with self.muted(chooser), chooser.hold_sync():
             chooser.options, chooser.value = options, value
 
     @contextmanager

@@ -145,9 +145,11 @@ def new_page(chromium):
     assert [error for error in errors if "imgsearch" in error] == []
 
 
-def run_all(page) -> None:
-    """Run all cells of the notebook that JupyterLab shows."""
-    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
+def run_all(page, notebook: str) -> None:
+    """Run all cells of a notebook that JupyterLab shows."""
+    # Without a kernel it would run none and say nothing. The title tells whose kernel is idle.
+    kernel = page.get_by_title(f"Change kernel for {notebook}")
+    kernel.filter(has_text="| Idle").wait_for(state="attached")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
@@ -166,7 +168,7 @@ def notebook(lab, new_page):
         content.cells += [nbformat.v4.new_code_cell(cell)] if cell else []
         nbformat.write(content, lab.folder / "notebooks" / f"{own}.ipynb")
         page.goto(f"{lab.url}lab/workspaces/{own}/tree/notebooks/{own}.ipynb?reset&token={TOKEN}")
-        run_all(page)
+        run_all(page, f"{own}.ipynb")
         page.locator(".imgsearch").first.wait_for()
         return page
 

@@ -167,16 +167,7 @@ def _open(page, name: str):
     """Follow a link of the start page, run the notebook, and return its panel."""
     page.get_by_role("tab", name="start.md").click()
     page.get_by_role("link", name=name, exact=True).click()
-    # The status bar shows the kernel of the notebook before until that of this one is connected.
-    page.wait_for_function(
-        """async path => {
-            const sessions = await (await fetch("/api/sessions")).json();
-            const kernel = sessions.find(session => session.path === path)?.kernel;
-            return kernel?.connections > 0 && kernel.execution_state === "idle";
-        }""",
-        arg=f"notebooks/{name.lower()}.ipynb",
-    )
-    run_all(page)
+    run_all(page, f"{name.lower()}.ipynb")
     panel = page.locator(".jp-NotebookPanel:visible .imgsearch").first
     panel.wait_for()
     return panel
@@ -352,6 +343,7 @@ def test_collections_are_browsed_and_deleted_by_keys(page, look, violations):
         if tab == "Delete":
             _go(page, "Name")
             page.keyboard.type(name)
+            panel.get_by_role("button", name="Delete collection", disabled=False).wait_for()
             _go(page, "Delete collection", "Enter")
             panel.get_by_text(f"Deleted the collection {name}").wait_for()
         else:

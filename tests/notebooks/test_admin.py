@@ -13,6 +13,7 @@ from imgsearch.config import Settings
 from tests.conftest import ROOT
 from tests.helpers import paint
 from tests.notebooks.conftest import opened
+from tests.stores.scripts import Script
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def admin(home, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     with opened("admin", work, IMGSEARCH_HOME=str(home), DEFAULT_TABLE="mine") as notebook:
         notebook(
-            "import numpy as np\nfrom imgsearch.gallery import Gallery\n"
+            "import os\nimport numpy as np\nfrom imgsearch.gallery import Gallery\n"
             "from imgsearch import ingest\n"
         )
         yield notebook
@@ -225,13 +226,44 @@ def test_a_collection_goes_into_a_file_and_comes_back(admin, scratch, tmp_path):
 
 def test_a_drop_needs_the_right_name(admin, scratch):
     for wrong in ("", "Scratch", "mine"):
-        admin(f"panel.typed.value = {wrong!r}; panel.drop.click()")
-        assert "nothing was deleted" in admin("", "panel.status.text")
-        assert "scratch" in admin("panel.refresh.click()", "panel.collection.options")
+        assert admin(f"panel.typed.value = {wrong!r}", "panel.drop.disabled") is True
+        assert "scratch" in admin("panel.drop.click()", "panel.collection.options")
+    assert admin("panel.typed.value = 'scratch'", "panel.drop.disabled") is False
+    assert admin("panel.collection.value = 'mine'", "panel.drop.disabled") is True
+    admin("panel.collection.value = 'scratch'")
     admin("panel.typed.value = 'scratch'; panel.drop.click()")
     assert "Deleted the collection scratch" in admin("", "panel.status.text")
     assert admin("", "list(panel.collection.options)") == ["mine"]
     assert len(list(scratch.iterdir())) == 6
+
+
+def test_a_deletion_that_waits_tells_for_whom_and_stops_or_goes_on(admin, scratch, home):
+    writer = Script(home, "with writing(home, name='mine'): say('in'); time.sleep(600)")
+    assert writer.hear() == "in"
+    admin(
+        "import signal\n"
+        "def wait(then):\n"
+        "    shown = []\n"
+        "    def see(_):\n"
+        "        shown.append(panel.status.text)\n"
+        "        if 'held by' in shown[-1]: then()\n"
+        "    panel.status.observe(see, 'value')\n"
+        "    panel.typed.value = 'scratch'; panel.drop.click(); panel.wait(100)\n"
+        "    panel.status.unobserve_all()\n"
+        "    return shown"
+    )
+    shown = admin("shown = wait(panel.stop.click)", "shown")
+    doing, waiting, stop = shown[1].split("\n")
+    assert shown[0] == doing == "Deleting scratch …"
+    assert f"process {writer.process.pid} on " in waiting
+    assert waiting.endswith("writing mine")
+    assert stop == "Press Stop to stop waiting."
+    assert shown[-1] == "Stopped."
+    assert "scratch" in admin("", "panel.collection.options")
+    pid = writer.process.pid
+    shown = admin(f"shown = wait(lambda: os.kill({pid}, signal.SIGKILL))", "shown")
+    assert shown[2:] == [doing, "Deleted the collection scratch. The image files stay."]
+    writer.kill()
 
 
 def test_an_empty_home_is_no_error(tmp_path):

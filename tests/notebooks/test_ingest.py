@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import paint
 from tests.notebooks.conftest import opened
+from tests.stores.scripts import Script
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,23 @@ def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
     report = ingest("", "panel.report.to_dict()")
     assert report["state"] == "done"
     assert (report["unchanged"], report["encoded"]) == (encoded, 30 - encoded)
+
+
+def test_an_ingest_that_waits_tells_for_whom_and_can_be_stopped(ingest, home, photos):
+    writer = Script(home, "with writing(home): say('in'); time.sleep(600)")
+    assert writer.hear() == "in"
+    ingest(
+        "waits = []\n"
+        "def see(_):\n"
+        "    if 'held by' in panel.status.text:\n"
+        "        waits.append(panel.status.text); panel.stop.click()\n"
+        "panel.status.observe(see, 'value')\n" + _start(photos, "waiting")
+    )
+    writer.kill()
+    waits, text = ingest("panel.status.unobserve_all()", "[waits, panel.status.text]")
+    assert f"process {writer.process.pid} on " in waits[0]
+    assert text == "Stopped."
+    assert ingest("", "panel.metadata.runs('waiting')[0].state") == "stopped"
 
 
 @pytest.mark.parametrize(

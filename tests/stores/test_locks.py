@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from imgsearch.errors import StoreBusy
+from imgsearch.stores import locks
 from imgsearch.stores.locks import private_folder, writing
 from tests.stores.scripts import Script
 
@@ -40,6 +42,71 @@ def test_the_holder_of_the_write_lock_is_named_and_its_death_releases_the_lock(t
     writer.kill()
     with writing(tmp_path, 30):
         pass
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that holds the write lock until it is killed."""
+    writer = Script(tmp_path, "with writing(home, name='photos'): say('in'); time.sleep(600)")
+    assert writer.hear() == "in"
+    yield writer
+    writer.kill()
+
+
+@pytest.fixture
+def on_wait():
+    """Replace what is called while this thread waits."""
+    before = locks.on_wait.get()
+    yield locks.on_wait.set
+    locks.on_wait.set(before)
+
+
+def test_who_waits_is_told_who_holds_the_lock_and_when_the_wait_is_over(tmp_path, writer, on_wait):
+    told = []
+
+    def tell(text, seconds):
+        told.append((text, seconds))
+        if seconds == 2:
+            writer.kill()
+
+    on_wait(tell)
+    with writing(tmp_path, 60):
+        pass
+    (text, first), again, end = told
+    assert (text, first + 1) == again
+    assert end == ("", 2)
+    assert f"Waiting for embedded store {tmp_path}, for at most 60 s: held by" in text
+    assert f"process {writer.process.pid} on {socket.gethostname()}, since 20" in text
+    assert text.endswith(", writing photos")
+
+
+def test_a_wait_can_be_ended(tmp_path, writer, on_wait):
+    def stop(text, seconds):
+        raise KeyboardInterrupt
+
+    on_wait(stop)
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path, 60):
+        pass
+    writer.kill()
+    with writing(tmp_path, 30):
+        pass
+
+
+def test_a_script_that_waits_logs_it_once(tmp_path, writer, on_wait, caplog):
+    log = locks.on_wait.get()
+
+    def tell(text, seconds):
+        log(text, seconds)
+        if seconds == 2:
+            writer.kill()
+
+    on_wait(tell)
+    with writing(tmp_path, 60):
+        pass
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("imgsearch.stores.locks", logging.WARNING)
+    assert f"process {writer.process.pid} on" in record.getMessage()
+    assert "interrupt this process to stop waiting" in record.getMessage()
 
 
 def test_an_exception_releases_the_write_lock(tmp_path):

@@ -21,7 +21,7 @@ from imgsearch.errors import (
     StoreBusy,
     StoreError,
 )
-from imgsearch.stores import metadata, schema
+from imgsearch.stores import locks, metadata, schema
 from imgsearch.stores.metadata import WITH_VECTOR, CollectionRow, ImageRow, MetadataStore
 
 ROOT = Path(metadata.__file__).resolve().parents[2]
@@ -322,6 +322,29 @@ def test_one_holds_a_collection_at_a_time(config, filled):
         order.append("first")
     thread.join(60)
     assert order == ["first", "other"]
+
+
+def test_who_waits_for_a_collection_is_told_who_holds_it(config, filled):
+    told, waiting = [], threading.Event()
+
+    def tell(text, _):
+        told.append(text)
+        waiting.set()
+
+    def other():
+        locks.on_wait.set(tell)
+        with MetadataStore.open(config) as second, second.exclusive("c", 60):
+            told.append("has it")
+
+    thread = threading.Thread(target=other)
+    with filled.exclusive("c"):
+        thread.start()
+        assert waiting.wait(60)
+    thread.join(60)
+    sqlite = config.sql_url.get_backend_name() == "sqlite"
+    assert (f", process {os.getpid()} on " if sqlite else " held by connection ") in told[0]
+    assert ", for at most 60 s: held by " in told[0]
+    assert told[-2:] == ["", "has it"]
 
 
 def test_a_forked_child_connects_for_itself(filled):
