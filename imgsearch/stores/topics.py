@@ -188,7 +188,7 @@ def _touch(link: sa.Connection, topic_id: int, name: str | None = None) -> None:
 
 def _deleted() -> ConfigError:
     return ConfigError(
-        "topic", "was deleted in the meantime: start it again by giving its name and its query"
+        "topic", "was deleted in the meantime: to start it again, open it with a query"
     )
 
 

@@ -141,12 +141,15 @@ class SearchPanel(panel.Panel):
         """Search with the query, the filter and the judgments of a session."""
 
         def make() -> Query:
-            home = self.metadata.topics.get(topic).collection
-            if home != self.collection.value and home in self.collection.options:
-                self.set_options(self.collection, self.collection.options, home)
+            home, names = self.metadata.topics.get(topic).collection, self.collection_names()
+            if home in names and home != self.collection.value:
+                self.set_options(self.collection, names, home)
                 self._enter(self.current_gallery())
             query, where = query_of_session(self.current_gallery(), topic)
             self._set_filter(where)
+            if home not in names:
+                text = f"Collection {home!r} does not exist any more: these are results of another."
+                self.submit(lambda: self.status.show(text) if self.query is query else None)
             return query
 
         self._search(make)
@@ -384,7 +387,8 @@ class SearchPanel(panel.Panel):
         self.title.value = panel.heading(f"{what}{part} {query.name}")
         self.details.value = panel.details(_facts(query, hits))
         panel.set_visible(self.itself, visible=bool(itself))
-        self.status.show("" if hits else "There is no other image to compare with.")
+        nothing = "No other image fulfils the filter." if where else "There is no other image."
+        self.status.show("" if hits else nothing)
 
     def _remember_query(self, query: Query, same: bool) -> None:
         """Keep a query for Back."""

@@ -26,10 +26,10 @@ CHIPS = 12
 """Examples and judgments that are shown, the last ones."""
 
 HELP = (
-    "+ (key y) marks a result as relevant, − (key n) as not relevant; u takes the last one back. "
-    "Each judgment refines the search and is saved at once, in a session named after the query. "
-    "Save changes its name and keeps the filter and the box as they are now. Resume continues "
-    "a session, also in another notebook."
+    "+ (key y) marks a result as relevant, − (key n) as not relevant; u takes the last judgment "
+    "back. Each judgment refines the search and is saved at once, in a session named after the "
+    "query. Save renames the session and saves the current filter and box. Resume continues a "
+    "session, also in another notebook."
 )
 
 
@@ -44,7 +44,7 @@ class SessionBar(ipw.VBox):
         owner.watch(self.toggle, self._fold)
         self.name = panel.text_field("Name", "name of the session")
         owner.on_enter(self.name, lambda _: self._save())
-        self.save = owner.button("Save", self._save, "Keep the name, the query and the filter")
+        self.save = owner.button("Save", self._save, "Save the name, the query and the filter")
         self.csv = owner.button("Judgments as CSV", lambda: self._export("csv"), "Download")
         self.qrels = owner.button(
             "Judgments as qrels", lambda: self._export("qrels"), "Download, for trec_eval"
@@ -76,14 +76,15 @@ class SessionBar(ipw.VBox):
     def session_of(self, query: Query) -> Session | None:
         """Open the session of a query, if it has one."""
         name, gallery = query.topic.name, self._owner.current_gallery()
-        if name and name not in {row.name for row in gallery.metadata.topics.all()}:
+        try:
+            return Session.open(gallery, name) if name else None
+        except ConfigError:
             query.topic.name = ""
             self.show(query, None, ())
             raise ConfigError(
                 "Session", f"“{name}” was deleted or renamed in another notebook. Resume it by its "
                 "new name, or search again to continue without it"
-            )  # fmt: skip
-        return Session.open(gallery, name) if name else None
+            ) from None  # fmt: skip
 
     def judge(self, query: Query, hit: Hit, relevant: bool) -> None:
         """Save a judgment; the first one of a query starts a session."""

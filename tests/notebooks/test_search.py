@@ -222,6 +222,19 @@ def test_a_session_that_another_notebook_deletes_is_told_and_the_search_goes_on(
     assert uploaded("judge(0, -1)", "[panel.status.text, len(chips())]") == ["", 1]
 
 
+def test_a_session_of_a_collection_that_is_gone_is_resumed_in_another(uploaded, home, photos):
+    settings = load_settings(imgsearch_home=home)
+    with Gallery.open("gone", encoder="mini", create=True, settings=settings) as gallery:
+        gallery.add(photos / "05.png")
+        Session.open(gallery, "homeless", text="dog").judge(photos / "05.png")
+        gallery.drop()
+    told = uploaded(
+        "panel.resume('homeless')", "[panel.status.text, panel.collection.value, chips()]"
+    )
+    assert told[0] == "Collection 'gone' does not exist any more: these are results of another."
+    assert told[1:] == ["mine", ["+ 05.png"]]
+
+
 def test_a_judgment_that_cannot_be_kept_is_not_shown(uploaded):
     before = uploaded("", "names()")
     after = uploaded(
