@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import sqlalchemy as sa
 
 from imgsearch.errors import ConfigError
+from imgsearch.stores import schema
 from imgsearch.stores.metadata import MetadataStore
 
 
@@ -71,6 +77,24 @@ def test_undo_removes_the_last_judgment_of_the_same_person(topics, name):
     assert topics.undo(row.topic_id, "me").image_id == 1
     assert topics.undo(row.topic_id, "me") is None
     assert [one.image_id for one in topics.judgments(row.topic_id)] == [3, 4]
+
+
+def test_a_topic_that_is_deleted_while_it_is_judged_leaves_no_judgment(topics, name):
+    row, begun = topics.save(name, "a", {"text": "car"}), threading.Event()
+
+    def judge_on() -> None:
+        for number in itertools.count():
+            judge(topics, row, (number, 1, None))
+            begun.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        judging = [pool.submit(judge_on) for _ in range(2)]
+        begun.wait()
+        topics.delete(row.topic_id)
+        for one in judging:
+            assert isinstance(one.exception(), ConfigError), one.exception()
+    left = sa.select(sa.func.count()).where(schema.judgments.c.topic_id == row.topic_id)
+    assert topics._sql.read(left) == [(0,)]
 
 
 def test_a_topic_that_was_judged_last_is_listed_first(topics, name):
