@@ -381,7 +381,7 @@ class Gallery(Collection):
         where: Where = None,
         include_examples: bool = False,
         box: Box | None = None,
-        exclude: Iterable[Stored | int | str | Path] = (),
+        exclude: Stored | int | str | Path | Iterable[Stored | int | str | Path] = (),
         search_params: Mapping[str, int] | None = None,
     ) -> Hits | list[Hits]:
         """Find the images most similar to a query, or to each query of a list.
@@ -411,7 +411,7 @@ class Gallery(Collection):
         box : tuple of int, optional
             Left, upper, right, lower in pixels of the upright image: search
             with this part of it.
-        exclude : iterable of int, path, Hit or Image
+        exclude : int, path, Hit, Image, or an iterable of them
             Images that are left out of the hits, such as the query's own.
         search_params : mapping, optional
             Parameters of the index for this search, such as ``{"ef": 64}``.

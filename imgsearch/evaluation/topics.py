@@ -54,33 +54,23 @@ class JudgedTopics:
         DatasetError
             The collection lacks relevant images.
         """
-        sessions = self._sessions(gallery)
         ids, vectors = gallery.embeddings()
-        number, topics = len(ids), len(sessions)
-        shape = number + topics, topics
-        present, junk = np.zeros(shape, bool), np.zeros(shape, bool)
-        unjudged, unpooled = np.ones(shape, bool), np.ones(shape, bool)
-        queries, missing = [], {}
-        for column, session in enumerate(sessions):
+        topics, queries, columns, missing, left = [], [], [], {}, []
+        for session in self._sessions(gallery):
             states = session.pooled()
             relevant = [image_id for image_id, state in states.items() if state]
             judged = [image_id for image_id, state in states.items() if state is not None]
             if lacking := np.setdiff1d(relevant, ids).size:
                 missing[session.topic] = lacking
-            present[:number, column] = np.isin(ids, relevant)
-            unjudged[:number, column] = ~np.isin(ids, judged)
-            unpooled[:number, column] = ~np.isin(ids, list(states))
-            try:
-                vector, examples = query_vector(gallery, session.query)
-            except ImgSearchError as error:
-                reason = f"the query of {session.topic!r} cannot be searched with: {error}"
-                raise ConfigError("topics", reason) from error
-            junk[:number, column] = np.isin(ids, list(examples))
-            if where := session.query.get("where"):
-                found = gallery.metadata.matching(gallery.name, where)
-                junk[:number, column] |= ~np.isin(ids, found)
+            vector, junk = _query(gallery, session, ids)
+            present = np.isin(ids, relevant) & ~junk
+            if not present.any():
+                left.append(session.topic)
+                continue
+            topics.append(session.topic)
             queries.append(vector)
-            present[number + column, column] = True
+            unknown = ~np.isin(ids, judged), ~np.isin(ids, list(states))
+            columns.append((present, junk, *unknown))
         if missing and not allow_missing:
             counts = ", ".join(f"{count} of {topic!r}" for topic, count in missing.items())
             raise DatasetError(
@@ -88,43 +78,63 @@ class JudgedTopics:
                 f"collection {gallery.name!r} lacks relevant images: {counts}; add them, name "
                 "other topics, or ignore them with allow_missing=True",
             )
-        is_query = np.arange(shape[0]) >= number
+        self._check(topics, left)
+        number, own = len(topics), np.eye(len(topics), dtype=bool)
+        present, junk, unjudged, unpooled = (
+            np.stack(part, axis=1) for part in zip(*columns, strict=True)
+        )
+        is_query = np.arange(len(ids) + number) >= len(ids)
         return scoring.task(
-            np.concatenate([ids, np.arange(-topics, 0)]),
+            np.concatenate([ids, np.arange(-number, 0)]),
             np.concatenate([vectors, np.stack(queries)]),
-            present & ~junk,
-            junk,
-            unjudged=unjudged,
-            unpooled=unpooled,
-            classes=[session.topic for session in sessions],
-            names=[*map(str, ids), *(topic_name(session.topic) for session in sessions)],
+            np.concatenate([present, own]),
+            np.concatenate([junk, np.zeros_like(own)]),
+            unjudged=np.concatenate([unjudged, np.ones_like(own)]),
+            unpooled=np.concatenate([unpooled, np.ones_like(own)]),
+            classes=topics,
+            names=[*map(str, ids), *map(topic_name, topics)],
             queries=is_query,
             gallery=~is_query,
             about=described(gallery)
             | {
                 "dataset": "judged topics",
-                "protocol": f"{topics} topics",
+                "protocol": f"{number} topics",
                 "distractors": 0,
                 "missing_images": sum(missing.values()),
             },
         )
 
     def _sessions(self, gallery: Gallery) -> list[Session]:
-        """The sessions to evaluate, by name."""
+        """The sessions of the topics, by name."""
         store = gallery.metadata.topics
         rows = store.all() if self.names is None else map(store.get, set(self.names))
         sessions = [Session(gallery, row, "") for row in sorted(rows, key=lambda row: row.name)]
-        judged = [one for one in sessions if any(one.judgments().values())]
-        left = [one.topic for one in sessions if one not in judged and self.names is not None]
-        if not judged or left:
+        some = [one for one in sessions if any(one.judgments().values())]
+        return some if self.names is None else sessions
+
+    def _check(self, topics: list[str], left: list[str]) -> None:
+        """Refuse topics that cannot be evaluated, of which those in `left` have nothing to find."""
+        if not topics or (left and self.names is not None):
             where = f" in {', '.join(map(repr, left))}" if left else ""
-            reason = f"no image was judged relevant{where}: judge some in a session first"
+            reason = f"no image to be found was judged relevant{where}: judge some in a session"
             raise ConfigError("topics", reason)
-        names = [topic_name(one.topic) for one in judged]
-        if again := [one.topic for one in judged if names.count(topic_name(one.topic)) > 1]:
+        names = [topic_name(topic) for topic in topics]
+        if again := [topic for topic in topics if names.count(topic_name(topic)) > 1]:
             reason = f"{again} have the same name in files of trec_eval: rename them"
             raise ConfigError("topics", reason)
-        if len(judged) > MAX_CLASSES:
-            reason = f"there are {len(judged)}: name up to {MAX_CLASSES} of them"
+        if len(topics) > MAX_CLASSES:
+            reason = f"there are {len(topics)}: name up to {MAX_CLASSES} of them"
             raise ConfigError("topics", reason)
-        return judged
+
+
+def _query(gallery: Gallery, session: Session, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vector of a topic, and which images are no results of it."""
+    try:
+        vector, examples = query_vector(gallery, session.query)
+    except ImgSearchError as error:
+        reason = f"the query of {session.topic!r} cannot be searched with: {error}"
+        raise ConfigError("topics", reason) from error
+    out = np.isin(ids, list(examples))
+    if where := session.query.get("where"):
+        out |= ~np.isin(ids, gallery.metadata.matching(gallery.name, where))
+    return vector, out

@@ -126,16 +126,16 @@ class SearchPanel(panel.Panel):
 
     # ------------------------------------------------------------ what a user does
 
-    def search(self, query: Source | Query) -> None:
-        """Search with anything that is an image; :meth:`wait` waits for the results."""
-        if isinstance(query, Query):
-            self._search(lambda: query)
-        else:
-            self._search(lambda: query_of(self.current_gallery(), query))
+    def search(self, query: Source | Query, first: Callable[[], None] | None = None) -> None:
+        """Search with anything that is an image; :meth:`wait` waits for the results.
 
-    def search_again(self, query: Query, first: Callable[[], None] | None = None) -> None:
-        """Search with a query that was changed, after a job that must succeed."""
-        self._search(lambda: query, first=first)
+        If `first` is given, it runs in the background before, and must succeed.
+        """
+
+        def make() -> Query:
+            return query if isinstance(query, Query) else query_of(self.current_gallery(), query)
+
+        self._search(make, first=first)
 
     def resume(self, topic: str) -> None:
         """Search with the query, the filter and the judgments of a session."""
@@ -204,11 +204,11 @@ class SearchPanel(panel.Panel):
     def _judge(self, key: str, relevant: bool) -> None:
         query, hit = self.query, self.shown.get(key)
         if query is not None and isinstance(hit, Hit):
-            self.search_again(query, partial(self.session.judge, query, hit, relevant))
+            self.search(query, partial(self.session.judge, query, hit, relevant))
 
     def _undo(self) -> None:
         if self.query is not None and self.query.topic.name:
-            self.search_again(self.query, partial(self.session.undo, self.query))
+            self.search(self.query, partial(self.session.undo, self.query))
 
     def _filter_changed(self) -> None:
         if self.hits is None:

@@ -177,7 +177,7 @@ class SessionBar(ipw.VBox):
                     name = printable(Path(image.path).name)
                     raise ConfigError("Session", f"{name} was judged by another user, and stays")
 
-        self._owner.search_again(replace(query, examples=kept), withdraw)
+        self._owner.search(replace(query, examples=kept), withdraw)
 
     def _draw_chips(self) -> None:
         chips = [chip for chip, _, _ in self._shown]
@@ -213,7 +213,7 @@ class SessionBar(ipw.VBox):
             self.list_topics()
             if query is not None and query.topic.name == name:
                 query.topic.name = ""
-                self._owner.search_again(query)
+                self._owner.search(query)
             text = f"Deleted the session “{name}” with {counted(judged, 'judgment')}."
             self._owner.submit(lambda: self._owner.status.show(text, "good"))
 

@@ -113,7 +113,7 @@ def test_what_is_missing_is_named(galleries, judged):
 
 
 def test_topics_without_judgments_are_refused(galleries):
-    with pytest.raises(ConfigError, match="no image was judged relevant: judge some"):
+    with pytest.raises(ConfigError, match="no image to be found was judged relevant: judge some"):
         JudgedTopics().task(galleries[0])
 
 
@@ -122,10 +122,17 @@ def test_a_named_topic_is_never_left_out(galleries, judged):
     Session.open(one, "empty", like=[rows[9].image_id])
     assert JudgedTopics().task(one).classes == ("topic 0", "topic 1")
     assert JudgedTopics("topic 1").task(one).classes == ("topic 1",)
-    with pytest.raises(ConfigError, match="no image was judged relevant in 'empty': judge some"):
+    with pytest.raises(
+        ConfigError, match="no image to be found was judged relevant in 'empty': judge"
+    ):
         JudgedTopics(["topic 0", "empty"]).task(one)
-    with pytest.raises(ConfigError, match="no image was judged relevant: judge some"):
+    with pytest.raises(ConfigError, match="no image to be found was judged relevant: judge some"):
         JudgedTopics([]).task(one)
+    itself = Session.open(one, "itself", rows[8].image_id)
+    itself.judge(rows[8].image_id)
+    assert JudgedTopics().task(one).classes == ("topic 0", "topic 1")
+    with pytest.raises(ConfigError, match="no image to be found was judged relevant in 'itself'"):
+        JudgedTopics(["itself", "topic 0"]).task(one)
 
 
 def test_topics_whose_names_mean_something_else_are_refused(galleries, judged):
