@@ -60,13 +60,20 @@ class Topics:
         _check_name(name)
         text = json.dumps(query, sort_keys=True, default=_plain)
         values = {"collection": collection, "query": text}
+        change = sa.update(topics).where(topics.c.name == name).values(values)
 
         def work(link: sa.Connection) -> None:
             if new:
                 _check_free(link, name)
-            change = sa.update(topics).where(topics.c.name == name).values(values)
-            if not link.execute(change).rowcount:
-                link.execute(sa.insert(topics).values(name=name, **values))
+            elif link.execute(change).rowcount:
+                return
+            try:
+                with link.begin_nested():
+                    link.execute(sa.insert(topics).values(name=name, **values))
+            except sa.exc.IntegrityError:  # on a server, another notebook may save it just now
+                if new:
+                    _check_free(link, name)
+                link.execute(change)
 
         self._sql.write(work)
         return self.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,22 @@ def test_a_topic_that_is_deleted_while_it_is_judged_leaves_no_judgment(topics, n
             assert isinstance(one.exception(), ConfigError), one.exception()
     left = sa.select(sa.func.count()).where(schema.judgments.c.topic_id == row.topic_id)
     assert topics._sql.read(left) == [(0,)]
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_topic_that_several_notebooks_save_at_once_is_one(topics, name, new):
+    barrier = threading.Barrier(4)
+
+    def save(number: int, turn: int) -> int | None:
+        barrier.wait()
+        with contextlib.suppress(ConfigError):
+            return topics.save(f"{name} {turn}", "a", {"text": str(number)}, new=new).topic_id
+
+    with ThreadPoolExecutor(4) as pool:
+        for turn in range(5):
+            saved = list(pool.map(save, range(4), [turn] * 4))
+            assert len(set(saved) - {None}) == 1
+            assert saved.count(None) == (3 if new else 0)
 
 
 def test_a_topic_that_was_judged_last_is_listed_first(topics, name):
