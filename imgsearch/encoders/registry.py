@@ -124,13 +124,7 @@ _entries: dict[str, Entry] = {
 
 
 def list_encoders() -> Entries:
-    """Return every registered encoder, in the order of registration.
-
-    Returns
-    -------
-    tuple of Entry
-        A notebook shows it as a table.
-    """
+    """Return every registered encoder, in the order of registration, for a notebook as a table."""
     _load_plugins()
     return Entries(_entries.values())
 

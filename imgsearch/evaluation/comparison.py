@@ -40,14 +40,8 @@ class Difference(NamedTuple):
 class Comparison:
     """Two evaluations of the same queries, returned by :func:`compare`.
 
-    Attributes
-    ----------
-    first, second : Evaluation
-        The evaluations.
-    overall : Difference
-        Difference on the queries of the chosen view.
-    classes : tuple of Difference
-        Difference on each class.
+    `overall` is their difference on the queries of the chosen view, and `classes` holds that on
+    each class.
     """
 
     first: Evaluation

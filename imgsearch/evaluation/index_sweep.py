@@ -1,9 +1,4 @@
-"""Recall and latency of Milvus indexes, compared with exact search over the same vectors.
-
-Each index is built in a temporary collection, whose name contains identifiers of the machine
-and process that created it, so that the next sweep on the same machine drops what a killed
-process left behind.
-"""
+"""Recall and latency of Milvus indexes, compared with exact search over the same vectors."""
 
 from __future__ import annotations
 
@@ -40,6 +35,8 @@ TOLERANCE = 1e-6
 """A hit belongs to the exact top k if its exact score is at most this far below the k-th one:
 float32 scores of the same pair differ by about as much between programs."""
 
+# The names of temporary collections identify machine and process, so that the next sweep on the
+# same machine drops what a killed process left behind.
 _TEMPORARY = re.compile(r"\w+_sweep_([0-9a-f]{8})_([0-9]+)_[0-9a-f]{8}")
 
 

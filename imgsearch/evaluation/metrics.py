@@ -348,14 +348,8 @@ def simulated_interpolated_precision(
 class Metric(NamedTuple):
     """One metric of a ranking.
 
-    Attributes
-    ----------
-    mean : str
-        Name of the mean over queries.
-    value : callable
-        ``value(found, counts)`` returns the metric of each query.
-    baseline : callable
-        ``baseline(counts)`` returns its exact expectation in random order.
+    `mean` is the name of its mean over queries. ``value(found, counts)`` returns the metric of
+    each query, and ``baseline(counts)`` its exact expectation in random order.
     """
 
     mean: str
