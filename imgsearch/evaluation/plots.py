@@ -74,7 +74,7 @@ def per_class(
         spread = np.abs(np.array([[s.low, s.high] for _, s in shown]).T - values)
         axes.barh(
             y, values, high * 0.92, color=COLOURS[i % len(COLOURS)], label=printable(name),
-            hatch=HATCHES[i // len(COLOURS) % len(HATCHES)], xerr=spread,
+            hatch=HATCHES[i // len(COLOURS) % len(HATCHES)], edgecolor="white", lw=0, xerr=spread,
             error_kw={"lw": 1, "capsize": 2, "ecolor": "#333333"},
         )  # fmt: skip
         axes.plot(
@@ -108,8 +108,8 @@ def confusion(evaluation: Evaluation, *, title: str = "") -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(rows)), [names[i] for i in rows], fontsize=8)
     axes.set(
-        xlabel="class of the nearest neighbour\n(% of the queries of a class; images show several "
-        "classes, so rows need not add up to 100)",
+        xlabel="class of the nearest neighbour\n(% of the queries of a class; images show\n"
+        "several classes, so rows need not add up to 100)",
         ylabel="class of the query",
     )
     return figure
