@@ -139,9 +139,12 @@ def browse(
     where: Where = None,
 ) -> schemas.Page:
     """List stored images, sorted by path."""
-    test = _admitted(
-        request, None if where is None else schemas.parsed(schemas.Filtered, where.encode()).root
-    )
+    if unknown := set(request.query_params) - {"offset", "limit", "where", "token"}:
+        text = f"Unknown parameters {sorted(unknown)}: there are offset, limit and where."
+        raise HTTPException(422, text)
+    if where is not None:
+        where = schemas.parsed(schemas.AnyObject, where.encode(), "query", "where").root
+    test = _admitted(request, where)
     found = service.gallery(name).browse(offset, limit + 1, where=test)
     return schemas.Page(
         items=[_details(request, name, image) for image in found[:limit]],
@@ -204,7 +207,7 @@ def _details(request: Request, name: str, image: Image) -> schemas.PictureDetail
 async def keep_query(service: Use, image: Annotated[UploadFile, File()]) -> schemas.QueryInfo:
     """Upload a picture to search with."""
     data = await image.read()
-    loaded = await to_thread.run_sync(images.load, data)
+    loaded = await service.decode(pictures.checked, data, image.filename or "")
     key = service.keep_query(data)
     return schemas.QueryInfo(
         query_id=key,
@@ -258,7 +261,8 @@ async def search(
 @router.post("/ingests", status_code=202, dependencies=ADMIN)
 def start_ingest(asked: schemas.IngestRequest, service: Use) -> schemas.IngestInfo:
     """Load a folder; answers at once. Follow it with /ingests/{id}/events."""
-    name = collection_name(asked.collection or service.options.collection)
+    wanted = asked.collection
+    name = service.options.collection if wanted is None else collection_name(wanted)
     folder = service.loadable(asked.folder)
     return _ingest(service.jobs.start(name, folder, recursive=asked.recursive))
 
@@ -283,9 +287,9 @@ def ingest(job: OneJob) -> schemas.IngestInfo:
 
 
 @router.post("/ingests/{number}/stop", status_code=202, dependencies=ADMIN)
-def stop_ingest(job: OneJob) -> schemas.IngestInfo:
+def stop_ingest(job: OneJob, service: Use) -> schemas.IngestInfo:
     """Stop an ingest after the images under way; what is stored stays."""
-    job.stop.set()
+    service.jobs.stop(job)
     return _ingest(job)
 
 

@@ -24,6 +24,7 @@ from imgsearch.server import api, clip_retrieval, compat
 from imgsearch.server.gate import Gate
 from imgsearch.server.limits import RateLimit
 from imgsearch.server.observing import Metrics, log
+from imgsearch.server.schemas import Problem
 from imgsearch.server.security import PAGE, Security
 from imgsearch.server.service import Options, Service, Use
 
@@ -42,6 +43,14 @@ STATUS: list[tuple[type[errors.ImgSearchError], int]] = [
     (errors.ImgSearchError, 500),
 ]
 
+PLAIN = {
+    "model_attributes_type": "Send a JSON object with the header 'Content-Type: application/json'",
+    "dict_type": "Input should be a JSON object",
+    "tuple_type": "Input should be a list",
+    "value_error": "Input should be a file, sent as multipart/form-data",
+}
+"""Sentences in place of those of Pydantic that speak of Python, by type of error."""
+
 
 def create_app(options: Options) -> FastAPI:
     """Make the application; errors of the stores are raised here."""
@@ -54,10 +63,12 @@ def create_app(options: Options) -> FastAPI:
         yield
         await to_thread.run_sync(service.close)
 
+    problem = {"model": Problem, "description": "The reason, and what to do"}
     app = _App(
         title="imgsearch",
         version=versions()["imgsearch"],
         lifespan=lifespan,
+        responses={"4XX": problem, "503": problem},
         docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
     )
@@ -136,11 +147,14 @@ def _shortened(script: Path, etag: str) -> str:
 async def _failed(request: Request, error: errors.ImgSearchError) -> Response:
     """Answer an error with its own sentence; visitors learn no path of the server."""
     status = next(status for kind, status in STATUS if isinstance(error, kind))
-    text = error.reason if isinstance(error, errors.ImageError) else str(error)
-    if not request.state.admin and status >= 500:
-        text = "The server could not do this; its log holds the details."
-    elif not request.state.admin and os.sep in text:
-        text = "The request cannot be answered; only the administrator is told why."
+    text = str(error)
+    if not request.state.admin:
+        if status >= 500:
+            text = "The server could not do this; its log holds the details."
+        elif isinstance(error, errors.ImageError) and os.sep in error.path:
+            text = error.reason
+        elif re.search(r"(?<!\w)/\w", text):
+            text = "The request cannot be answered; only the administrator is told why."
     if status >= 500:
         log.error("failed", exc_info=error)
     headers = {"Retry-After": "5"} if status == 503 else {}
@@ -149,5 +163,8 @@ async def _failed(request: Request, error: errors.ImgSearchError) -> Response:
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
     """Name what is wrong with the parameters, without repeating their values."""
-    problems = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
+    problems = [
+        {"type": e["type"], "loc": e["loc"], "msg": PLAIN.get(e["type"], e["msg"])}
+        for e in error.errors()
+    ]
     return JSONResponse({"detail": problems}, 422)

@@ -68,9 +68,10 @@ async def knn(request: Request, service: Use) -> list[dict[str, Any]]:
         plan = plan._replace(text=asked.text)
     elif asked.image:
         try:
-            query = base64.b64decode(asked.image)
+            query = base64.b64decode("".join(asked.image.split()), validate=True)
         except ValueError:
-            raise HTTPException(400, "image: not valid base64") from None
+            text = "image: not a file in base64; send no prefix such as 'data:image/png;base64,'."
+            raise HTTPException(400, text) from None
     elif asked.image_url:
         query = await service.fetch(asked.image_url)
     elif asked.embedding_input:

@@ -23,12 +23,12 @@ from fastapi import (
     Response,
     UploadFile,
 )
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 
 from imgsearch.config import collection_name
 from imgsearch.errors import CollectionNotFound
 from imgsearch.server import pictures
-from imgsearch.server.schemas import body_of, parsed
+from imgsearch.server.schemas import AnyObject, body_of, parsed
 from imgsearch.server.security import admin_only
 from imgsearch.server.service import Plan, Use
 from imgsearch.stores.vectors import MAX_TOP_K
@@ -38,10 +38,13 @@ ADMIN = [Depends(admin_only)]
 
 
 async def _table(
+    request: Request,
     service: Use,
     table_name: str | None = None,
     in_form: Annotated[str | None, Form(alias="table_name")] = None,
 ) -> str:
+    if "json" in request.headers.get("content-type", ""):
+        raise HTTPException(415, "Send parameters in the query or as a form, not as JSON.")
     return table_name or in_form or service.options.collection
 
 
@@ -61,7 +64,7 @@ class Load(BaseModel):
     """Body of ``POST /img/load``."""
 
     File: str = Field(min_length=1, description="folder on the server")
-    Table: str | None = None
+    Table: str | None = Field(None, validation_alias=AliasChoices("Table", "table_name"))
 
 
 @router.get("/data", response_class=Response)
@@ -89,11 +92,13 @@ def progress(service: Use) -> str:
 
 
 async def _load_request(request: Request) -> Load:
-    """Read the folder from the query or a form, else from a JSON body."""
+    """Read the folder from the query, and from a form or a JSON body."""
     given = dict(request.query_params)
     if "form" in request.headers.get("content-type", ""):
         given |= dict(await request.form())
-    return parsed(Load, given if "File" in given else await request.body())
+    elif body := await request.body():
+        given |= parsed(AnyObject, body).root
+    return parsed(Load, given)
 
 
 @router.post("/img/load", dependencies=ADMIN, openapi_extra=body_of(Load))

@@ -31,7 +31,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
-        request = Request(scope)
+        head = scope["method"] == "HEAD"  # is answered as GET; uvicorn leaves the body out
+        request = Request(scope | {"method": "GET"} if head else scope)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -47,7 +48,7 @@ class Gate:
         except HTTPException as error:
             await (await http_exception_handler(request, error))(scope, receive, send_marked)
         except Exception:
-            log.exception("unexpected error", extra={"facts": {"route": _route(scope)}})
+            log.exception("unexpected error", extra={"facts": {"route": _route(request.scope)}})
             if status:
                 raise  # the answer has begun: only ending the connection tells the client
             text = "The server failed; its log holds the details."

@@ -73,6 +73,12 @@ class Jobs:
             raise HTTPException(404, f"There is no ingest {number}.")
         return self._jobs[number]
 
+    def stop(self, job: Job) -> None:
+        """Stop an ingest: at the next safe place, or before it begins."""
+        job.stop.set()
+        if job.state == "queued":
+            job.state = "stopped"
+
     def close(self) -> None:
         """Stop at the next safe place and wait for it."""
         for job in self.all():

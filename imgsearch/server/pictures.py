@@ -44,6 +44,13 @@ class Kept:
         return self._pictures.get(key)
 
 
+def checked(data: bytes, filename: str) -> images.LoadedImage:
+    """Return an uploaded picture; an ImageError says why it cannot be decoded."""
+    name = Path(filename).name
+    images.jpeg(images.load(data, name=name), SIDES["small"])
+    return images.load(data, name=name)
+
+
 def thumbnail(image: Image | Hit, size: Size) -> bytes:
     """Return a JPEG of a stored image."""
     return images.jpeg(_read(image.image_id, image.paths), SIDES[size])

@@ -14,6 +14,20 @@ ImageId = Annotated[int, Field(ge=0, lt=2**63)]
 """Given as a number or as a string of digits; answers hold strings, which JavaScript can read."""
 
 
+class Invalid(BaseModel):
+    """A parameter that is wrong."""
+
+    type: str
+    loc: list[str | int] = Field(examples=[["body", "limit"]])
+    msg: str
+
+
+class Problem(BaseModel):
+    """Why a request is refused: a sentence, or what is wrong with each parameter (status 422)."""
+
+    detail: str | list[Invalid]
+
+
 class Picture(BaseModel):
     """A stored image."""
 
@@ -43,8 +57,8 @@ class Page(BaseModel):
     total: int = Field(description="images of the collection, or those that fulfil the filter")
 
 
-class Filtered(RootModel[dict[str, Any]]):
-    """A filter, as in Gallery.search."""
+class AnyObject(RootModel[dict[str, Any]]):
+    """An object whose fields are checked later, such as a filter."""
 
 
 class CollectionInfo(BaseModel):
@@ -151,12 +165,12 @@ class Failure(BaseModel):
 
 
 class IngestInfo(BaseModel):
-    """An ingest: `state` is queued, running, done, stopped or failed."""
+    """An ingest."""
 
     id: int
     collection: str
     folder: str
-    state: str
+    state: Literal["queued", "running", "done", "stopped", "failed"]
     total: int
     done: int
     encoded: int
@@ -170,14 +184,14 @@ class IngestInfo(BaseModel):
     error: str | None
 
 
-def parsed(model: type[T], given: bytes | dict[str, Any]) -> T:
+def parsed(model: type[T], given: bytes | dict[str, Any], *place: str) -> T:
     """Read a JSON body, whatever its Content-Type is, or parameters; status 422 if it is wrong."""
     try:
         if isinstance(given, bytes):
             return model.model_validate_json(given)
         return model.model_validate(given)
     except ValidationError as error:
-        problems = [e | {"loc": ("body", *e["loc"])} for e in error.errors()]
+        problems = [e | {"loc": (*(place or ["body"]), *e["loc"])} for e in error.errors()]
         raise RequestValidationError(problems) from None
 
 

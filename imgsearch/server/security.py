@@ -64,32 +64,29 @@ class Security:
             name = ""
         # Any other name may belong to a foreign page that resolves to this address (DNS rebinding).
         if name not in self._hosts and not _is_address(name):
-            raise HTTPException(400, "Unknown host name: name it with --allowed-host.")
+            text = f"Unknown host name {host[:80]!r}: allow it with --allowed-host."
+            raise HTTPException(400, text)
         origin = request.headers.get("origin")
         own = origin is None or urlsplit(origin).netloc == host
         if request.method not in SAFE and not own and not self._origins & {origin, "*"}:
-            raise HTTPException(403, "Requests from other sites are refused; see --cors-origin.")
-        scope = self._scope(request) if self._tokens else "admin"
+            text = f"Requests from pages of {origin[:80]!r} are refused: see --cors-origin."
+            raise HTTPException(403, text)
+        token = _given_token(request)
+        scope = self._scope(token) if self._tokens else "admin"
         request.state.admin = scope == "admin"
         path = request.scope["path"]
         page = request.method == "GET" and path == "/"
         if scope is None and not path.startswith(PUBLIC):
             if page:
                 return FileResponse(PAGE, 401)
-            raise HTTPException(
-                401,
-                "A token is needed, as the header 'Authorization: Bearer TOKEN'.",
-                {"WWW-Authenticate": "Bearer"},
-            )
+            text = "This is not a token of the server." if token else "A token is needed."
+            text += " Send 'Authorization: Bearer TOKEN' with the one printed at its start."
+            raise HTTPException(401, text, {"WWW-Authenticate": "Bearer"})
         if page and "token" in request.query_params:
             return self._logged_in(request)
         return None
 
-    def _scope(self, request: Request) -> str | None:
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer":
-            cookie = request.cookies.get(_cookie(request), "")
-            given = request.query_params.get("token", cookie)
+    def _scope(self, given: str) -> str | None:
         # Compare with every token, so that the time taken reveals nothing.
         found = [
             scope
@@ -110,6 +107,13 @@ class Security:
             secure=request.url.scheme == "https",
         )
         return answer
+
+
+def _given_token(request: Request) -> str:
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return given
+    return request.query_params.get("token", request.cookies.get(_cookie(request), ""))
 
 
 def _cookie(request: Request) -> str:

@@ -30,7 +30,7 @@ from imgsearch.server.batching import Batcher
 from imgsearch.server.fetching import fetch
 from imgsearch.server.jobs import Jobs
 from imgsearch.server.observing import Metrics, log
-from imgsearch.server.pictures import SIDES, Kept, Size, thumbnail
+from imgsearch.server.pictures import SIDES, Kept, Size, checked, thumbnail
 from imgsearch.stores.metadata import CollectionRow, MetadataStore
 
 T = TypeVar("T")
@@ -148,6 +148,8 @@ class Service:
 
     def find(self, wanted: str, name: str | None, *, paths: bool) -> Image:
         """Return the image of an id or, if allowed, of a path, in one collection or in any."""
+        if name:
+            self.metadata.collection(name)  # another error than for an image that is not there
         number = int(wanted) if re.fullmatch(r"\d{1,19}", wanted, re.A) else None
         with suppress(errors.ConfigError):
             written = [str(absolute(path)) for path in (wanted, unquote(wanted)) if paths]
@@ -158,7 +160,8 @@ class Service:
                     for row in self.metadata.by_path(collection, written).values():
                         if row.state == "ready":
                             return image_of([row])
-        raise HTTPException(404, "No collection holds this image.")
+        how = "" if paths else " Visitors ask for an image by its id."
+        raise HTTPException(404, f"No collection holds this image.{how}")
 
     def _names(self) -> Iterator[str]:
         yield self.options.collection
@@ -226,7 +229,12 @@ class Service:
         path = absolute(folder)
         real = path.resolve()
         if not any(real.is_relative_to(root.resolve()) for root in self.options.roots):
-            raise HTTPException(403, "Only folders below those given with --root may be loaded.")
+            roots = ", ".join(map(errors.printable, self.options.roots)) or "there is none"
+            raise HTTPException(
+                403, f"{errors.printable(path)} is not below a folder of --root: {roots}."
+            )
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises if the name is too long
+            raise HTTPException(400, f"{errors.printable(path)} is not a folder that can be read.")
         return path
 
     def _ingest_options(self, collection: str) -> dict[str, Any]:
@@ -241,17 +249,14 @@ class Service:
 
     def upload(self, name: str, filename: str, data: bytes) -> Image:
         """Keep a picture in the folder of uploads and add it to a collection."""
-        info = images.probe(data, path=Path(filename).name)
-        stem = re.sub(r"[^\w-]+", "_", Path(filename).stem)[:80] or "image"
+        info = checked(data, filename).info
+        stem = re.sub(r"[^\w-]+", "_", Path(filename).stem)[:50] or "image"
         folder = self.settings.upload_path or self.settings.imgsearch_home / "uploads"
         path = absolute(folder / f"{stem}-{info.sha256[:16]}.{info.format.lower()}")
-        known = path.exists()
         with atomic(path) as file:
             file.write(data)
         with Gallery.open(name, create=True, **self._ingest_options(name)) as gallery:
             for _, reason in gallery.add(path, progress=False).failures:
-                if not known:
-                    path.unlink()
                 raise errors.ImageError(path, reason)
         return self.image(name, info.image_id)
 

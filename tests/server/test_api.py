@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,14 @@ def test_images_are_listed_page_by_page(server):
         seen += [item["image_id"] for item in page["items"]]
         offset = page["next"]
     assert len(seen) == len(set(seen)) == 20
+
+
+def test_a_list_refuses_what_it_does_not_know_and_names_it(server):
+    answer = server.visitor.get("/api/v1/collections/served/images?filter={}")
+    assert answer.status_code == 422
+    assert "filter" in answer.json()["detail"]
+    (problem,) = server.visitor.get("/api/v1/collections/served/images?where={").json()["detail"]
+    assert problem["loc"] == ["query", "where"]
 
 
 def test_an_image_is_described_by_its_id(server, photos):
@@ -191,6 +200,18 @@ def test_queries_that_cannot_be_used_are_refused(server, query, status):
     assert answer.json()["detail"]
 
 
+def test_a_body_that_is_not_declared_as_json_is_told_how_to_be(server):
+    answer = server.visitor.post("/api/v1/collections/served/search", content=b'{"text": "dog"}')
+    assert answer.status_code == 422
+    assert "Content-Type: application/json" in answer.json()["detail"][0]["msg"]
+
+
+def test_a_picture_that_is_cut_off_is_no_query(server, photos):
+    data = (photos / "00.png").read_bytes()[:-40]
+    answer = server.visitor.post("/api/v1/queries", files={"image": ("cut.png", data)})
+    assert (answer.status_code, answer.json()["detail"]) == (400, "cut.png: truncated")
+
+
 def test_a_picture_that_is_none_is_no_query(server):
     assert server.visitor.post(f"{V1}/queries", files={"image": b"x"}).status_code == 400
 
@@ -246,7 +267,16 @@ def test_only_folders_below_the_roots_are_loaded(own, folder):
     assert own.admin.post(f"{V1}/ingests", json={"folder": folder}).status_code == 403
 
 
-def test_a_load_that_fails_says_why(own, tmp_path):
+@pytest.mark.parametrize("name", ["none", "load/0.png", "x" * 300])
+def test_what_is_not_a_folder_is_refused_at_once(own, folder, name):
+    path = str(folder.parent / name)
+    answer = own.admin.post(f"{V1}/ingests", json={"folder": path})
+    assert answer.status_code == 400
+    assert path in answer.json()["detail"]
+
+
+def test_a_load_that_fails_says_why(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(own.service, "loadable", Path)  # it vanishes after it was checked
     answer = own.admin.post(f"{V1}/ingests", json={"folder": str(tmp_path / "none")})
     last = events(own.admin, answer.json()["id"])[-1]
     assert last["state"] == "failed"

@@ -36,6 +36,13 @@ def test_the_scripts_of_the_page_are_small_and_whole(server):
             assert [line for line in sent[script.name].splitlines() if line] == code
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/static/grid.js", "/api/v1", "/none"])
+def test_head_is_answered_as_get_without_a_body(server, path):
+    get, head = server.admin.get(path), server.admin.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-length"] == str(len(get.content))
+
+
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/x"])
 def test_nothing_but_its_files_is_served(server, path):
     assert server.stranger.get(path).status_code in (401, 404)
@@ -71,11 +78,17 @@ def test_errors_of_a_store_name_it_to_the_administrator_only(start, monkeypatch)
             assert ("retry-after" in answer.headers) is (status == 503)
 
 
+def test_visitors_are_told_what_is_wrong_unless_it_names_a_path(server):
+    for where in ({"width": {"<<": "and/or"}}, {"and/or": []}):
+        answer = server.visitor.post("/api/v1/collections/served/search", json={"where": where})
+        assert "administrator" not in answer.json()["detail"]
+
+
 def test_visitors_are_referred_to_the_log_only_where_it_has_an_entry(server, caplog):
-    body = {"text": "x", "where": {"width": {"/": 1}}}
+    body = {"text": "x", "where": {"width": {"/x": 1}}}
     address = "/api/v1/collections/served/search"
     told, hidden = server.admin.post(address, json=body), server.visitor.post(address, json=body)
     assert told.status_code == hidden.status_code == 400
-    assert '"/"' in told.json()["detail"]
+    assert '"/x"' in told.json()["detail"]
     assert hidden.json()["detail"].endswith("only the administrator is told why.")
     assert not [record for record in caplog.records if record.message == "failed"]

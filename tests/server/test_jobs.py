@@ -45,7 +45,8 @@ def test_loads_run_one_after_the_other_in_their_order(running):
 
 def test_a_load_that_waits_is_stopped_before_it_begins(running):
     first, second = running.start("c", "a"), running.start("c", "b")
-    second.stop.set()
+    running.stop(second)
+    assert second.ended
     running.may_go.set()
     second.future.result(30)
     assert (first.state, second.state) == ("done", "stopped")

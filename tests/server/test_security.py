@@ -22,6 +22,13 @@ def test_a_token_is_needed(server, path):
     assert server.visitor.get(path).status_code != 401
 
 
+def test_a_wrong_token_is_told_from_a_missing_one(server):
+    for given in ({"headers": {"Authorization": "Bearer x"}}, {"params": {"token": "x"}}):
+        answer = server.stranger.get("/api/v1", **given)
+        assert answer.json()["detail"].startswith("This is not a token of the server.")
+    assert server.stranger.get("/api/v1").json()["detail"].startswith("A token is needed.")
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 def test_health_needs_none(server, path):
     assert server.stranger.get(path).status_code == 200
