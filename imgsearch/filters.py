@@ -10,12 +10,15 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from numbers import Integral, Real
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from imgsearch.errors import FilterError, printable
 
@@ -40,6 +43,7 @@ _REFUSED = {
     "truth value": {"contains", "prefix", *_ORDER},
 }
 _GROUPS = ("and", "or", "not")
+_FORMATS = {"JPG": "JPEG", "TIF": "TIFF", "HEIF": "HEIC"}  # other names in use, and ours
 _MAX_INTEGER = 2**53  # beyond it, JSON and SQL do not tell neighbours apart
 _TIME = re.compile(
     r"\d{4}(?:-\d\d(?:-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?(?:Z|[+-]\d\d:\d\d)?)?)?)?"
@@ -82,8 +86,10 @@ Filter = Condition | And | Or | Not
 
 def parse(where: Mapping[str, Any] | Filter | None) -> Filter | None:
     """Check a filter and return it as a tree; None if it is None or empty, and so admits all."""
-    if where is None or isinstance(where, Filter) or where == {}:
-        return where or None
+    if where is None or isinstance(where, Filter):
+        return where
+    if isinstance(where, Mapping) and not where:
+        return None
     return _Parser().group(where, "where", 1)
 
 
@@ -97,23 +103,26 @@ def names(where: Filter) -> set[str]:
     return {where.field}
 
 
-def check_attributes(given: Mapping[str, Any]) -> dict[str, Any]:
+def check_attributes(given: Mapping[str, Any], at: str = "attributes") -> dict[str, Any]:
     """Check the attributes of a file and return them as plain values; None removes one."""
     if not isinstance(given, Mapping):
-        raise FilterError("attributes", f"are {_shown(given)}; give a dict of names and values")
+        raise FilterError(at, f"is {_shown(given)}; give a dict of names and values")
     checked = {}
     for name, value in given.items():
-        where = f"attributes[{_shown(name)}]"
+        where = f"{at}[{_shown(name)}]"
         _check_name(name, where)
         if name in FIELDS:
-            raise FilterError(where, "is a property of the file itself: use another name")
+            raise FilterError(
+                where, "is a property of the file itself: use another name, or leave it out"
+            )
+        value = _listed_values(value)
         if isinstance(value, list | tuple):
             checked[name] = [_attribute(element, where) for element in value]
         else:
             checked[name] = None if value is None else _attribute(value, where)
     size = len(json.dumps(checked, ensure_ascii=False).encode())
     if size > MAX_BYTES:
-        raise FilterError("attributes", f"take {size:,} bytes as JSON (limit {MAX_BYTES:,})")
+        raise FilterError(at, f"takes {size:,} bytes as JSON (limit {MAX_BYTES:,})")
     return checked
 
 
@@ -154,6 +163,7 @@ class _Parser:
             parts = [self.group(p, f"{at}[{i}]", depth + 1) for i, p in enumerate(value)]
             return _all(parts) if key == "and" else Or(tuple(parts))
         _check_name(key, at)
+        value = _listed_values(value)
         if not isinstance(value, Mapping):
             operator = "in" if isinstance(value, list | tuple) else "="
             value = {operator: value}
@@ -163,26 +173,28 @@ class _Parser:
 
     def test(self, field: str, operator: Any, value: Any, at: str) -> Filter:
         if operator not in OPERATORS:
-            near = difflib.get_close_matches(str(operator), OPERATORS, 1, 0.5)
+            near = difflib.get_close_matches(str(operator), OPERATORS, 1, 0.6)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise FilterError(
-                at, f"is no operator: {hint}there are {_listed(OPERATORS)}, and values that are "
-                "dicts cannot be filtered by"
-            )  # fmt: skip
+            raise FilterError(at, f"is no operator: {hint}there are {_listed(OPERATORS)}")
         kind = FIELDS.get(field)
         if kind and operator in _REFUSED[kind]:
-            raise FilterError(at, f"cannot be asked of {field}, which is a {kind}")
+            raise FilterError(at, f"does not apply to {field}, which is a {kind}")
         self.tests += 1
         if self.tests > MAX_TESTS:
             raise FilterError("where", f"has more than {MAX_TESTS} tests: use 'in' for many values")
         if operator == "exists":
-            if not isinstance(value, bool):
+            if not isinstance(value, bool | np.bool_):
                 raise FilterError(at, f"is {_shown(value)}; true or false is needed")
             found = Condition(field, "exists", None)
             return found if value else Not(found)
         if operator == "in":
-            return Condition(field, "in", self.elements(field, value, at))
+            values = self.elements(field, _listed_values(value), at)
+            return Condition(field, "in", tuple(_path(field, v, operator, at) for v in values))
+        if isinstance(value, list | tuple):
+            hint = '; for none of several values, use {"not": {NAME: [...]}}' * (operator == "!=")
+            raise FilterError(at, f"is {_shown(value)}; a single value is needed{hint}")
         (value,) = self.elements(field, [value], at)
+        value = _path(field, value, operator, at)
         if operator in ("=", "!="):
             found = Condition(field, "in", (value,))
             return found if operator == "=" else Not(found)
@@ -214,6 +226,8 @@ def _check_name(name: Any, at: str) -> None:
         )
     if name in _GROUPS:
         raise FilterError(at, f"is reserved: {_listed(_GROUPS)} combine filters")
+    if name == "image_id":
+        raise FilterError(at, "is no attribute: Gallery.get finds an image by its image_id")
 
 
 def _operand(field: str, value: Any, at: str) -> Any:
@@ -228,13 +242,37 @@ def _operand(field: str, value: Any, at: str) -> Any:
     truth = isinstance(value, bool)
     if kind and not (isinstance(value, types[kind]) and truth == (kind == "truth value")):
         raise FilterError(at, f"is {_shown(value)}, but {field} is a {kind}")
-    return value.strip().upper() if field == "format" else value
+    if field == "format":
+        value = value.strip().upper()
+        return _FORMATS.get(value, value)
+    return value
+
+
+def _path(field: str, value: Any, operator: str, at: str) -> Any:
+    """A path or a folder as it is stored; any other value is returned as it is."""
+    if field not in ("path", "folder") or operator not in ("=", "!=", "in", "prefix") or not value:
+        return value
+    if not value.startswith("/"):
+        raise FilterError(
+            at, f"is {_shown(value)}, a relative path: give the absolute path, or use 'contains' "
+            "to look for a part of it"
+        )  # fmt: skip
+    return value if operator == "prefix" else "/" + os.path.normpath(value).lstrip("/")
+
+
+def _listed_values(value: Any) -> Any:
+    """An array as a list; any other value is returned as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _scalar(value: Any, at: str) -> Any:
-    """A text, a number or a truth value as Python's own type."""
-    if isinstance(value, bool):
-        return value
+    """A text, a number or a truth value as Python's own type; a date as text in ISO format."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, date) and value == value:  # not pandas.NaT
+        return value.isoformat()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, str):
         try:
             size = len(value.encode("utf-8", "surrogateescape"))
@@ -259,25 +297,26 @@ def _scalar(value: Any, at: str) -> Any:
 
 def _span(field: str, value: Any, at: str) -> Span:
     """The period that a date or a time names: a day, a month, a second."""
+    text = str(value) if isinstance(value, date | str) else ""
     if isinstance(value, datetime):
-        start, length = value, timedelta(microseconds=1)
-    elif isinstance(value, date | str) and _TIME.fullmatch(str(value)):
-        text = str(value)
-        try:
-            start = datetime.fromisoformat(text + "-01-01"[len(text) - 4 :] * (len(text) < 10))
-            length = _length(text, start)
-        except (ValueError, OverflowError):
-            raise FilterError(at, f"is {_shown(value)}, which is no time") from None
-    else:
+        text = value.isoformat(timespec="microseconds")
+    if not _TIME.fullmatch(text):
         raise FilterError(
             at, f"is {_shown(value)}; a date is needed, such as '2024-05-31', '2024-05' or "
             "'2024-05-31T12:00'"
         )  # fmt: skip
-    if field == "added_at":
-        start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
-    elif start.tzinfo is not None:
+    try:
+        start = datetime.fromisoformat(text + "-01-01"[len(text) - 4 :] * (len(text) < 10))
+        length = _length(text, start)
+        if field == "added_at":
+            start = start.replace(tzinfo=start.tzinfo or UTC).astimezone(UTC)
+        span = Span(start, start + length)
+    except (ValueError, OverflowError):
+        reason = f"is {_shown(value)}, which is no time in the years 1 to 9998"
+        raise FilterError(at, reason) from None
+    if field != "added_at" and start.tzinfo is not None:
         raise FilterError(at, f"has a time zone, but {field} has none: cameras do not note it")
-    return Span(start, start + length)
+    return span
 
 
 def _length(text: str, start: datetime) -> timedelta:

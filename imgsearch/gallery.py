@@ -267,13 +267,16 @@ class Gallery(Collection):
         ----------
         attributes : dict of dict, pandas.DataFrame or path of a CSV file
             What names a file, and its attributes: texts, numbers, truth values, or lists of
-            these. In a dict, None removes an attribute; in a table, an empty cell changes
-            nothing, and the columns that :meth:`to_pandas` fills itself are passed over.
+            these; dates become texts in ISO format. In a dict, None removes an attribute; in a
+            table, an empty cell changes nothing, and the columns that :meth:`to_pandas` fills
+            itself are passed over if all of them are there. A CSV file is in UTF-8 and separated
+            by commas. A column of it holds numbers or truth values if every text in it is one;
+            whole numbers of 16 digits or more, or with leading zeros, stay texts.
         key : {"path", "name", "image_id"}, optional
             What names a file: its path, of which a relative one starts in the working folder;
-            its name, with or without the ending; or its image_id. If left out, the first of
-            them that is a column of the table; for a dict, ``image_id`` if its keys are
-            integers, otherwise ``path``.
+            its name, with or without the ending, which means every file with this name; or its
+            image_id. If left out, the first of them that is a column of the table; for a dict,
+            ``image_id`` if its keys are integers, otherwise ``path``.
         replace : bool
             Remove the other attributes of these files.
 
@@ -285,8 +288,8 @@ class Gallery(Collection):
         Raises
         ------
         ConfigError
-            The table lacks the key or cannot be read, an attribute cannot be used, or no file
-            was found. Nothing was changed then.
+            The table lacks the key or cannot be read, an attribute cannot be used, a file has
+            two values of one, or no file was found. Nothing was changed then.
         StoreError
             The metadata store failed.
         """

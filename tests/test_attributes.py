@@ -89,6 +89,43 @@ def test_a_csv_file_names_files_by_name(gallery, tmp_path):
     assert labels(gallery)["unknown"] == "a"
 
 
+def test_a_value_of_another_type_replaces_one_that_is_equal(gallery):
+    for value in (True, 1, 0, False):
+        gallery.set_attributes({"dogs0": {"seen": value}}, key="name")
+        assert repr(labels(gallery, "seen")["dogs0"]) == repr(value)
+        assert len(gallery.to_pandas(where={"seen": value})) == 1
+
+
+@pytest.mark.parametrize("stores", ["embedded"], indirect=True)
+def test_a_csv_file_keeps_what_is_no_number(gallery, tmp_path):
+    rows = ["cats0,007,12345678901234567,5,true,1.5", "cats1,1,2, ,false,2", "dogs0,,,7,,nan"]
+    (tmp_path / "a.csv").write_text("\n".join(["name, code,id,n,seen,x", *rows]))
+    assert gallery.set_attributes("a.csv") == 3
+    assert labels(gallery, "code") == {"cats0": "007", "cats1": "1"}
+    assert labels(gallery, "id") == {"cats0": "12345678901234567", "cats1": "2"}
+    assert labels(gallery, "n") == {"cats0": 5, "dogs0": 7}
+    assert labels(gallery, "seen") == {"cats0": True, "cats1": False}
+    assert labels(gallery, "x") == {"cats0": "1.5", "cats1": "2", "dogs0": "nan"}
+
+
+@pytest.mark.parametrize("stores", ["embedded"], indirect=True)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name;label\ncats0;cat\n", "no column; there are name;label. If a file has another sep"),
+        ("name,label\ncats0,caf\udce9\n", "save it in UTF-8"),
+        (",name,label\n0,cats0,cat\n", r"column 1 has no name; .*to_csv\(index=False\)"),
+        ("name,label,label\ncats0,a,b\n", "two columns are called 'label'"),
+        ("name,label\ncats0,a,b\n", "Expected 2 fields in line 2, saw 3"),
+        ("name,label\ncats0,cat\ncats0,pet\n", r'\["cats0"\]\["label"\]: has two values'),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_as_it_was_meant(gallery, tmp_path, text, reason):
+    (tmp_path / "a.csv").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=reason):
+        gallery.set_attributes("a.csv")
+
+
 @pytest.mark.parametrize("stores", ["embedded"], indirect=True)
 @pytest.mark.parametrize(
     ("given", "key", "reason"),
@@ -100,6 +137,16 @@ def test_a_csv_file_names_files_by_name(gallery, tmp_path):
         ({"photos/cats/cats0.png": "cat"}, None, "give a dict"),
         ({"photos/cats/cats0.png": {"width": 5}}, None, "property of the file"),
         ({"photos/cats/cats0.png": {"a": {"b": 1}}}, None, "a text, a number"),
+        ([{"path": "photos/cats/cats0.png"}], None, "of type list: give a dict, a pandas"),
+        (pd.Series({"photos/cats/cats0.png": "a"}), None, "of type Series: give"),
+        ({"photos/cats/cats0.png": {"a": pd.NaT}}, None, r'cats0\.png"\]\["a"\]: is NaT'),
+        ({"photos/cats/cats0.png": {"a": 1}, "photos/cats/../cats/cats0.png": {"a": 2}}, None,
+         "has two values: give each file once"),
+        (pd.DataFrame({"path": ["photos/cats/cats0.png"], "size": ["big"]}), None,
+         r'\["size"\]: is a property of the file itself: use another name, or leave it out'),
+        (pd.DataFrame({"path": ["photos/cats/cats0.png", None], "a": 1}), None, "not the path"),
+        (pd.DataFrame({"image_id": [2.0**60, None], "a": 1}), None, "as int64 or as text"),
+        (pd.DataFrame({"image_id": ["abc"], "a": 1}), None, "not the image_id of a file"),
         ("nowhere.csv", None, r"nowhere\.csv: no CSV table"),
         ("photos/cats/cats0.png", None, r"cats0\.png: no CSV table"),
     ],

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from imgsearch.errors import FilterError
@@ -41,10 +43,16 @@ DOG = Condition("label", "in", ("dog",))
         ({"and": [{"label": "cat"}, {"label": "dog"}]}, And((CAT, DOG))),
         ({"and": [{"label": "cat"}]}, CAT),
         ({"not": {"label": "cat"}}, Not(CAT)),
+        ({"label": np.array(["cat", "dog"])}, Condition("label", "in", ("cat", "dog"))),
+        ({"day": date(2024, 5, 31)}, Condition("day", "in", ("2024-05-31",))),
         ({"format": "jpeg"}, Condition("format", "in", ("JPEG",))),
+        ({"format": ["jpg", "tif"]}, Condition("format", "in", ("JPEG", "TIFF"))),
+        ({"path": Path("/a//b/../c.png")}, Condition("path", "in", ("/a/c.png",))),
+        ({"folder": "/a/"}, Condition("folder", "in", ("/a",))),
+        ({"path": {"prefix": "/a/"}}, Condition("path", "prefix", "/a/")),
         ({"width": np.int64(7)}, Condition("width", "in", (7,))),
         ({"n": np.float32(0.5)}, Condition("n", "in", (0.5,))),
-        ({"has_gps": True}, Condition("has_gps", "in", (True,))),
+        ({"has_gps": np.True_}, Condition("has_gps", "in", (True,))),
         ({"$.a\"'": "x"}, Condition("$.a\"'", "in", ("x",))),
     ],
 )
@@ -70,12 +78,15 @@ def test_no_filter_and_an_empty_one_admit_everything():
         ("2024-05-31 12:30", datetime(2024, 5, 31, 12, 30), timedelta(minutes=1)),
         ("2024-05-31T12:30:59", datetime(2024, 5, 31, 12, 30, 59), timedelta(seconds=1)),
         (datetime(2024, 5, 31), datetime(2024, 5, 31), timedelta(microseconds=1)),
+        (pd.Timestamp("2024-05-31"), datetime(2024, 5, 31), timedelta(microseconds=1)),
     ],
 )
 def test_a_date_is_the_period_that_it_names(value, start, length):
     assert parse({"date_taken": {"<": value}}).value == (start, start + length)
     utc = start.replace(tzinfo=UTC)
-    assert parse({"added_at": {"<": value}}).value == (utc, utc + length)
+    span = parse({"added_at": {"<": value}}).value
+    assert span == (utc, utc + length)
+    assert {type(time) for time in span} == {datetime}  # what databases take
 
 
 def test_a_time_with_a_zone_is_converted():
@@ -104,6 +115,14 @@ def deep(levels: int) -> dict:
         ({"label": {"contain": "a"}}, 'where["label"]["contain"]', "did you mean 'contains'?"),
         ({"label": {"$gt": 1}}, 'where["label"]["$gt"]', "there are =, !=, <"),
         ({"label": {5: 1}}, 'where["label"][5]', "is no operator"),
+        ({"label": {"not in": ["a"]}}, 'where["label"]["not in"]', "operator: there are"),
+        ({"label": {"!=": ["a", "b"]}}, 'where["label"]["!="]', 'use {"not": '),
+        ({"label": pd.NaT}, 'where["label"]["="]', "is NaT"),
+        ({"image_id": 5}, 'where["image_id"]', "Gallery.get"),
+        (pd.Series([True]), "where", "a dict such as"),
+        ({"path": "photos/a.png"}, 'where["path"]["="]', "give the absolute path"),
+        ({"folder": ["/a", "photos"]}, 'where["folder"]["in"]', '"photos", a relative path'),
+        ({"path": {"prefix": "~/"}}, 'where["path"]["prefix"]', "use 'contains'"),
         ({"label": None}, 'where["label"]["="]', '{"exists": False}'),
         ({"label": {"in": "cat"}}, 'where["label"]["in"]', "a list of values"),
         ({"label": {"in": ["cat", ["dog"]]}}, 'where["label"]["in"]', "a text, a number"),
@@ -124,6 +143,9 @@ def deep(levels: int) -> dict:
         ({"added_at": "May 2024"}, 'where["added_at"]["="]', "such as '2024-05-31'"),
         ({"added_at": "2024-02-30"}, 'where["added_at"]["="]', "which is no time"),
         ({"added_at": "9999"}, 'where["added_at"]["="]', "which is no time"),
+        ({"added_at": date.max}, 'where["added_at"]["="]', "in the years 1 to 9998"),
+        ({"added_at": "0001-01-01T00:00+14:00"}, 'where["added_at"]["="]', "which is no time"),
+        ({"added_at": pd.NaT}, 'where["added_at"]["="]', "is NaT; a date is needed"),
         ({"date_taken": "2024-05-31T12:00Z"}, 'where["date_taken"]["="]', "has a time zone"),
         ({"": 1}, 'where[""]', "is not a name"),
         ({" label": 1}, 'where[" label"]', "is not a name"),
@@ -151,9 +173,11 @@ def test_what_the_limits_allow_is_parsed():
 
 def test_attributes_become_plain_values():
     given = {"label": "cat", "tags": ("a", 1, True), "n": np.int64(5), "f": np.float64(0.5)}
+    given |= {"b": np.False_, "array": np.array([1, 2]), "days": [date(2024, 5, 31)]}
     checked = check_attributes({**given, "gone": None, "none": []})
     assert json.loads(json.dumps(checked)) == {
-        "label": "cat", "tags": ["a", 1, True], "n": 5, "f": 0.5, "gone": None, "none": [],
+        "label": "cat", "tags": ["a", 1, True], "n": 5, "f": 0.5, "b": False, "array": [1, 2],
+        "days": ["2024-05-31"], "gone": None, "none": [],
     }  # fmt: skip
 
 
@@ -163,6 +187,8 @@ def test_attributes_become_plain_values():
         (["label"], "give a dict"),
         ({"width": 5}, "a property of the file itself"),
         ({"and": 5}, "is reserved"),
+        ({"image_id": 5}, "is no attribute"),
+        ({"day": pd.NaT}, "is NaT"),
         ({"": 5}, "is not a name"),
         ({"a": {"b": 1}}, "a dict; a text, a number"),
         ({"a": [["b"]]}, "a list; a text, a number"),

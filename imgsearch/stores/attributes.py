@@ -86,7 +86,7 @@ def write(
     for key, before in there.items():
         now = given[key] if replace or not before else check_attributes(before | given[key])
         now = {name: value for name, value in now.items() if value is not None}
-        if now != before:
+        if repr(now) != repr(before):  # 1 and True are equal, but not the same value
             changed[key] = now
     if not changed:
         return len(there)
