@@ -21,6 +21,7 @@ from imgsearch.collection import WITHOUT_VECTORS, Collection
 from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
+    EncoderMismatch,
     ImageError,
     ImageNotFound,
     ImgSearchError,
@@ -35,7 +36,7 @@ from imgsearch.pipeline import Embedded
 from imgsearch.queries import combine
 from imgsearch.sources import Source, Stored
 from imgsearch.stores.filtered import Answer, Filtered
-from imgsearch.stores.metadata import ImageRow, MetadataStore
+from imgsearch.stores.metadata import ImageRow, MetadataStore, grouped
 from imgsearch.stores.vectors import MAX_TOP_K
 
 if TYPE_CHECKING:
@@ -437,6 +438,8 @@ class Gallery(Collection):
             there is no query.
         EncoderError
             The encoder has no text tower, or does not know a word.
+        EncoderMismatch
+            The collection was deleted and created again with another encoder.
         StoreError
             A store failed.
         """
@@ -544,7 +547,7 @@ class Gallery(Collection):
             found = self._search_vectors(vectors[todo], wanted, among, params)
             before = time.perf_counter()
             ids = {int(i) for answer in found for i in answer.ids}
-            stored |= self.metadata.by_id(self.name, ids - excluded - stored.keys())
+            stored |= self._current(ids - excluded - stored.keys())
             spent += time.perf_counter() - before
             for number, (ids, scores, ways[number]) in zip(todo, found, strict=True):
                 pairs = zip(ids.tolist(), scores.tolist(), strict=True)
@@ -621,7 +624,17 @@ class Gallery(Collection):
             found, vectors = self.vectors.get(self.name, ids) if ids else ((), ())
         except CollectionNotFound:
             return {}
+        if len(found) and vectors.shape[1] != self.row.dim:
+            self._current(())  # raises: the collection was created again
         return dict(zip(map(int, found), vectors, strict=True))
+
+    def _current(self, ids: Iterable[int]) -> dict[int, list[ImageRow]]:
+        """Rows of images, if the collection still has the encoder that it was opened with."""
+        now, rows = self.metadata.lookup(self.name, image_ids=ids)
+        given, stored = (f"{row.encoder} ({row.fingerprint})" for row in (self.row, now))
+        if given != stored:
+            raise EncoderMismatch(self.name, stored, given)
+        return grouped(rows)
 
     def _encode(self, pictures: list[Source], box: Box | None) -> list[Embedded]:
         if not pictures:
@@ -676,10 +689,13 @@ class Gallery(Collection):
 
         Raises
         ------
+        EncoderMismatch
+            The collection was deleted and created again with another encoder.
         StoreDamaged
             An image has no vector.
         """
         every = parse(where) is None
+        self._current(())
         ids = self.metadata.ids(self.name) if every else self.metadata.matching(self.name, where)
         if not len(ids):
             return ids, np.empty((0, self.row.dim), np.float32)

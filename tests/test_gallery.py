@@ -15,6 +15,7 @@ from imgsearch.errors import (
     CollectionNotFound,
     ConfigError,
     EncoderError,
+    EncoderMismatch,
     ImageError,
     ImageNotFound,
 )
@@ -237,6 +238,25 @@ def test_a_text_is_searched_with_alone_and_with_a_picture(tmp_path):
         assert both[0].score == pytest.approx(both[1].score, abs=0.1)
         with pytest.raises(EncoderError, match="does not know the word 'unicorn'"):
             gallery.search(text="unicorn")
+
+
+@pytest.mark.parametrize("name", ["resnet18@random:1", "mini"])
+def test_a_collection_that_was_created_again_with_another_encoder_is_noticed(tmp_path, name):
+    settings = load_settings(imgsearch_home=tmp_path / "home")
+
+    def create(name: str) -> Gallery:
+        gallery = Gallery.open("again", encoder=name, create=True, settings=settings)
+        gallery.store(*rows_and_vectors(gallery.row.dim, 3))
+        return gallery
+
+    with create("resnet18@random:0") as held:
+        image = next(iter(held))
+        with Gallery.open("again", settings=settings) as other:
+            other.drop()
+        with create(name):
+            for use in (lambda: held.search(image), held.embeddings):
+                with pytest.raises(EncoderMismatch, match=f"'again' was created with {name}"):
+                    use()
 
 
 def test_a_text_needs_an_encoder_with_a_text_tower(gallery, photos):

@@ -395,13 +395,7 @@ class MetadataStore:
         self, collection: str, image_ids: Iterable[int], *, states: Sequence[str] = ("ready",)
     ) -> dict[int, list[ImageRow]]:
         """Rows in some states by image id, those of one image sorted by path."""
-        found: dict[int, list[ImageRow]] = {}
-        for row in self.lookup(collection, image_ids=image_ids)[1]:
-            if row.state in states:
-                found.setdefault(row.image_id, []).append(row)
-        for rows in found.values():
-            rows.sort(key=lambda row: _encode(row.path))
-        return found
+        return grouped(self.lookup(collection, image_ids=image_ids)[1], states)
 
     def unfinished(self, collection: str) -> list[ImageRow]:
         """Rows that an interruption left behind: ``pending``, ``deleting`` or ``replaced``."""
@@ -599,6 +593,19 @@ class MetadataStore:
         """Every folder that was ever ingested into a collection, sorted."""
         query = sa.select(runs.c.folder).where(runs.c.collection == collection).distinct()
         return sorted(row.folder for row in self._sql.read(query))
+
+
+def grouped(
+    rows: Iterable[ImageRow], states: Sequence[str] = ("ready",)
+) -> dict[int, list[ImageRow]]:
+    """Rows in some states by image id, those of one image sorted by path."""
+    found: dict[int, list[ImageRow]] = {}
+    for row in rows:
+        if row.state in states:
+            found.setdefault(row.image_id, []).append(row)
+    for some in found.values():
+        some.sort(key=lambda row: _encode(row.path))
+    return found
 
 
 def _of(change: Any, number: int, condition: Any) -> Any:
