@@ -374,6 +374,11 @@ def query_vector(gallery: Gallery, query: Mapping) -> tuple[np.ndarray, set[int]
     return vector, examples.union(excluded)
 
 
+def keep(gallery: Gallery, picture: object, name: str | None = None) -> Path:
+    """Store a picture that has no file for a session, which outlives the collection."""
+    return sources.keep(gallery, picture, name, gallery.settings.imgsearch_home / "sessions")
+
+
 def _reference(gallery: Gallery, picture: object) -> dict[str, str]:
     """What is saved of a picture: the id of a stored image, or the path of a file."""
     image_id = sources.stored_id(picture)
@@ -385,7 +390,7 @@ def _reference(gallery: Gallery, picture: object) -> dict[str, str]:
         raise ConfigError("query", "a session keeps pictures and texts, and no vectors")
     sources.check_picture(picture)
     if not isinstance(picture, str | os.PathLike):
-        picture = sources.keep(gallery, picture)
+        picture = keep(gallery, picture)
     return {"path": str(absolute(picture))}
 
 

@@ -151,8 +151,13 @@ def _file(collection: Collection, source: object, name: str | None) -> Path:
     return path
 
 
-def keep(collection: Collection, source: object, name: str | None = None) -> Path:
-    """Store a picture that has no file; the same picture gives the same file again."""
+def keep(
+    collection: Collection, source: object, name: str | None = None, folder: Path | None = None
+) -> Path:
+    """Store a picture that has no file, with those of the collection or in another folder.
+
+    The same picture gives the same file again.
+    """
     if hasattr(source, "read"):
         source = images.read(source)
     image = images.load(source, name=name)
@@ -165,7 +170,7 @@ def keep(collection: Collection, source: object, name: str | None = None) -> Pat
     name = name if name is not None else hashlib.sha256(data).hexdigest()[:16]
     if not name or name != Path(name).name or name.startswith("."):
         raise ConfigError("name", f"{printable(name)!r} is not the name of a file")
-    path = absolute(collection.pictures / (name.removesuffix(ending) + ending))
+    path = absolute((folder or collection.pictures) / (name.removesuffix(ending) + ending))
     if path.exists() and path.read_bytes() == data:
         return path
     if collection.metadata.by_path(collection.name, [str(path)]):

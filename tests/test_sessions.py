@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +194,9 @@ def test_a_part_of_a_picture_without_a_file_is_kept_with_the_session(rows_of, co
     found = [hit.image_id for hit in again.search(5)]
     assert found == [hit.image_id for hit in gallery.search(picture, 5, box=(0, 0, 30, 40))]
     assert session.query == again.query
+    kept = Path(session.query["query"]["path"])
+    gallery.drop()
+    assert kept.is_file(), "sessions outlive collections"
 
 
 def test_a_session_is_renamed_and_deleted_and_judgments_are_withdrawn(rows_of, collection):

@@ -10,7 +10,7 @@ from imgsearch import sources
 from imgsearch.errors import printable
 from imgsearch.gallery import Gallery
 from imgsearch.images import Box
-from imgsearch.sessions import parts_of
+from imgsearch.sessions import keep, parts_of
 from imgsearch.sources import Described, Source, Stored
 
 Examples = tuple[tuple[Stored, bool], ...]
@@ -80,9 +80,7 @@ class Query:
         parts = self.arguments()
         if isinstance(parts["query"], bytes):
             stem = Path(self.picture.name).stem[:40].lstrip(".")
-            parts["query"] = sources.keep(
-                gallery, parts["query"], f"{stem}-{self.picture.image_id:016x}"
-            )
+            parts["query"] = keep(gallery, parts["query"], f"{stem}-{self.picture.image_id:016x}")
         return parts
 
 
