@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from imgsearch import config
 from imgsearch.errors import CollectionNotFound, StoreError, printable
@@ -169,9 +171,13 @@ def _size(name: str, settings: config.Settings) -> int | None:
     if not settings.embedded_vectors:
         return None
     total = 0
-    for file in (settings.imgsearch_home / embedded.STORE / "collections" / name).rglob("*"):
-        with contextlib.suppress(OSError):  # compaction may remove files at any time
-            total += file.stat().st_size if file.is_file() else 0
+    # Files and folders may vanish at any time: they are compacted, or the collection is deleted.
+    for folder, _, files in os.walk(
+        settings.imgsearch_home / embedded.STORE / "collections" / name
+    ):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += Path(folder, file).stat().st_size
     return total
 
 

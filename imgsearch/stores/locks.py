@@ -26,7 +26,7 @@ _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 def _log(text: str, seconds: int) -> None:
     if text and (seconds == 1 or seconds % 60 == 0):
-        logging.getLogger(__name__).warning("%s; interrupt this process to stop waiting", text)
+        logging.getLogger(__name__).warning(text)
 
 
 on_wait: ContextVar[Callable[[str, int], None]] = ContextVar("on_wait", default=_log)
