@@ -32,7 +32,7 @@ COLUMNS = (
 class Session:
     """A named topic that is searched and judged. Opened by :meth:`open`.
 
-    Query, filter and judgments are kept in the metadata store at once, so that another
+    Query, filter and judgments are saved in the metadata store at once, so that another
     kernel can resume the session by its name.
 
     Attributes
@@ -200,7 +200,7 @@ class Session:
         return self._topics.undo(self._row.topic_id, self.who)
 
     def withdraw(self, image: object) -> int:
-        """Take back everything that this user judged of an image.
+        """Withdraw all judgments of an image by this user.
 
         Parameters
         ----------
@@ -354,7 +354,7 @@ def list_sessions(settings: config.Settings | None = None) -> list[TopicRow]:
 
 
 def parts_of(gallery: Gallery, query: Mapping) -> dict:
-    """Return the arguments of :meth:`Gallery.search` of a saved query, which finds others only."""
+    """Return the arguments of :meth:`Gallery.search` for a saved query, without its own picture."""
     parts = {"like": [], "unlike": []} | dict(query)
     for name in ("like", "unlike"):
         parts[name] = [_resolved(gallery, one) for one in parts[name]]
@@ -375,7 +375,7 @@ def query_vector(gallery: Gallery, query: Mapping) -> tuple[np.ndarray, set[int]
 
 
 def keep(gallery: Gallery, picture: object, name: str | None = None) -> Path:
-    """Store a picture that has no file for a session, which outlives the collection."""
+    """Store a picture that has no file in a folder that outlives the collection."""
     return sources.keep(gallery, picture, name, gallery.settings.imgsearch_home / "sessions")
 
 

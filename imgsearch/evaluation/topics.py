@@ -113,7 +113,7 @@ class JudgedTopics:
         return some if self.names is None else sessions
 
     def _check(self, topics: list[str], left: list[str]) -> None:
-        """Refuse topics that cannot be evaluated, of which those in `left` have nothing to find."""
+        """Refuse topics that cannot be evaluated; those in `left` have no image to find."""
         if not topics or (left and self.names is not None):
             where = f" in {', '.join(map(repr, left))}" if left else ""
             reason = f"no image to be found was judged relevant{where}: judge some in a session"
@@ -128,7 +128,7 @@ class JudgedTopics:
 
 
 def _query(gallery: Gallery, session: Session, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The vector of a topic, and which images are no results of it."""
+    """The vector of a topic, and which images cannot be among its results."""
     try:
         vector, examples = query_vector(gallery, session.query)
     except ImgSearchError as error:

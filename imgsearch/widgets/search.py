@@ -421,7 +421,7 @@ class SearchPanel(panel.Panel):
 
 
 def _takes_words(encoder: str) -> bool:
-    """Whether an encoder has a text tower; one that is not registered here is not known to."""
+    """Whether an encoder has a text tower; False if it is not registered here."""
     with suppress(EncoderError):
         return registry.resolve(encoder)[0].text
     return False

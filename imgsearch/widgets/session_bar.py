@@ -95,7 +95,7 @@ class SessionBar(ipw.VBox):
         self.session_of(query).undo()
 
     def show(self, query: Query | None, session: Session | None, judged: Examples) -> None:
-        """Show the session of a query, and what its results should be like."""
+        """Show the session of a query, its examples and its judgments."""
         name = session.topic if session else ""
         if name != self._name:  # else the user may be typing another one
             self._name = self.name.value = name
@@ -163,7 +163,7 @@ class SessionBar(ipw.VBox):
         self._owner.submit(work)
 
     def _remove(self) -> None:
-        """Take back what stands on the chips that were removed."""
+        """Withdraw the judgments and the examples whose chips were removed."""
         gone = [one for one in self._shown if one[0] not in self.chips.value]
         self._draw_chips()  # they go when the store has forgotten them
         query, judged = self._owner.query, [image for _, image, by_user in gone if by_user]
@@ -175,7 +175,9 @@ class SessionBar(ipw.VBox):
             for image in judged:
                 if not session.withdraw(image):
                     name = printable(Path(image.path).name)
-                    raise ConfigError("Session", f"{name} was judged by another user, and stays")
+                    raise ConfigError(
+                        "Session", f"{name} was judged by another user, who alone can take it back"
+                    )
 
         self._owner.search(replace(query, examples=kept), withdraw)
 
