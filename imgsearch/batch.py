@@ -205,4 +205,4 @@ def evaluate_voc(
     if sweep:
         with Gallery.open(next(iter(evaluations))) as gallery:
             points = index_sweep.sweep(gallery, seed=seed)
-    return write_evaluations(evaluations, output_dir, seed=seed, points=points)
+    return write_evaluations(evaluations, output_dir, points=points)

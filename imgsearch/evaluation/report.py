@@ -121,11 +121,10 @@ def evaluate_gallery(
     return scoring.evaluate(task, ks=ks, seed=seed)
 
 
-def compare_with_first(
-    evaluations: Mapping[str, Evaluation], *, seed: int = 0
-) -> dict[str, Comparison]:
-    """Compare each evaluation with the first, by the name of the second."""
+def compare_with_first(evaluations: Mapping[str, Evaluation]) -> dict[str, Comparison]:
+    """Compare each further evaluation with the first, whose seed is used; the keys are names."""
     first, *others = evaluations
+    seed = evaluations[first].about["seed"]
     return {name: compare(evaluations[first], evaluations[name], seed=seed) for name in others}
 
 
@@ -133,7 +132,6 @@ def write_evaluations(
     evaluations: Mapping[str, Evaluation],
     output_dir: str | Path,
     *,
-    seed: int = 0,
     points: Sequence[IndexPoint] = (),
 ) -> dict:
     """Write tables, figures and a report.
@@ -141,11 +139,9 @@ def write_evaluations(
     Parameters
     ----------
     evaluations : mapping of str to Evaluation
-        By the name of the collection; the others are compared with the first.
+        By the name of the collection; the others are compared with the first, with its seed.
     output_dir : path
         Created if it does not exist.
-    seed : int
-        Of the comparisons.
     points : sequence of IndexPoint
         From :func:`sweep`.
 
@@ -162,7 +158,7 @@ def write_evaluations(
         A file cannot be written.
     """
     folder = absolute(output_dir)
-    comparisons = compare_with_first(evaluations, seed=seed)
+    comparisons = compare_with_first(evaluations)
     files, summaries = [], {}
 
     def draw(stem: str, figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> None:

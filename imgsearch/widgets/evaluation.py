@@ -199,7 +199,7 @@ class EvaluationPanel(panel.Panel):
         )
         if len(evaluations) > 1:
             self._report("comparing")
-        comparisons = report.compare_with_first(evaluations, seed=options["seed"])
+        comparisons = report.compare_with_first(evaluations)
         self.evaluations, self.comparisons, self.points = evaluations, comparisons, []
         self.indexes.value = ""
         first = next(iter(evaluations.values()))
@@ -296,9 +296,7 @@ class EvaluationPanel(panel.Panel):
             raise ConfigError("Save to", "type the folder to save in")
 
         def work() -> None:
-            content = report.write_evaluations(
-                self.evaluations, folder, seed=self.seed.value, points=self.points
-            )
+            content = report.write_evaluations(self.evaluations, folder, points=self.points)
             n = len(content["files"]) + 1
             self.status.show(f"Wrote {counted(n, 'file')} to {folder}.", "good")
 

@@ -79,6 +79,14 @@ def test_a_comparison_as_plain_values(evaluation):
     assert content["first"]["collection"] == "c"
 
 
+def test_comparisons_have_the_seed_of_the_first_evaluation():
+    """The panel saved those with the seed that its field showed by then."""
+    pair = {str(x): scoring.evaluate(random_task(signal=x), seed=3, resamples=5) for x in (1, 2)}
+    found = report.compare_with_first(pair)["2"].overall
+    assert found == comparison.compare(*pair.values(), seed=3).overall
+    assert found != comparison.compare(*pair.values(), seed=0).overall
+
+
 def test_an_empty_table_and_odd_text_are_written(tmp_path):
     assert report.write_csv(tmp_path / "a.csv", []).read_text() == "\n"
     path = report.write_csv(tmp_path / "b.csv", [{"x": 'a"b,\nc', "y": "\udcff"}])
