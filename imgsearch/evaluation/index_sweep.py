@@ -19,7 +19,7 @@ import numpy as np
 
 from imgsearch.errors import CollectionNotFound, ConfigError
 from imgsearch.evaluation import ranking, statistics
-from imgsearch.stores.vectors import IndexSpec, VectorStore
+from imgsearch.stores.vectors import IndexSpec
 
 if TYPE_CHECKING:
     from imgsearch.gallery import Gallery
@@ -45,6 +45,8 @@ class IndexPoint(NamedTuple):
 
     Attributes
     ----------
+    collection : str
+        Name of the collection whose vectors were searched.
     index : str
         The index as in ``IMGSEARCH_INDEX``, with all parameters.
     k : int
@@ -65,6 +67,7 @@ class IndexPoint(NamedTuple):
         Number of vectors in the collection.
     """
 
+    collection: str
     index: str
     k: int
     recall: float
@@ -131,7 +134,7 @@ def sweep(
     if len(ids) < 2:
         raise ConfigError("sweep", f"collection {gallery.name!r} has fewer than two vectors")
     drop_abandoned(gallery)
-    sample = _Sample(ids, vectors, min(k, len(ids) - 1), queries, seed)
+    sample = _Sample(gallery, ids, vectors, min(k, len(ids) - 1), queries, seed)
     own = IndexSpec.parse(gallery.row.index)
     points = []
     for build, group in groupby(specs, key=lambda spec: (spec.kind, spec.params)):
@@ -144,7 +147,7 @@ def sweep(
             for spec in same:
                 if progress is not None:
                     progress(f"{spec}: {len(sample.chosen)} queries")
-                points.append(sample.measure(gallery.vectors, name, spec, seconds))
+                points.append(sample.measure(name, spec, seconds))
     return points
 
 
@@ -161,8 +164,17 @@ def drop_abandoned(gallery: Gallery) -> None:
 class _Sample:
     """A random sample of queries, with the exact score of the k-th neighbour of each."""
 
-    def __init__(self, ids: np.ndarray, vectors: np.ndarray, depth: int, queries: int, seed: int):
-        self.ids, self.vectors, self.depth, self.seed = ids, vectors, depth, seed
+    def __init__(
+        self,
+        gallery: Gallery,
+        ids: np.ndarray,
+        vectors: np.ndarray,
+        depth: int,
+        queries: int,
+        seed: int,
+    ):
+        self.gallery, self.ids, self.vectors = gallery, ids, vectors
+        self.depth, self.seed = depth, seed
         generator = np.random.default_rng(seed)
         self.chosen = np.sort(generator.choice(len(ids), min(queries, len(ids)), replace=False))
         skip = ranking.copies(ids[self.chosen], ids)
@@ -171,15 +183,15 @@ class _Sample:
             [block.scores(row)[depth - 1] for block in blocks for row in range(len(block.order))]
         )
 
-    def measure(
-        self, store: VectorStore, name: str, spec: IndexSpec, build_seconds: float
-    ) -> IndexPoint:
+    def measure(self, name: str, spec: IndexSpec, build_seconds: float) -> IndexPoint:
         """Search with each query alone, in a collection that has the index."""
 
         def search(i: int) -> np.ndarray:
             # Fetch one hit more, because the query finds itself.
-            vector = self.vectors[i : i + 1]
-            return store.search(name, vector, self.depth + 1, search_params=spec.search)[0][0]
+            answer = self.gallery.vectors.search(
+                name, self.vectors[i : i + 1], self.depth + 1, search_params=spec.search
+            )
+            return answer[0][0]
 
         for i in self.chosen[:5]:
             search(i)  # fills caches and opens connections
@@ -194,8 +206,8 @@ class _Sample:
         low, high = statistics.mean_interval(recall, 1000, self.seed)
         median, p95 = np.percentile(seconds * 1000, [50, 95])
         return IndexPoint(
-            str(spec), self.depth, float(recall.mean()), low, high, len(self.chosen),
-            float(median), float(p95), build_seconds, len(self.ids),
+            self.gallery.name, str(spec), self.depth, float(recall.mean()), low, high,
+            len(self.chosen), float(median), float(p95), build_seconds, len(self.ids),
         )  # fmt: skip
 
 

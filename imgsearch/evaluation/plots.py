@@ -170,10 +170,10 @@ def index_sweep(points: Sequence[IndexPoint], *, title: str = "") -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    k, size = points[0].k, points[0].vectors
+    vectors = f"{points[0].vectors:,} vectors of {printable(points[0].collection)}"
     axes.set(
-        xlabel=f"median latency of one search among {size:,} vectors, ms",
-        ylabel=f"recall@{k} against exact search",
+        xlabel=f"median latency of one search among {vectors}, ms",
+        ylabel=f"recall@{points[0].k} against exact search",
         ylim=(min(0.9, *(p.low - 0.05 for p in points)), 1.03),
     )
     axes.grid(alpha=0.3, which="both")

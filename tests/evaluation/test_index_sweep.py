@@ -45,7 +45,8 @@ def test_the_sweep_measures_every_index_and_leaves_nothing_behind(gallery):
     for point in points:
         assert 0 < point.median_ms <= point.p95_ms
         assert point.low <= point.recall <= point.high
-        assert (point.k, point.queries, point.vectors) == (5, 20, 38)
+        assert (point.collection, point.k) == (gallery.name, 5)
+        assert (point.queries, point.vectors) == (20, 38)
     assert gallery.vectors.collections() == before
     whole = index_sweep.sweep(gallery, ["FLAT"], k=1000, queries=1000)[0]
     assert (whole.k, whole.queries, whole.recall) == (37, 38, 1.0)

@@ -87,13 +87,13 @@ def test_cases_show_pictures_and_say_why_one_cannot_be_read(evaluation, tmp_path
 def test_index_sweep(tmp_path):
     hnsw = "HNSW:M=16,efConstruction=200"
     points = [
-        IndexPoint("FLAT", 10, 1.0, 1.0, 1.0, 100, 9.0, 12.0, 1.0, 5000),
-        IndexPoint(f"{hnsw},ef=16", 10, 0.8, 0.75, 0.85, 100, 1.0, 2.0, 3.0, 5000),
-        IndexPoint(f"{hnsw},ef=64", 10, 0.97, 0.96, 0.98, 100, 2.0, 3.0, 0.0, 5000),
+        IndexPoint("mine", "FLAT", 10, 1.0, 1.0, 1.0, 100, 9.0, 12.0, 1.0, 5000),
+        IndexPoint("mine", f"{hnsw},ef=16", 10, 0.8, 0.75, 0.85, 100, 1.0, 2.0, 3.0, 5000),
+        IndexPoint("mine", f"{hnsw},ef=64", 10, 0.97, 0.96, 0.98, 100, 2.0, 3.0, 0.0, 5000),
     ]
     figure = plots.index_sweep(points)
     text = drawn(figure, tmp_path)
-    for part in (f"{hnsw}, ef = 16, 64", "FLAT", "5,000 vectors", "recall@10"):
+    for part in (f"{hnsw}, ef = 16, 64", "FLAT", "5,000 vectors of mine", "recall@10"):
         assert part in text
 
 
