@@ -442,8 +442,11 @@ class Evaluation:
             The metric is unknown.
         """
         _require_known("metric", metric, self.metrics)
-        scores = (score for c in self.classes for score in self._scores(c, [c]))
-        return [score for score in scores if score.metric == metric]
+        return [score for score in self._class_scores if score.metric == metric]
+
+    @cached_property
+    def _class_scores(self) -> list[Score]:
+        return [score for name in self.classes for score in self._scores(name, [name])]
 
     def _scores(self, average: str, names: list[str]) -> list[Score]:
         """Average over the queries of each view, and then over the views."""
