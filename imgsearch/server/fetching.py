@@ -12,7 +12,8 @@ import time
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from ipaddress import IPv6Address, ip_address, ip_network
 from socket import SOCK_STREAM, create_connection, getaddrinfo
-from urllib.parse import SplitResult, urljoin, urlsplit
+from string import punctuation
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from imgsearch.errors import ImageError
 from imgsearch.server.limits import MAX_BODY
@@ -56,6 +57,7 @@ def _request(url: str, end: float) -> tuple[HTTPConnection, HTTPResponse]:
     connection = _connect(parts, port, address, max(0.1, end - time.monotonic()))
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = quote(target, safe=punctuation)  # encodes spaces and what is not ASCII
         agent = {"User-Agent": "imgsearch", "Accept": "image/*", "Connection": "close"}
         connection.request("GET", target, headers=agent)
         return connection, connection.getresponse()

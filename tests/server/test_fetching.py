@@ -97,6 +97,14 @@ def test_a_name_is_looked_up_once_and_the_checked_address_is_connected_to(intern
     assert internet.seen == [("photos.example", "/x.png")]
 
 
+def test_characters_that_an_address_cannot_hold_are_encoded(internet):
+    for path in ("/Köln 1%2F2.png?a=ß&b=[1]", "/a?b=http://c/d+e;f=(g)"):
+        with pytest.raises(ImageError, match="status 404"):
+            fetch(f"http://photos.example{path}")
+    paths = [path for _, path in internet.seen]
+    assert paths == ["/K%C3%B6ln%201%2F2.png?a=%C3%9F&b=[1]", "/a?b=http://c/d+e;f=(g)"]
+
+
 def test_redirects_are_followed_and_each_is_checked(internet):
     assert fetch("http://a.example/to/http://b.example/x.png") == b"content"
     assert fetch("http://a.example/to//x.png") == b"content"
