@@ -456,12 +456,12 @@ class Encoder:
             )
         return (features / lengths).astype(np.float32)
 
-    def encode(self, sources: Sequence[Source], *, box: Box | None = None) -> np.ndarray:
-        """Return vectors of a few images; many go through a pipeline.
+    def encode(self, sources: Source | Sequence[Source], *, box: Box | None = None) -> np.ndarray:
+        """Return vectors of one or a few images; many go through a pipeline.
 
         Parameters
         ----------
-        sources : sequence of str, Path, bytes, PIL.Image.Image or numpy.ndarray
+        sources : str, Path, bytes, PIL.Image.Image, or a sequence of these and of numpy.ndarray
         box : tuple of int, optional
             Left, upper, right, lower in pixels of the upright picture: the part to encode.
 
@@ -475,6 +475,8 @@ class Encoder:
         ImageError
             One of the images cannot be decoded.
         """
+        if isinstance(sources, str | Path | bytes | Image.Image):
+            sources = [sources]
         draft = self.preprocessing.draft
         pictures = [images.decode(source, box=box, draft=draft) for source in sources]
         return self.encode_batch([self.preprocess(picture) for picture in pictures])

@@ -82,7 +82,7 @@ class IndexPoint(NamedTuple):
 
 def sweep(
     gallery: Gallery,
-    indexes: Sequence[str] = SWEEP,
+    indexes: str | Sequence[str] = SWEEP,
     *,
     k: int = 10,
     queries: int = 200,
@@ -100,7 +100,7 @@ def sweep(
     gallery : Gallery
         The collection. Its vectors are indexed, and a sample of them are the queries. A
         query's own vector is left out of both rankings.
-    indexes : sequence of str
+    indexes : str or sequence of str
         Such as ``FLAT`` or ``HNSW:M=16,efConstruction=200,ef=32``. Milvus requires `ef` to
         be at least the number of hits, so the store raises it if necessary. Consecutive
         indexes that differ only in search parameters share one temporary collection.
@@ -127,6 +127,7 @@ def sweep(
         The store failed.
     """
     embedded = gallery.settings.embedded_vectors
+    indexes = [indexes] if isinstance(indexes, str) else indexes
     specs = [IndexSpec.parse(text, embedded) for text in indexes]
     if k < 1 or queries < 1:
         raise ConfigError("sweep", f"k={k} and queries={queries} must be at least 1")

@@ -125,6 +125,14 @@ def test_any_number_of_images(onnx_file):
             encoder.encode_batch(wrong)
 
 
+def test_one_image_is_encoded_as_a_list_of_one(tmp_path):
+    """The characters of a path were taken for paths."""
+    encoder, path = load_encoder(RANDOM, backend="eager"), tmp_path / "a.png"
+    noise().save(path)
+    for source in (str(path), path, path.read_bytes(), noise()):
+        assert np.array_equal(encoder.encode(source), encoder.encode([path]))
+
+
 def test_a_box_is_encoded_alone():
     encoder = load_encoder(RANDOM, backend="eager")
     picture, box = noise(), (10, 10, 60, 50)

@@ -48,7 +48,7 @@ def test_the_sweep_measures_every_index_and_leaves_nothing_behind(gallery):
         assert (point.collection, point.k) == (gallery.name, 5)
         assert (point.queries, point.vectors) == (20, 38)
     assert gallery.vectors.collections() == before
-    whole = index_sweep.sweep(gallery, ["FLAT"], k=1000, queries=1000)[0]
+    whole = index_sweep.sweep(gallery, "FLAT", k=1000, queries=1000)[0]
     assert (whole.k, whole.queries, whole.recall) == (37, 38, 1.0)
 
 
