@@ -93,14 +93,14 @@ def parse(where: Mapping[str, Any] | Filter | None) -> Filter | None:
     return _Parser().group(where, "where", 1)
 
 
-def names(where: Filter) -> set[str]:
-    """Fields and attributes that a filter tests."""
+def names(where: Filter, *, but: str | None = None) -> set[str]:
+    """Fields and attributes that a filter tests, but for tests by one operator."""
     match where:
         case And(parts) | Or(parts):
-            return set().union(*map(names, parts))
+            return set().union(*(names(part, but=but) for part in parts))
         case Not(part):
-            return names(part)
-    return {where.field}
+            return names(part, but=but)
+    return set() if where.operator == but else {where.field}
 
 
 def check_attributes(given: Mapping[str, Any], at: str = "attributes") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import threading
@@ -28,10 +29,11 @@ from imgsearch.errors import (
     StoreDamaged,
     printable,
 )
-from imgsearch.filters import FIELDS, parse
+from imgsearch.filters import FIELDS, names, parse
 from imgsearch.hits import Hits, Image, hit_of, image_of, with_attributes
 from imgsearch.images import Box
 from imgsearch.ingestion import IngestReport
+from imgsearch.io import absolute
 from imgsearch.pipeline import Embedded
 from imgsearch.queries import combine
 from imgsearch.sources import Source, Stored
@@ -172,8 +174,16 @@ class Gallery(Collection):
         -------
         list of Image
             One for each file: an image with two paths is in it twice.
+
+        Raises
+        ------
+        ConfigError
+            `offset` or `limit` is no whole number from 0, or the filter cannot be used.
         """
-        how = {"offset": offset, "limit": limit, "like": like, "where": where}
+        for what, number in (("offset", offset), ("limit", limit)):
+            if not isinstance(number, Integral) or number < 0:
+                raise ConfigError(what, f"is {number!r}; give a whole number from 0")
+        how = {"offset": int(offset), "limit": int(limit), "like": like, "where": where}
         page = self.metadata.browse(self.name, **how)
         stored = self.metadata.by_id(self.name, {row.image_id for row in page})
         return [image_of(stored[row.image_id], row) for row in page if row.image_id in stored]
@@ -249,9 +259,8 @@ class Gallery(Collection):
         StoreError
             A store failed. Everything that was reported as stored stays stored.
         """
-        given = sources.several(images)
         names = [name] if isinstance(name, str) else name
-        paths = sources.files(self, [images] if given is None else given, names)
+        paths = sources.files(self, sources.listed(images), names)
         labels = Labels.read(attributes, from_folders)
         return ingestion.ingest_paths(self, paths, labels, progress=progress)
 
@@ -320,28 +329,46 @@ class Gallery(Collection):
         Raises
         ------
         ConfigError
-            The filter is empty or cannot be used.
+            The filter is empty or cannot be used, or tests an attribute that no file has; or
+            a folder is given, whose images are found by ``{"path": {"prefix": "/folder/"}}``.
         StoreError
             A store failed; calling it again completes the work.
         """
         if where is not None and parse(where) is None:
             raise ConfigError("where", "is empty: use drop to delete the whole collection")
-        given = sources.several(images)
-        given = [images] if given is None else given
+        given = sources.listed(images)
         ids = [i for i in map(sources.stored_id, given) if i is not None]
         with self.exclusive():
-            rows = self._rows([one for one in given if sources.stored_id(one) is None])
-            paths = {row.path for row in rows if row}
+            named = [one for one in given if sources.stored_id(one) is None]
+            rows = dict(zip(named, self._rows(named), strict=True))
+            for path in (absolute(one) for one, row in rows.items() if row is None):
+                if path.is_dir():
+                    hint = f'where={{"path": {{"prefix": "{printable(path)}/"}}}}'
+                    raise ConfigError("images", f"{printable(path)} is a folder: use {hint}")
+            paths = {row.path for row in rows.values() if row}
             for same in self.metadata.by_id(self.name, ids).values():
                 paths |= {row.path for row in same}
             if where is not None:
                 found = self.metadata.browse(self.name, limit=sys.maxsize, where=where)
+                self._check_known(where, found)
                 paths |= {row.path for row in found}
             removed = super().delete(paths)
-        for path in paths:
-            if Path(path).parent == self.pictures:
-                Path(path).unlink(missing_ok=True)
+            for path in paths:
+                if Path(path).parent == self.pictures:
+                    Path(path).unlink(missing_ok=True)
         return removed
+
+    def _check_known(self, where: Mapping[str, Any], found: Sequence[ImageRow]) -> None:
+        """Refuse to delete files only because they lack an attribute that no file has."""
+        tested = names(parse(where), but="exists") - FIELDS.keys() if found else set()
+        known = self.metadata.attribute_values(self.name, most=1) if tested else {}
+        for name in sorted(tested - known.keys()):
+            near = difflib.get_close_matches(name, [*known, *FIELDS], 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                "where", f"no file has the attribute {printable(name)!r}, so nothing was deleted: "
+                f'{hint}{{"exists": False}} finds files without an attribute'
+            )  # fmt: skip
 
     def export(
         self, path: str | Path, *, progress: Callable[[int, int], None] | None = None
@@ -393,10 +420,11 @@ class Gallery(Collection):
         Parameters
         ----------
         query : path, bytes, binary file, PIL.Image.Image, numpy.ndarray, int, Hit or Image
-            A picture; or a stored image (its image_id, a result, or an :class:`Image`), whose
-            vector is then used; or a vector, float of shape ``(dim,)``. A list or another
-            iterable of queries is encoded and searched in one go, which is faster than one
-            after the other. May be left out where there is a text or something to be like.
+            A picture; or a stored image (its image_id, a result, an :class:`Image`, or the name
+            of a picture without a file), whose vector is then used; or a vector, float of shape
+            ``(dim,)``. A list or another iterable of queries is encoded and searched in one go,
+            which is faster than one after the other. May be left out where there is a text or
+            something to be like.
         top_k : int
             Maximum number of hits.
         text : str, optional
@@ -514,10 +542,10 @@ class Gallery(Collection):
             raise ConfigError("box", "is a part of the query's picture, and there is none")
         if text is not None and not (isinstance(text, str) and text.strip()):
             raise ConfigError("text", f"is {text!r}: give words, as one str")
-        given, _ = self._embed(list(queries or ()), box)
+        given, _ = self._embed(_places(query=queries or ()), box)
         if text is None and not like and not unlike and weights is None and queries is not None:
             return given, set()
-        examples, ids = self._embed([*like, *unlike], None)
+        examples, ids = self._embed(_places(like=like, unlike=unlike), None)
         parts = {
             "text": () if text is None else self.encoder.encode_text([text]),
             "like": examples[: len(like)],
@@ -580,20 +608,28 @@ class Gallery(Collection):
             for number in range(len(vectors))
         ]
 
-    def _embed(self, queries: list[Source], box: Box | None) -> tuple[np.ndarray, set[int]]:
+    def _embed(
+        self, given: Sequence[tuple[str, Source]], box: Box | None
+    ) -> tuple[np.ndarray, set[int]]:
         """Vectors of queries of any kind, float32 (n, dim), and the ids that they have."""
+        places, queries = [place for place, _ in given], [query for _, query in given]
         vectors = np.zeros((len(queries), self.row.dim), np.float32)
         pictures: dict[int, Source] = {}
         stored: dict[int, int] = {}
         for number, query in enumerate(queries):
             image_id = sources.stored_id(query)
+            if image_id is None:
+                image_id = sources.stored_name(self, query)
             if sources.is_vector(query):
                 if query.shape != (self.row.dim,) or box is not None:
                     shape = f"a vector has shape ({self.row.dim},), and goes without a box"
-                    raise ConfigError("query", f"is a vector of {len(query)} numbers; {shape}")
+                    raise ConfigError(
+                        places[number], f"is a vector of {len(query)} numbers; {shape}"
+                    )
                 vectors[number] = query
             elif image_id is None:
-                sources.check_picture(query)
+                with sources.at(places[number], query):
+                    sources.check_picture(query)
                 pictures[number] = query
             elif box is None:
                 stored[number] = image_id
@@ -614,6 +650,9 @@ class Gallery(Collection):
         ids = set(stored.values())
         encoded = self._encode(list(pictures.values()), box)
         for number, one in zip(pictures, encoded, strict=True):
+            with sources.at(places[number], queries[number]):
+                if isinstance(one, ImageError):
+                    raise one
             vectors[number] = one.vector
             ids |= {one.info.image_id} if one.info else set()
         return vectors, ids
@@ -636,7 +675,7 @@ class Gallery(Collection):
             raise EncoderMismatch(self.name, stored, given)
         return grouped(rows)
 
-    def _encode(self, pictures: list[Source], box: Box | None) -> list[Embedded]:
+    def _encode(self, pictures: list[Source], box: Box | None) -> list[Embedded | ImageError]:
         if not pictures:
             return []
         pipeline = self.pipeline
@@ -650,9 +689,6 @@ class Gallery(Collection):
             with ThreadPoolExecutor(AHEAD, "imgsearch-query") as pool:
                 parts = pool.map(lambda chunk: pipeline(chunk, box=box), chunks)
                 results = list(chain.from_iterable(parts))
-        for result in results:
-            if isinstance(result, ImageError):
-                raise result
         return results
 
     def _search_vectors(
@@ -710,6 +746,15 @@ class Gallery(Collection):
 
     def _damaged(self, what: str) -> StoreDamaged:
         return StoreDamaged(self.vectors.where, f"collection {self.name!r}: {what}; run repair")
+
+
+def _places(**given: Sequence[Source]) -> list[tuple[str, Source]]:
+    """Sources of each argument, with what names them in errors, such as ``query[3]``."""
+    return [
+        (name if len(sources) == 1 else f"{name}[{number}]", source)
+        for name, sources in given.items()
+        for number, source in enumerate(sources)
+    ]
 
 
 def list_galleries(settings: config.Settings | None = None) -> list[str]:

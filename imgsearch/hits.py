@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -127,6 +127,8 @@ def _attributes(rows: Sequence[ImageRow]) -> dict[str, Any]:
 class Hits(Sequence):
     """Results of one search, best first. A notebook shows them as thumbnails.
 
+    A slice of them is a :class:`Hits`, too.
+
     Attributes
     ----------
     hits : tuple of Hit
@@ -158,17 +160,20 @@ class Hits(Sequence):
         return len(self.hits)
 
     def __getitem__(self, item):
-        return self.hits[item]
+        return replace(self, hits=self.hits[item]) if isinstance(item, slice) else self.hits[item]
 
     def __repr__(self) -> str:
         lines = [f"{hit.rank:4}  {hit.score:.3f}  {printable(hit.path)}" for hit in self.hits]
-        return "\n".join([f"<Hits: {len(self)} in {self.collection!r}>", *lines])
+        return "\n".join([f"<Hits: {len(self)} in {self.collection!r}{self._filter()}>", *lines])
+
+    def _filter(self) -> str:
+        return "" if self.matched is None else f", of {self.matched:,} that fulfil the filter"
 
     def _repr_html_(self) -> str:
         """Thumbnails, scores and names, in a document that needs no other file."""
         tiles = "".join(map(_tile, self.hits[:SHOWN]))
         more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
-        text = f"{len(self)} results in {html.escape(self.collection)}"
+        text = f"{len(self)} results in {html.escape(self.collection)}{self._filter()}"
         return f"<p>{text}</p><div style='display:flex;flex-wrap:wrap;gap:10px'>{tiles}</div>{more}"
 
     def to_dict(self) -> dict:
@@ -199,7 +204,7 @@ class Hits(Sequence):
         -------
         pandas.DataFrame
             A row for each hit: rank, score, image_id, path, width, height (pixels), and a
-            column for each attribute.
+            column for each attribute, of which ``rank`` is called ``rank_attribute``, and so on.
         """
         return table(self.hits, Hit._fields)
 
@@ -246,11 +251,12 @@ def copy_files(images: Sequence[Hit | Image], folder: str | Path) -> list[Path]:
 
 
 def with_attributes(table: pd.DataFrame, attributes: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Add a column for each attribute whose name is free."""
+    """Add a column for each attribute; where the name is taken, it ends in ``_attribute``."""
     import pandas as pd
 
     more = pd.DataFrame.from_records(attributes, index=table.index)
-    return table.join(more[more.columns.difference(table.columns, sort=False)])
+    taken = {name: f"{name}_attribute" for name in table.columns}
+    return table.join(more.rename(columns=taken))
 
 
 def _tile(hit: Hit) -> str:

@@ -94,6 +94,7 @@ _READERS = {
 }
 # Bytes per pixel that these decoders need in addition to Pillow's 4 (measured).
 _OVERHEAD = {"WEBP": 12, "AVIF": 10, "HEIC": 6}
+_SHAPES = "(height, width), or (height, width, 3) for RGB, is needed"
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -212,7 +213,7 @@ def _format(head: bytes) -> str | None:
 
 
 def read(path: str | Path | BinaryIO) -> bytes:
-    """Read a regular file, or the rest of an open one; raise ImageError if that is impossible."""
+    """Read a regular file or an open one, from its start; raise ImageError if it is impossible."""
     if hasattr(path, "read"):
         return _read_open(path)
     try:
@@ -223,6 +224,8 @@ def read(path: str | Path | BinaryIO) -> bytes:
         missing = "no such file"
         if re.match(r"[a-z][a-z0-9+]+:/|data:", str(path)):
             missing = "URLs are not fetched: download the image and give the path of the file"
+        elif "*" in str(path):
+            missing += ": give the files of a pattern by glob.glob"
         raise ImageError(path, _why(error, missing)) from None
     _check_bytes(path, len(data))
     return data
@@ -231,6 +234,8 @@ def read(path: str | Path | BinaryIO) -> bytes:
 def _read_open(file: BinaryIO) -> bytes:
     name = str(getattr(file, "name", "") or "open file")
     try:
+        with suppress(AttributeError, OSError):  # a stream, which cannot go back
+            file.seek(0)
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: closed, or not text in its encoding
         raise ImageError(name, f"unreadable: {error}"[:190]) from None
@@ -597,7 +602,7 @@ def _line(text: object) -> str:
 def _from_array(name: str, array: np.ndarray) -> Image.Image:
     shape, kind = array.shape, array.dtype
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(name, f"an array of shape {shape} is not a picture")
+        raise ImageError(name, f"an array of shape {shape} is not a picture; {_SHAPES}")
     if kind not in (np.bool_, np.uint8, np.uint16):
         raise ImageError(name, f"pixels of type {kind}: convert them to uint8, 0 to 255")
     _check_size(name, shape[1], shape[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,8 @@ _ENDINGS = {
     "PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif",
     "TIFF": ".tif", "AVIF": ".avif", "HEIC": ".heic",
 }  # fmt: skip
+_LONGEST = 255
+"""Bytes of the name of a file, which all file systems in use limit."""
 
 
 def several(given: object) -> list | None:
@@ -118,19 +121,44 @@ def stored_paths(collection: Collection, path: object) -> list[str]:
     return [str(path) for path in paths]
 
 
-def files(collection: Collection, given: Iterable, names: Sequence[str] | None) -> list[Path]:
+def stored_name(collection: Collection, source: object) -> int | None:
+    """Id of a picture that was added under this name; None for any other source."""
+    if not isinstance(source, str) or os.sep in source or not source or absolute(source).exists():
+        return None
+    paths = stored_paths(collection, source)[1:]
+    rows = collection.metadata.by_path(collection.name, paths)
+    return next((row.image_id for row in rows.values() if row.state == "ready"), None)
+
+
+@contextmanager
+def at(place: str, source: object) -> Iterator[None]:
+    """Give an error of one source of a list its place there, unless a path names it."""
+    try:
+        yield
+    except ImageError as error:
+        if "[" not in place or isinstance(source, str | os.PathLike | Stored):
+            raise
+        raise ImageError(f"{place} ({error.path})", error.reason) from None
+
+
+def files(collection: Collection, given: Sequence, names: Iterable[str] | None) -> list[Path]:
     """Files and folders to ingest; pictures without a file are stored under the home first.
 
     Whatever cannot be a source raises before anything is ingested.
     """
-    sources = list(given)
-    names = [None] * len(sources) if names is None else names
-    if len(names) != len(sources):
-        raise ConfigError("name", f"{len(names)} names for {len(sources)} images")
-    return [_file(collection, *pair) for pair in zip(sources, names, strict=True)]
+    if not isinstance(names, Iterable | None):
+        raise ConfigError("name", f"is {names!r}; give a text, or a list with one for each image")
+    names = [None] * len(given) if names is None else list(names)
+    if len(names) != len(given):
+        raise ConfigError("name", f"{len(names)} names for {len(given)} images")
+    paths: list[Path] = []
+    for number, (source, name) in enumerate(zip(given, names, strict=True)):
+        with at(f"images[{number}]" if len(given) > 1 else "image", source):
+            paths.append(_file(collection, source, name, paths))
+    return paths
 
 
-def _file(collection: Collection, source: object, name: str | None) -> Path:
+def _file(collection: Collection, source: object, name: str | None, others: list[Path]) -> Path:
     if isinstance(source, Stored):
         source = source.path
     elif (image_id := stored_id(source)) is not None:
@@ -142,7 +170,7 @@ def _file(collection: Collection, source: object, name: str | None) -> Path:
     if is_vector(source):
         raise ImageError("vector", "has no picture that could be added")
     if not isinstance(source, str | os.PathLike):
-        return keep(collection, source, name)
+        return keep(collection, source, name, others=others)
     if name is not None:
         raise ConfigError("name", "is for a picture without a file; a file keeps its name")
     path = absolute(source)
@@ -152,11 +180,15 @@ def _file(collection: Collection, source: object, name: str | None) -> Path:
 
 
 def keep(
-    collection: Collection, source: object, name: str | None = None, folder: Path | None = None
+    collection: Collection,
+    source: object,
+    name: str | None = None,
+    folder: Path | None = None,
+    others: Sequence[Path] = (),
 ) -> Path:
     """Store a picture that has no file, with those of the collection or in another folder.
 
-    The same picture gives the same file again.
+    The same picture gives the same file again. `others` are files that are about to be ingested.
     """
     if hasattr(source, "read"):
         source = images.read(source)
@@ -168,12 +200,15 @@ def keep(
         image.decode().save(buffer, "PNG")
         data, ending = buffer.getvalue(), ".png"
     name = name if name is not None else hashlib.sha256(data).hexdigest()[:16]
-    if not name or name != Path(name).name or name.startswith("."):
+    if not isinstance(name, str) or not name or name != Path(name).name or name[0] in ".~":
         raise ConfigError("name", f"{printable(name)!r} is not the name of a file")
     path = absolute((folder or collection.pictures) / (name.removesuffix(ending) + ending))
+    if len(os.fsencode(path.name)) > _LONGEST:
+        reason = f"{printable(name)[:40]!r}... is longer than the name of a file may be"
+        raise ConfigError("name", reason)
     if path.exists() and path.read_bytes() == data:
         return path
-    if collection.metadata.by_path(collection.name, [str(path)]):
+    if path in others or collection.metadata.by_path(collection.name, [str(path)]):
         raise ConfigError(
             "name", f"{printable(name)!r} is taken by another picture: delete it, or choose another"
         )

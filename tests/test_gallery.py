@@ -324,6 +324,27 @@ def test_a_picture_with_a_name_is_found_by_it_and_deleted_with_its_file(gallery)
     assert list(gallery.pictures.iterdir()) == []
 
 
+@pytest.mark.parametrize("stores", ["embedded"], indirect=True)
+def test_a_deletion_that_was_not_meant_deletes_nothing(gallery, photos):
+    gallery.add(photos, attributes={"label": "cat"})
+    for where in ({"lable": {"!=": "cat"}}, {"or": [{"label": "cat"}, {"lable": "dog"}]}):
+        with pytest.raises(ConfigError, match=r"no file has the attribute 'lable'.*mean 'label'"):
+            gallery.delete(where=where)
+    with pytest.raises(ConfigError, match=r'photos is a folder: use where=\{"path"'):
+        gallery.delete("photos")
+    assert gallery.delete(where={"lable": "cat"}) == 0
+    assert len(gallery) == 5
+    assert gallery.delete(where={"lable": {"exists": False}, "path": {"prefix": f"{photos}/"}}) == 5
+
+
+@pytest.mark.parametrize("stores", ["embedded"], indirect=True)
+@pytest.mark.parametrize("page", [{"limit": None}, {"limit": 2.5}, {"offset": -1}])
+def test_a_page_is_counted_in_whole_numbers(gallery, page):
+    with pytest.raises(ConfigError, match=r"(limit|offset): is .*give a whole number from 0"):
+        gallery.browse(**page)
+    assert gallery.browse(np.int64(0), np.int64(5)) == []
+
+
 def test_a_filter_is_the_same_for_everything_that_takes_one(gallery, photos):
     gallery.add(photos)
     odd = {"photos/1.png": {"odd": True, "tags": ["a", "b"]}, "photos/3.png": {"odd": True}}

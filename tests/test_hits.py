@@ -33,19 +33,23 @@ def test_hits_are_a_sequence_that_prints_as_a_list_of_files():
     found = hits("/a.jpg", "/b.jpg")
     assert len(found) == 2
     assert found[0].path == "/a.jpg"
-    assert [hit.rank for hit in found[:1]] == [1]
+    assert found[1:].to_pandas()["rank"].tolist() == [2]
+    assert repr(replace(found, matched=1_200)[:0]) == (
+        "<Hits: 0 in 'mine', of 1,200 that fulfil the filter>"
+    )
     assert repr(found).splitlines()[1:] == ["   1  1.000  /a.jpg", "   2  0.500  /b.jpg"]
 
 
 def test_a_table_has_a_row_for_each_hit():
     found = hits("/a.jpg", "/b.jpg")
-    labelled = found[1]._replace(attributes={"label": "cat", "rank": "an attribute gives way"})
+    labelled = found[1]._replace(attributes={"label": "cat", "rank": "A"})
     table = replace(found, hits=(found[0], labelled)).to_pandas()
     columns = ["rank", "score", "image_id", "path", "width", "height"]
-    assert table.columns.tolist() == [*columns, "label"]
+    assert table.columns.tolist() == [*columns, "label", "rank_attribute"]
     assert table.image_id.tolist() == [2**62 + 1, 2**62 + 2]
     assert table["rank"].tolist() == [1, 2]
     assert table.label.isna().tolist() == [True, False]
+    assert table.rank_attribute.tolist()[1:] == ["A"]
     assert hits().to_pandas().columns.tolist() == columns
 
 
