@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import secrets
+import socket
 import sys
 
 import uvicorn
 
 from imgsearch.config import collection_name, load_settings
-from imgsearch.errors import ImgSearchError
+from imgsearch.errors import ConfigError, ImgSearchError
 from imgsearch.io import absolute
 from imgsearch.server.app import create_app
 from imgsearch.server.observing import JsonLines
@@ -28,9 +29,25 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("--no-auth is accepted on loopback only: leave out --host, or --no-auth.")
     try:
         options = _options(given)
-        app = create_app(options)
+        with _listen(given.host, given.port) as listening:
+            _serve(options, listening, given.host)
     except ImgSearchError as error:
         sys.exit(str(error))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen at once, so that a client of the printed address has to wait, but is answered."""
+    ipv6 = ":" in host
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, dualstack_ipv6=ipv6)
+    except (OSError, OverflowError, ValueError) as error:
+        where = f"{host}, port {port}"
+        sys.exit(f"Cannot listen on {where} ({error}); choose another --host or --port.")
+
+
+def _serve(options: Options, listening: socket.socket, host: str) -> None:
+    app = create_app(options)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     for name in ("imgsearch.server", "uvicorn.error"):
@@ -38,8 +55,6 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("imgsearch.server").setLevel(logging.INFO)
     config = uvicorn.Config(
         app,
-        given.host,
-        given.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -47,10 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
-    with config.bind_socket() as socket:
-        socket.listen()  # a client that connects at once has to wait, but is answered
-        _greet(given.host, socket.getsockname()[1], options.token)
-        uvicorn.Server(config).run([socket])
+    _greet(host, listening.getsockname()[1], options.token)
+    uvicorn.Server(config).run([listening])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(given: argparse.Namespace) -> Options:
+    if given.rate < 0:
+        raise ConfigError("--rate", f"is {given.rate:g}: give a number from 0, which is no limit")
+    roots = tuple(map(absolute, given.root))
+    for root in roots:
+        if not root.is_dir():
+            raise ConfigError("--root", f"{root} is not a folder")
     settings = load_settings()
     secret = settings.imgsearch_token
     token = given.token or (secret.get_secret_value() if secret else secrets.token_urlsafe(24))
@@ -80,7 +99,7 @@ def _options(given: argparse.Namespace) -> Options:
         settings=settings,
         token="" if given.no_auth else token,
         collection=collection_name(given.collection or settings.default_table),
-        roots=tuple(map(absolute, given.root)),
+        roots=roots,
         origins=tuple(given.cors_origin),
         hosts=tuple(given.allowed_host),
         fetch_urls=given.fetch_urls,

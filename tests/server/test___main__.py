@@ -45,6 +45,10 @@ def test_each_start_makes_a_new_token_if_none_is_given():
         (["--no-auth", "--host", "0.0.0.0"], "loopback only"),
         (["--collection", "a b"], "not a valid collection name"),
         (["--root", ""], "empty"),
+        (["--root", "/no/such"], "/no/such is not a folder"),
+        (["--rate", "-1"], "--rate: is -1"),
+        (["--port", "70000"], r"Cannot listen on 127.0.0.1, port 70000 .*choose another"),
+        (["--host", "203.0.113.1", "--port", "0"], r"Cannot listen on 203.0.113.1, port 0 \("),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(arguments, why):
