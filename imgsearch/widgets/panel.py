@@ -158,8 +158,6 @@ class Panel(ipw.VBox):
         stoppable: bool = False,
     ) -> None:
         """Run `work` in the background, with the Stop button enabled if it is `stoppable`."""
-        if self._closed.is_set():
-            return
 
         def job() -> None:
             self.attempt(work)
@@ -172,6 +170,8 @@ class Panel(ipw.VBox):
 
         # Else the end of the job before could fall between these steps, and undo some of them.
         with self._idle:
+            if self._closed.is_set():
+                return
             if busy:
                 self.status.show(busy, "busy")
             if stoppable:

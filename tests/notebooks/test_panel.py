@@ -123,6 +123,16 @@ def test_closing_a_panel_ends_its_job(notebook):
     assert notebook(code, "[later, wait_for(lambda: not threads())]") == [[], True]
 
 
+def test_a_press_of_stop_after_the_end_stops_nothing(notebook):
+    notebook(
+        "done = []\n"
+        "def work(): panel.report_progress('working'); done.append(1)\n"
+        "panel.wait(100); panel.status.show('Done.', 'good'); panel.stop.click()"
+    )
+    assert notebook("", "panel.status.text") == "Done."
+    assert notebook("panel.submit(work, 'working', stoppable=True)", "done") == [1]
+
+
 def test_a_script_with_an_open_panel_ends(tmp_path):
     code = "from imgsearch.widgets import AdminPanel; panel = AdminPanel(); panel.wait()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMGSEARCH_HOME": str(tmp_path)}
