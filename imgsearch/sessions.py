@@ -183,11 +183,7 @@ class Session:
         stored = image if isinstance(image, Hit) else self.gallery.get(image)
         depth = stored.rank if isinstance(stored, Hit) else None
         value = (stored.image_id, 1 if relevant else -1, depth)
-        self._judge([value], self.gallery)
-
-    def _judge(self, values: list[tuple[int, int, int | None]], gallery: Gallery) -> None:
-        topic, name = self._row.topic_id, gallery.name
-        self._topics.judge(topic, values, collection=name, who=self.who)
+        self._topics.judge(self._row.topic_id, [value], collection=self.gallery.name, who=self.who)
 
     def undo(self) -> Judgment | None:
         """Take back the last judgment of this user.
@@ -283,7 +279,8 @@ class Session:
         for gallery in (self.gallery, *others):
             hits = gallery.search(top_k=depth, **parts_of(gallery, self.query))
             new = [(hit.image_id, 0, hit.rank) for hit in hits if hit.image_id not in before]
-            self._judge(new, gallery)
+            topic_id = self._row.topic_id
+            self._topics.judge(topic_id, new, collection=gallery.name, who=self.who)
             found += hits
         best = {hit.image_id: hit for hit in sorted(found, key=lambda hit: -hit.rank)}
         left = [hit for hit in best.values() if before.get(hit.image_id) is None]

@@ -33,7 +33,8 @@ class TopicRow(NamedTuple):
 class Judgment(NamedTuple):
     """The judgment of an image by `who`: 1 relevant, -1 not relevant, 0 pooled for judging.
 
-    `depth` is the rank of the image in the results of `collection`, if it had one.
+    `depth` is the rank at which it was seen, if it had one, and `collection` the collection that
+    was searched; for a hit of :meth:`Session.pool`, that of the session.
     """
 
     judgment_id: int
