@@ -263,7 +263,7 @@ def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, _Header]]:
             parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
             document = (parquet.metadata.metadata or {}).get(b"imgsearch")
             if document is None:
-                raise ValueError("its metadata have no entry 'imgsearch', as every export has")
+                raise ValueError("its metadata have no entry 'imgsearch', which every export has")
             header = _Header.model_validate_json(document)
             if not parquet.schema_arrow.remove_metadata().equals(_schema(header.dim)):
                 raise ValueError("its columns are not those of an export")

@@ -109,7 +109,7 @@ def choose_runner(model: Model, plan: Plan) -> Runner:
             return run
     raise EncoderError(
         model.name,
-        f"gives other vectors on {plan.device} with backend={plan.backend!r} (cosine {found:.4f} "
+        f"gives different vectors on {plan.device} with backend={plan.backend!r} (cosine {found:.4f} "
         f"with fp32 on the CPU); use backend={plain!r}, device='cpu'",
     )
 
@@ -156,7 +156,7 @@ class TorchModel(Model):
         with torch.inference_mode():
             output = network(torch.zeros(1, 3, *preprocessing.size))
         if not isinstance(output, torch.Tensor) or output.ndim != 2:
-            raise EncoderError(name, "does not give one vector for each picture; take another")
+            raise EncoderError(name, "does not give one vector for each picture; choose another")
         return cls(name, output.shape[1], preprocessing, network=network, **about)
 
     @classmethod

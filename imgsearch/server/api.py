@@ -236,7 +236,7 @@ async def search(
 ) -> schemas.SearchAnswer:
     """Find the images most similar to a stored image, an uploaded picture, words or examples."""
     if asked.image_id is not None and asked.query_id is not None:
-        raise HTTPException(422, "Give either image_id or query_id.")
+        raise HTTPException(422, "Give image_id or query_id, not both.")
     where = _admitted(request, asked.where)
     parts = asked.model_dump(include={"box", "exclude", "text", "like", "unlike"})
     where = None if where is None else json.dumps(where)

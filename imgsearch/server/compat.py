@@ -110,7 +110,7 @@ async def load(service: Use, asked: Annotated[Load, Depends(_load_request)]) -> 
     if job.error is not None:
         raise job.error
     if job.state != "done":
-        raise HTTPException(503, "The load was stopped; load the folder again to go on.")
+        raise HTTPException(503, "The load was stopped; load the folder again to continue.")
     if not job.report.encoded + job.report.linked + job.report.unchanged:
         raise HTTPException(400, "The folder holds no image that can be read.")
     return "Successfully loaded data!"

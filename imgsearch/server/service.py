@@ -161,7 +161,7 @@ class Service:
                         if row.state == "ready":
                             return image_of([row])
         how = "" if paths else " Visitors ask for an image by its id."
-        raise HTTPException(404, f"No collection holds this image.{how}")
+        raise HTTPException(404, f"No collection contains this image.{how}")
 
     def _names(self) -> Iterator[str]:
         yield self.options.collection
@@ -219,7 +219,7 @@ class Service:
     async def fetch(self, url: str) -> bytes:
         """Fetch a picture from the Internet, where that is allowed."""
         if not self.options.fetch_urls:
-            raise HTTPException(403, "This server fetches no addresses: upload the picture.")
+            raise HTTPException(403, "This server does not fetch URLs: upload the picture.")
         return await to_thread.run_sync(fetch, url)
 
     # ------------------------------------------------------------ ingests
