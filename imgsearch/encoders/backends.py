@@ -109,8 +109,8 @@ def choose_runner(model: Model, plan: Plan) -> Runner:
             return run
     raise EncoderError(
         model.name,
-        f"gives different vectors on {plan.device} with backend={plan.backend!r} (cosine {found:.4f} "
-        f"with fp32 on the CPU); use backend={plain!r}, device='cpu'",
+        f"gives different vectors on {plan.device} with backend={plan.backend!r} (cosine "
+        f"{found:.4f} with fp32 on the CPU); use backend={plain!r}, device='cpu'",
     )
 
 

@@ -131,11 +131,8 @@ def sweep(
     specs = [IndexSpec.parse(text, embedded) for text in indexes]
     if k < 1 or queries < 1:
         raise ConfigError("sweep", f"k={k} and queries={queries} must be at least 1")
-    ids, vectors = gallery.embeddings()
-    if len(ids) < 2:
-        raise ConfigError("sweep", f"collection {gallery.name!r} has fewer than two vectors")
+    sample = _Sample(gallery, k, queries, seed)
     drop_abandoned(gallery)
-    sample = _Sample(gallery, ids, vectors, min(k, len(ids) - 1), queries, seed)
     own = IndexSpec.parse(gallery.row.index)
     points = []
     for build, group in groupby(specs, key=lambda spec: (spec.kind, spec.params)):
@@ -143,7 +140,7 @@ def sweep(
         if build == (own.kind, own.params):
             collection = nullcontext((gallery.name, 0.0))
         else:
-            collection = _temporary(gallery, same[0], ids, vectors)
+            collection = _temporary(sample, same[0])
         with collection as (name, seconds):
             for spec in same:
                 if progress is not None:
@@ -165,24 +162,18 @@ def drop_abandoned(gallery: Gallery) -> None:
 class _Sample:
     """A random sample of queries, with the exact score of the k-th neighbour of each."""
 
-    def __init__(
-        self,
-        gallery: Gallery,
-        ids: np.ndarray,
-        vectors: np.ndarray,
-        depth: int,
-        queries: int,
-        seed: int,
-    ):
-        self.gallery, self.ids, self.vectors = gallery, ids, vectors
-        self.depth, self.seed = depth, seed
+    def __init__(self, gallery: Gallery, k: int, queries: int, seed: int):
+        self.gallery, self.seed = gallery, seed
+        self.ids, self.vectors = ids, vectors = gallery.embeddings()
+        if len(ids) < 2:
+            raise ConfigError("sweep", f"collection {gallery.name!r} has fewer than two vectors")
+        self.depth = min(k, len(ids) - 1)
         generator = np.random.default_rng(seed)
         self.chosen = np.sort(generator.choice(len(ids), min(queries, len(ids)), replace=False))
         skip = ranking.copies(ids[self.chosen], ids)
         blocks = (make() for make in ranking.exact(vectors[self.chosen], vectors, skip))
-        self.kth = np.array(
-            [block.scores(row)[depth - 1] for block in blocks for row in range(len(block.order))]
-        )
+        last = self.depth - 1
+        self.kth = np.concatenate([block.scores(slice(None), last) for block in blocks])
 
     def measure(self, name: str, spec: IndexSpec, build_seconds: float) -> IndexPoint:
         """Search with each query alone, in a collection that has the index."""
@@ -213,19 +204,17 @@ class _Sample:
 
 
 @contextmanager
-def _temporary(
-    gallery: Gallery, spec: IndexSpec, ids: np.ndarray, vectors: np.ndarray
-) -> Iterator[tuple[str, float]]:
+def _temporary(sample: _Sample, spec: IndexSpec) -> Iterator[tuple[str, float]]:
     """Yield the name of a temporary collection of the vectors and the seconds to build it."""
-    host, pid = socket.gethostname(), os.getpid()
+    gallery, host, pid = sample.gallery, socket.gethostname(), os.getpid()
     name = f"{gallery.name[:20]}_sweep_{_machine()}_{pid}_{secrets.token_hex(4)}"
     about = {"sweep": f"index sweep of {gallery.name}, process {pid} on host {host}"}
     start = time.perf_counter()
     try:
-        gallery.vectors.create(name, vectors.shape[1], spec, description=json.dumps(about))
-        gallery.vectors.upsert(name, ids, vectors)
+        gallery.vectors.create(name, gallery.row.dim, spec, description=json.dumps(about))
+        gallery.vectors.upsert(name, sample.ids, sample.vectors)
         gallery.vectors.flush(name)
-        gallery.vectors.search(name, vectors[:1], 1)
+        gallery.vectors.search(name, sample.vectors[:1], 1)
         yield name, time.perf_counter() - start
     finally:
         with suppress(CollectionNotFound):  # it was never created

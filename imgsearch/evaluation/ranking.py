@@ -38,8 +38,10 @@ class Block:
     order: np.ndarray
     keys: np.ndarray
 
-    def scores(self, row: int, places: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Return the scores of one query at some ranks; they are undefined where `order` is -1."""
+    def scores(
+        self, row: int | slice, places: int | slice | np.ndarray = slice(None)
+    ) -> np.ndarray:
+        """Return the scores of some queries and ranks; they are undefined where `order` is -1."""
         # Computed on demand, because very few scores are needed.
         keys = self.keys[row, places]
         return (2.0**_GRID + _SLACK - (keys >> np.uint64(32))) * 2.0**-_GRID
