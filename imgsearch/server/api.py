@@ -240,7 +240,8 @@ async def search(
     where = _admitted(request, asked.where)
     parts = asked.model_dump(include={"box", "exclude", "text", "like", "unlike"})
     where = None if where is None else json.dumps(where)
-    plan = Plan(name, asked.offset + asked.limit, where=where, **parts)
+    end = asked.offset + asked.limit
+    plan = Plan(name, end, where=where, **parts)
     query = asked.image_id if asked.query_id is None else service.query(asked.query_id)
     hits = await service.search(plan, query)
     return schemas.SearchAnswer(
@@ -248,7 +249,7 @@ async def search(
             schemas.FoundPicture(**_picture(request, name, hit), rank=hit.rank, score=hit.score)
             for hit in hits[asked.offset :]
         ],
-        next=asked.offset + asked.limit if len(hits) == plan.top_k else None,
+        next=end if len(hits) == end <= schemas.LAST_OFFSET else None,
         matched=hits.matched,
         way=hits.way,
         seconds=hits.seconds,

@@ -14,6 +14,10 @@ ImageId = Annotated[int, Field(ge=0, lt=2**63)]
 """Given as a number or as a string of digits; answers hold strings, which JavaScript can read."""
 
 
+LAST_OFFSET = 10_000
+"""Results that a search may pass over."""
+
+
 class Invalid(BaseModel):
     """A parameter that is wrong."""
 
@@ -52,9 +56,9 @@ class PictureDetails(Picture):
 class Page(BaseModel):
     """A page of stored images."""
 
-    items: list[PictureDetails]
+    items: list[PictureDetails] = Field(description="one for each file: copies are listed, too")
     next: int | None = Field(description="offset of the next page, null after the last")
-    total: int = Field(description="images of the collection, or those that fulfil the filter")
+    total: int = Field(description="images, each counted once, that fulfil the filter")
 
 
 class AnyObject(RootModel[dict[str, Any]]):
@@ -111,7 +115,7 @@ class SearchRequest(BaseModel):
     where: dict[str, Any] | None = Field(None, description="filter, as in Gallery.search")
     exclude: tuple[ImageId, ...] = Field((), max_length=1000)
     limit: int = Field(50, ge=1, le=200)
-    offset: int = Field(0, ge=0, le=10_000)
+    offset: int = Field(0, ge=0, le=LAST_OFFSET)
 
 
 class FoundPicture(Picture):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from imgsearch.ingestion import ingest
+from imgsearch.server import schemas
 from tests.helpers import paint
 
 V1 = "/api/v1"
@@ -99,6 +100,14 @@ def test_results_come_in_pages(server):
         parts += answer["hits"]
         offset = answer["next"]
     assert parts == whole
+
+
+def test_no_page_follows_where_no_offset_may_lead(server, monkeypatch):
+    monkeypatch.setattr(schemas, "LAST_OFFSET", 5)
+    query = {"image_id": an_id(server), "limit": 3}
+    address = "/api/v1/collections/served/search"
+    pages = [server.visitor.post(address, json=query | {"offset": n}).json() for n in (0, 3)]
+    assert [page["next"] for page in pages] == [3, None]
 
 
 def test_results_and_lists_are_filtered(server):

@@ -150,6 +150,13 @@ def choose(page, photo: Path) -> None:
     shown(page, "Similar")
 
 
+def search_for(page, words: str) -> None:
+    field = page.get_by_role("searchbox", name="Describe what you are looking for")
+    field.fill(words)
+    field.press("Enter")
+    shown(page, f"Images for “{words}”")
+
+
 def search_with(page, name: str) -> None:
     page.get_by_role("button", name=f"Open {name}").click()
     page.get_by_role("button", name="More like this").click()
@@ -190,6 +197,22 @@ def test_an_uploaded_picture_is_searched_with(open_page, width):
     assert page.get_by_role("heading", name="Find images like yours").is_visible()
 
 
+def test_one_picture_is_searched_with_at_a_time(open_page):
+    page = open_page()
+    chooser = page.locator("#query input[type=file]").first
+    chooser.set_input_files(STORED[20:22])
+    page.get_by_role("alert").filter(has_text="2 pictures at once").wait_for()
+    assert page.locator(".searching").count() == 0
+    held = []
+    page.route("**/queries", lambda route: held.append(route), times=1)
+    chooser.set_input_files(STORED[20])
+    choose(page, STORED[21])  # before the first has arrived
+    with page.expect_response("**/queries"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    assert names(page)[0] == STORED[21].name
+
+
 def _transfer(page, photo: Path):
     data = base64.b64encode(photo.read_bytes()).decode()
     return page.evaluate_handle(
@@ -203,11 +226,13 @@ def _transfer(page, photo: Path):
     )
 
 
-@pytest.mark.parametrize("way", ["on the area", "anywhere", "paste"])
+@pytest.mark.parametrize("way", ["on the area", "anywhere", "paste", "paste while reading"])
 def test_a_picture_is_dropped_or_pasted(open_page, way):
     page = open_page()
+    if way == "paste while reading":
+        search_for(page, "dog")
     transfer = _transfer(page, STORED[21])
-    if way == "paste":
+    if "paste" in way:
         page.evaluate(
             "clipboardData => document.body.dispatchEvent("
             "new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }))",
@@ -453,6 +478,10 @@ def test_results_become_examples_and_counter_examples(open_page, width):
     page.go_back()
     shown(page, "Similar images")
     assert unliked in names(page)
+    page.get_by_role("button", name=f"Less like {unliked}").dblclick()
+    shown(page, "Similar images")
+    page.get_by_role("button", name=f"Remove unlike {unliked}").wait_for()
+    assert "," not in address(page)["unlike"]
 
 
 def test_results_are_judged_by_keys(open_page):
@@ -493,9 +522,13 @@ def test_words_are_searched_for(open_page, width):
     page.get_by_role("alert").filter(has_text="qwxyz").wait_for()
     page.go_back()
     shown(page, "Images for “dog”")
-    page.locator("#home").click()
-    shown(page, "140 images")
+    assert field.input_value() == "dog"
+    for _ in range(3):
+        page.locator("#home").click()
+        shown(page, "140 images")
     assert field.input_value() == ""
+    page.go_back()  # the same place is in the history once
+    shown(page, "Images for “dog”")
 
 
 # ---------------------------------------------------------------- filters
@@ -598,6 +631,48 @@ def test_a_busy_server_is_tried_again(open_page):
     page.get_by_role("button", name="Try again").click()
     shown(page, "Similar images")
     assert page.locator("#problem").is_hidden()
+
+
+def test_a_search_that_fails_leaves_the_results_as_they_are(open_page):
+    page = open_page()
+    search_for(page, "dog")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_role("searchbox", name="Describe").fill("qwxyz")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").filter(has_text="qwxyz").wait_for()
+    page.get_by_role("button", name="Scores").click()
+    shown(page, "Images for “dog”")
+    count = "document.querySelectorAll('.imgsearch-tile').length"
+    for expected in (120, 140):  # more of the same
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        eventually(page, count, expected)
+    assert len(set(names(page))) == 140
+
+
+def test_more_results_that_fail_are_not_asked_for_again_and_again(open_page):
+    page = open_page()
+    asked = []
+
+    def fail(route):
+        asked.append(route.request.url)
+        route.fulfill(status=500, json={"detail": "The server failed."})
+
+    page.route("**/images?*", fail)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.get_by_role("alert").filter(has_text="The server failed.").wait_for()
+    page.wait_for_timeout(500)
+    assert len(asked) <= 2
+
+
+@pytest.mark.parametrize("where", ["{", "null", "[1]", "5"])
+def test_a_filter_that_cannot_be_read_is_told(open_page, site, where):
+    page = open_page()
+    page.goto(f"{site.url}?collection=photos&where={where}")
+    page.get_by_role("alert").filter(has_text="The filter in the address").wait_for()
+    assert names(page) == []
+    page.locator("#home").click()
+    shown(page, "140 images")
 
 
 def test_an_address_that_is_wrong_says_why(open_page, site):

@@ -21,7 +21,7 @@ function wait(seconds, signal) {
 async function reason(response) {
   const { detail } = await response.json().catch(() => ({}));
   if (typeof detail === "string") return detail;
-  return detail?.map((one) => one.msg).join(" ") ?? `The server answered with status ${response.status}.`;
+  return detail?.map(({ loc, msg }) => `${loc.slice(1).join(".")}: ${msg}.`).join(" ") ?? `The server answered with status ${response.status}.`;
 }
 
 // request("collections/photos/search", { body: { image_id } }): FormData is sent as it is.

@@ -7,8 +7,8 @@ import { button, make, put } from "./dom.js";
 
 const ENDED = ["done", "stopped", "failed"];
 
-function count(number, what) {
-  return `${number.toLocaleString("en")} ${what}`;
+function count(number, what, each = what) {
+  return `${number.toLocaleString("en")} ${number === 1 ? each : what}`;
 }
 
 function describe(ingest) {
@@ -16,10 +16,10 @@ function describe(ingest) {
   if (state === "queued") return "Waiting for its turn …";
   if (state === "failed") return `Loading failed: ${error}`;
   const parts = [count(encoded, "added")];
-  if (linked) parts.push(count(linked, "duplicates"));
+  if (linked) parts.push(count(linked, "duplicates", "duplicate"));
   if (unchanged) parts.push(count(unchanged, "already stored"));
   if (failed) parts.push(count(failed, "could not be read"));
-  const head = { done: "Done", stopped: "Stopped" }[state] ?? (total ? `${done.toLocaleString("en")} of ${count(total, "files")}` : "Looking for images …");
+  const head = { done: "Done", stopped: "Stopped" }[state] ?? (total ? `${done.toLocaleString("en")} of ${count(total, "files", "file")}` : "Looking for images …");
   if (left) parts.push(left < 90 ? `${Math.ceil(left)} s left` : `${Math.ceil(left / 60)} min left`);
   return [head, ...parts].join(" · ");
 }

@@ -1,5 +1,5 @@
 // The page: what it shows is its address. An uploaded picture is kept in the history only.
-import { request } from "./api.js";
+import { Failure, request } from "./api.js";
 import { createCrop } from "./crop.js";
 import { button, make, put } from "./dom.js";
 import { createDrop } from "./drop.js";
@@ -20,9 +20,11 @@ let about = null; // the server, and what this client may do
 let collections = [];
 let attributed = null; // the collection whose values the filters show
 let view = { collection: "", ...EMPTY };
-let list = { key: null, items: [], next: null };
+let list = { key: null, view, items: [], next: null }; // `view` is what was asked for
 let running = null; // AbortController of the request for a list
 let waiting = 0; // requests under way
+let steps = 0; // what is shown was asked for so many times
+let words = ""; // as they were last drawn
 const lists = new Map(); // by what they show, the latest last
 const places = new Map(); // scroll positions, by entry of the history
 const files = new Map(); // uploaded pictures, by their id on the server
@@ -30,20 +32,25 @@ const known = new Map(); // details of stored images, by address
 
 // ---------------------------------------------------------------- address and history
 
+function readFilter(text) {
+  try {
+    const where = JSON.parse(text ?? "{}");
+    if (where?.constructor === Object) return where;
+  } catch {
+    // It was cut off, for instance.
+  }
+  throw new Failure(400, "The filter in the address of this page cannot be read. Copy the whole address, or click imgsearch to start again.");
+}
+
 function fromAddress() {
   const given = new URLSearchParams(location.search);
   const { upload, box = null } = history.state ?? {};
-  const kind = ["image", "text"].find((name) => given.has(name));
-  const examples = (name, liked) => (given.get(name)?.split(",") ?? []).map((key) => ({ key, liked }));
-  let where = {};
-  try {
-    where = JSON.parse(given.get("where") ?? "{}");
-  } catch {
-    // An address that was cut off shows everything.
-  }
+  const kind = ["image", "text"].find((name) => given.get(name));
+  const examples = (name, liked) => (given.get(name)?.split(",") ?? []).filter(Boolean).map((key) => ({ key, liked }));
   const first = collections.find(({ name }) => name === about.collection) ?? collections[0];
   return {
-    collection: given.get("collection") ?? first?.name ?? about.collection, where,
+    collection: given.get("collection") ?? first?.name ?? about.collection,
+    where: readFilter(given.get("where")),
     query: kind ? { [kind]: given.get(kind) } : upload ? { upload } : null,
     box: given.get("box")?.split(",").map(Number) ?? box,
     examples: [...examples("like", true), ...examples("unlike", false)], open: given.get("open"),
@@ -64,8 +71,11 @@ function address({ collection, where, query, box, examples, open }) {
 
 // Shows something else, as a new entry of the history or instead of the present one.
 function go(changes, { replace = false, opened = false } = {}) {
+  steps++;
   view = { ...view, ...changes };
   const { upload } = view.query ?? {};
+  const same = !upload && !history.state?.upload && address(view) === location.pathname + location.search;
+  replace ||= same;
   const old = (replace && history.state) || {};
   const state = { entry: old.entry ?? Math.random(), opened: opened || old.opened, ...(upload && { upload, box: view.box }) };
   history[replace ? "replaceState" : "pushState"](state, "", address(view));
@@ -84,12 +94,11 @@ function searchLike(examples, query = view.query) {
   return go({ query, box: query && view.box, examples: enough ? examples : [] });
 }
 
-const searching = () => Boolean(view.query || view.examples.length);
+const searching = ({ query, examples } = view) => Boolean(query || examples.length);
 
 addEventListener("popstate", async () => {
   const place = places.get(history.state?.entry) ?? 0;
-  view = fromAddress();
-  await show();
+  await start();
   scrollTo(0, place);
 });
 addEventListener("scroll", () => places.set(history.state?.entry, scrollY), { passive: true });
@@ -97,11 +106,11 @@ history.scrollRestoration = "manual";
 
 // ---------------------------------------------------------------- what is asked of the server
 
-function collection() {
-  return collections.find(({ name }) => name === view.collection) ?? { images: 0, text: false };
+function collection(wanted = view.collection) {
+  return collections.find(({ name }) => name === wanted) ?? { images: 0, text: false };
 }
 
-const path = (rest) => `collections/${encodeURIComponent(view.collection)}${rest}`;
+const path = (rest, name = view.collection) => `collections/${encodeURIComponent(name)}${rest}`;
 
 async function details(id) {
   const key = path(`/images/${id}`);
@@ -109,20 +118,20 @@ async function details(id) {
   return known.get(key);
 }
 
-async function page(offset, signal) {
-  const { query, box, examples } = view;
+async function page(asked, offset, signal) {
+  const { collection: name, query, box, examples } = asked;
   const limit = innerWidth > 1600 ? 120 : 60;
-  const where = Object.keys(view.where).length ? view.where : undefined;
-  if (!searching()) {
+  const where = Object.keys(asked.where).length ? asked.where : undefined;
+  if (!searching(asked)) {
     const parts = new URLSearchParams({ offset, limit, ...(where && { where: JSON.stringify(where) }) });
-    const found = await request(path(`/images?${parts}`), { signal });
+    const found = await request(path(`/images?${parts}`, name), { signal });
     return { ...found, matched: found.total };
   }
   const { image, text, upload } = query ?? {};
   const body = { limit, offset, where, text, image_id: image, query_id: upload?.id, exclude: image ? [image] : [] };
   if (image || upload) body.box = box;
   for (const { key, liked } of examples) (body[liked ? "like" : "unlike"] ??= []).push(key);
-  const found = await request(path("/search"), { body, signal });
+  const found = await request(path("/search", name), { body, signal });
   return { ...found, items: found.hits };
 }
 
@@ -147,14 +156,18 @@ async function send(file) {
   return { id, width, height, src: thumbnail, name: file.name };
 }
 
-async function searchWith([file]) {
-  const tooLarge = file.size > about.max_bytes;
-  drop.update({ message: tooLarge ? `${file.name} is too large: ${about.max_bytes >> 20} MiB at most.` : "" });
-  if (tooLarge) return;
+async function searchWith(given) {
+  const [file] = given;
+  const step = ++steps;
+  let message = file.size > about.max_bytes ? `${file.name} is too large: ${about.max_bytes >> 20} MiB at most.` : "";
+  if (given.length > 1) message = `${given.length} pictures at once: give one to search with.`;
+  drop.update({ message });
+  if (message) return;
   try {
-    await busy(async () => searchFor({ upload: await send(file) }));
+    const upload = await busy(() => send(file));
+    if (step === steps) await searchFor({ upload }); // else something else was asked for meanwhile
   } catch (error) {
-    if (error.status === 400) drop.update({ message: `${file.name}: ${error.message}` });
+    if (error.status === 400) drop.update({ message: error.message });
     else fail(error);
   }
 }
@@ -167,7 +180,7 @@ function toItem(picture) {
 }
 
 async function more(target, signal) {
-  const { items, next, matched } = await page(target.items.length ? target.next : 0, signal);
+  const { items, next, matched } = await page(target.view, target.items.length ? target.next : 0, signal);
   const held = new Set(target.items.map((item) => item.key));
   target.items = [...target.items, ...items.map(toItem).filter((item) => !held.has(item.key))];
   Object.assign(target, { next, matched });
@@ -180,7 +193,7 @@ async function listImages() {
   if (list.key === key) return;
   if (!lists.has(key)) {
     const mine = running = new AbortController();
-    const fresh = { key, items: [], next: null };
+    const fresh = { key, view, items: [], next: null };
     grid.update({ busy: true });
     await busy(() => more(fresh, mine.signal));
     if (mine.signal.aborted) return;
@@ -197,30 +210,31 @@ async function moreImages() {
   grid.update({ busy: true });
   try {
     await more(target);
+    if (list === target) drawImages();
   } catch (error) {
     fail(error);
   }
-  if (list === target) drawImages();
 }
 
 function summary() {
-  const { query, box } = view;
+  const { collection: name, query, box } = list.view;
   if (!list.items.length) return "";
   if (query?.text) return `Images for “${query.text}”`;
   if (query) return box ? "Similar to this part" : "Similar images";
-  if (searching()) return "Images like the examples";
-  const number = list.matched ?? collection().images;
+  if (searching(list.view)) return "Images like the examples";
+  const number = list.matched ?? collection(name).images;
   return `${number.toLocaleString("en")} image${number === 1 ? "" : "s"}`;
 }
 
 function drawImages() {
-  const withScores = searching() && localStorage.scores === "yes";
+  const found = searching(list.view);
+  const withScores = found && localStorage.scores === "yes";
   for (const item of list.items) item.score = withScores ? item.similarity.toFixed(3) : "";
   grid.update({
     items: list.items, busy: false, summary: summary(), label: summary() || "Images", more: list.next === null ? "" : "Show more",
-    judging: searching(), legend: withScores ? "Score: cosine similarity; 1 is the same picture" : "",
+    judging: found, legend: withScores ? "Score: cosine similarity; 1 is the same picture" : "",
   });
-  put(scores, { hidden: !searching(), ariaPressed: String(withScores) });
+  put(scores, { hidden: !found, ariaPressed: String(withScores) });
   put($("empty"), { hidden: list.items.length > 0 });
   const admin = about.scope === "admin";
   const [title, text, next] = collection().images
@@ -271,7 +285,9 @@ async function drawQuery() {
   put($("invitation"), { textContent: picture ? "Searching with" : "Find images like yours" });
   for (const id of ["end", "note"]) put($(id), { hidden: !picture });
   put($("share"), { hidden: !query?.image });
-  if (document.activeElement !== $("words").text) $("words").text.value = query?.text ?? "";
+  const field = $("words").text;
+  const text = query?.text ?? "";
+  if (words !== text || document.activeElement !== field) field.value = words = text;
   if (!picture) {
     crop.update({ src: "", note: "" });
     viewer.update({ query: null });
@@ -358,7 +374,7 @@ const filters = createFilters($("filters"), { onChange: (where) => go({ where })
 const grid = createGrid($("grid"), {
   endless: true, draggable: true, size: innerWidth < 640 ? 150 : innerWidth < 1200 ? 180 : 220,
   onPick: (key) => go({ open: key }, { opened: true }), onMore: moreImages,
-  onJudge: (key, value) => searchLike([...view.examples, { key, liked: value > 0 }]),
+  onJudge: (key, value) => searchLike([...view.examples.filter((one) => one.key !== key), { key, liked: value > 0 }]),
   onUndo: () => searchLike(view.examples.slice(0, -1)),
 });
 const scores = button("Scores", () => {
@@ -405,9 +421,9 @@ $("words").onsubmit = (event) => {
 $("collection").onchange = ({ target }) => go({ ...EMPTY, collection: target.value });
 for (const [id, act] of Object.entries({
   skip: () => $("results").focus(),
-  home: () => {
-    view.where = {};
-    searchFor(null);
+  home: async () => {
+    await go({ ...EMPTY, collection: view.collection || about.collection });
+    scrollTo(0, 0);
   },
   end: () => searchFor(null),
   share: async () => {
@@ -420,7 +436,7 @@ for (const [id, act] of Object.entries({
   },
 })) {
   $(id).onclick = (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // opens a tab
+    if (!about || event.ctrlKey || event.metaKey || event.shiftKey) return; // loads the page, or opens a tab
     event.preventDefault();
     act();
   };
@@ -453,6 +469,14 @@ addEventListener("drop", (event) => {
   if (!isFile(event)) return;
   event.preventDefault();
   drop.take(event.dataTransfer.files);
+});
+
+// A picture may be pasted anywhere, unless it comes with a text for a field.
+addEventListener("paste", (event) => {
+  const { defaultPrevented, target, clipboardData: { files: pasted, types } } = event;
+  if (defaultPrevented || !pasted.length || (target.closest?.("input") && types.includes("text/plain"))) return;
+  event.preventDefault();
+  drop.take(pasted);
 });
 
 // A thumbnail that a busy server refused is asked for again.
