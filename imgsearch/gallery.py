@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from imgsearch.errors import (
     printable,
 )
 from imgsearch.filters import FIELDS, names, parse
-from imgsearch.hits import Hits, Image, hit_of, image_of, with_attributes
+from imgsearch.hits import Hits, Image, hit_of, image_of, table
 from imgsearch.images import Box
 from imgsearch.ingestion import IngestReport
 from imgsearch.io import absolute
@@ -203,13 +202,8 @@ class Gallery(Collection):
             width and height (pixels), format, added_at (UTC), date_taken (local time), camera,
             orientation, has_gps, and a column for each attribute.
         """
-        import pandas as pd
-
         rows = self.metadata.browse(self.name, limit=sys.maxsize, where=where)
-        table = pd.DataFrame.from_records(rows, columns=ImageRow._fields)
-        split = [os.path.split(row.path) for row in rows]
-        table["folder"], table["name"] = zip(*split, strict=True) if split else ((), ())
-        return with_attributes(table[["image_id", *FIELDS]], [row.attributes for row in rows])
+        return table(rows, ["image_id", *FIELDS])
 
     # ------------------------------------------------------------ changes
 

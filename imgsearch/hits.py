@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from imgsearch.stores.metadata import ImageRow
+
+# As Python's own texts: those of pandas cannot hold the bytes of a path that is not UTF-8.
+_PARTS = {"path": str, "name": os.path.basename, "folder": os.path.dirname}
 
 SHOWN, SIDE = 50, 160
 """Hits that a notebook shows, and the longest side of their thumbnails in pixels."""
@@ -234,13 +238,22 @@ class Hits(Sequence):
         return copy_files(self.hits, folder)
 
 
-def table(images: Sequence[Hit | Image], fields: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each image, with a column for each attribute."""
+def table(images: Sequence[Hit | Image | ImageRow], fields: Iterable[str]) -> pd.DataFrame:
+    """Return a row for each image, with a column for each field and for each attribute.
+
+    An attribute with the name of a field gets ``_attribute`` at its end.
+    """
     import pandas as pd
 
-    names = [name for name in fields if name not in ("paths", "attributes")]
-    rows = ([getattr(image, name) for name in names] for image in images)
-    return with_attributes(pd.DataFrame(rows, columns=names), [one.attributes for one in images])
+    def column(field: str) -> pd.Series:
+        if part := _PARTS.get(field):
+            return pd.Series([part(image.path) for image in images], dtype=object)
+        return pd.Series([getattr(image, field) for image in images])
+
+    found = {name: column(name) for name in fields if name not in ("paths", "attributes")}
+    more = pd.DataFrame.from_records([one.attributes for one in images], index=range(len(images)))
+    taken = {name: f"{name}_attribute" for name in found}
+    return pd.DataFrame(found).join(more.rename(columns=taken))
 
 
 def copy_files(images: Sequence[Hit | Image], folder: str | Path) -> list[Path]:
@@ -248,15 +261,6 @@ def copy_files(images: Sequence[Hit | Image], folder: str | Path) -> list[Path]:
     target = absolute(folder)
     target.mkdir(parents=True, exist_ok=True)
     return [_copy(Path(image.path), target) for image in images]
-
-
-def with_attributes(table: pd.DataFrame, attributes: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Add a column for each attribute; where the name is taken, it ends in ``_attribute``."""
-    import pandas as pd
-
-    more = pd.DataFrame.from_records(attributes, index=table.index)
-    taken = {name: f"{name}_attribute" for name in table.columns}
-    return table.join(more.rename(columns=taken))
 
 
 def _tile(hit: Hit) -> str:

@@ -51,6 +51,7 @@ def test_a_table_has_a_row_for_each_hit():
     assert table.label.isna().tolist() == [True, False]
     assert table.rank_attribute.tolist()[1:] == ["A"]
     assert hits().to_pandas().columns.tolist() == columns
+    assert hits("/not UTF-8 \udcff.jpg").to_pandas().path.tolist() == ["/not UTF-8 \udcff.jpg"]
 
 
 def test_a_notebook_shows_thumbnails_that_need_no_file(tmp_path):
