@@ -694,6 +694,28 @@ def test_a_server_without_images_says_what_to_do(open_page, site):
     page.get_by_role("dialog", name="Load images").wait_for()
 
 
+def test_a_search_without_results_does_not_blame_filters_that_are_not_there(open_page):
+    page = open_page()
+    page.route("**/search", lambda route: route.fulfill(json={"hits": [], "next": None}))
+    page.get_by_role("searchbox", name="Describe").fill("dog")
+    page.keyboard.press("Enter")
+    page.get_by_text("The collection holds no other images.").wait_for()
+    assert page.locator("#empty").get_by_role("button").count() == 0
+
+
+def test_a_collection_that_was_dropped_is_not_shown_from_memory(open_page):
+    page = open_page()
+    gone = {"status": 404, "json": {"detail": "collection 'photos' does not exist"}}
+    page.route("**/collections/photos/**", lambda route: route.fulfill(**gone))
+    page.get_by_role("searchbox", name="Describe").fill("dog")
+    page.keyboard.press("Enter")
+    alert = page.get_by_role("alert").filter(has_text="does not exist")
+    alert.wait_for()
+    with page.expect_request("**/images?*"):
+        page.locator("#home").click()
+    alert.wait_for()
+
+
 # ---------------------------------------------------------------- looks
 
 

@@ -237,8 +237,9 @@ function drawImages() {
   put(scores, { hidden: !found, ariaPressed: String(withScores) });
   put($("empty"), { hidden: list.items.length > 0 });
   const admin = about.scope === "admin";
+  const filtered = Object.keys(view.where).length > 0;
   const [title, text, next] = collection().images
-    ? ["No matches", "No image fits these filters.", button("Clear filters", () => go({ where: {} }))]
+    ? ["No matches", filtered ? "No image fits these filters." : "The collection holds no other images.", filtered ? button("Clear filters", () => go({ where: {} })) : ""]
     : ["There are no images yet", admin ? "Load a folder of images to search in." : "An administrator can load a folder of images.",
       admin ? button("Load images", () => $("load").click(), ".primary") : ""];
   $("empty").replaceChildren(make("h2", {}, title), make("p", {}, text), next);
@@ -249,6 +250,10 @@ function drawImages() {
 function fail({ name, status, message }) {
   if (name === "AbortError") return; // something else is asked for already
   grid.update({ busy: false });
+  if (status === 404) {
+    lists.clear(); // the collection may be gone
+    list.key = null;
+  }
   root.classList.toggle("locked", status === 401);
   if (status === 401) askForToken();
   else {
