@@ -192,23 +192,6 @@ def write_evaluations(
     return content
 
 
-def headline(evaluation: Evaluation) -> list[dict]:
-    """The micro scores that say most, as plain values, each with its meaning."""
-    depths = [int(name[2:]) for name in evaluation.metrics if name.startswith("P@")]
-    first, page = min(depths), 10 if 10 in depths else max(depths)
-    among = "share of relevant images among the first {} results".format
-    meanings = {
-        "mAP": "precision averaged over the ranks of all relevant images; 1 if they come first",
-        "MRR": "1 / rank of the first relevant image",
-        f"P@{first}": among(first) if first > 1 else "share of first results that are relevant",
-        f"P@{page}": among(page),
-        f"R@{page}": f"share of the relevant images that are among the first {page} results",
-        f"nDCG@{page}": f"as P@{page}, with earlier ranks counting more; 1 in the best order",
-    }
-    scores = {s.metric: s._asdict() for s in evaluation.summary() if s.average == "micro"}
-    return [scores[m] | {"meaning": text} for m, text in meanings.items() if m in scores]
-
-
 def headline_text(report: dict) -> str:
     """Format the headlines of a report from :func:`write_evaluations` for printing."""
     lines = []
@@ -218,12 +201,7 @@ def headline_text(report: dict) -> str:
             f"{name}: {counts['queries']:,} queries in {counts['gallery']:,} images of "
             f"{about['dataset']}, {about['protocol']}, encoder {about['encoder']} "
             f"(licence: {about.get('license', 'not stated')})",
-            f"  {'':9}{'score':>5}  {'95 % interval':16}{'random order':14}meaning",
-        ]
-        lines += [
-            f"  {row['metric']:9}{row['value']:.3f}  {row['low']:.3f} to {row['high']:.3f}  "
-            f"{row['baseline']:<14.3f}{row['meaning']}"
-            for row in one["headline"]
+            *scoring.headline_lines(one["headline"]),
         ]
     return "\n".join(lines)
 
@@ -240,7 +218,7 @@ def to_dict(evaluation: Evaluation) -> dict:
                 "gallery": len(task.gallery),
                 "queries_without_class": evaluation.unlabelled,
             },
-            "headline": headline(evaluation),
+            "headline": evaluation.headline(),
             "summary": [score._asdict() for score in evaluation.summary()],
             "classes": [
                 score._asdict()

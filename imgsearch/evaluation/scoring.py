@@ -384,6 +384,23 @@ class Evaluation:
     neighbour_scores: np.ndarray
     unlabelled: int
 
+    def __repr__(self) -> str:
+        return "\n".join([f"<Evaluation: {self._extent()}>", *headline_lines(self.headline())])
+
+    def _repr_html_(self) -> str:
+        """The mean scores that say most, for a notebook."""
+        import pandas as pd
+
+        rows = self.headline()
+        table = pd.DataFrame(rows, columns=["metric", "mean", "in random order", "meaning"])
+        table["mean"] = [f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})" for r in rows]
+        table["in random order"] = [f"{r['baseline']:.3f}" for r in rows]
+        shown = table.to_html(index=False)
+        return f"<p>{self._extent()}; means with 95 % confidence intervals</p>{shown}"
+
+    def _extent(self) -> str:
+        return f"{len(self.task.queries):,} queries in {len(self.task.gallery):,} images"
+
     @cached_property
     def metrics(self) -> dict[str, str]:
         """Name of each mean (``mAP``), mapped to that of its value for one query (``AP``)."""
@@ -422,6 +439,28 @@ class Evaluation:
             if self._samples.keys() & views
             for score in self._scores(average, views)
         ]
+
+    def headline(self) -> list[dict]:
+        """Return the means over all queries that say most.
+
+        Returns
+        -------
+        list of dict
+            The fields of a :class:`Score`, and its ``meaning`` in words.
+        """
+        depths = [int(name[2:]) for name in self.metrics if name.startswith("P@")]
+        first, page = min(depths), 10 if 10 in depths else max(depths)
+        among = "share of relevant images among the first {} results".format
+        meanings = {
+            "mAP": "precision averaged over the ranks of all relevant images; 1 if they come first",
+            "MRR": "1 / rank of the first relevant image",
+            f"P@{first}": among(first) if first > 1 else "share of first results that are relevant",
+            f"P@{page}": among(page),
+            f"R@{page}": f"share of the relevant images that are among the first {page} results",
+            f"nDCG@{page}": f"as P@{page}, with earlier ranks counting more; 1 in the best order",
+        }
+        scores = {s.metric: s._asdict() for s in self.summary() if s.average == "micro"}
+        return [scores[m] | {"meaning": text} for m, text in meanings.items() if m in scores]
 
     def per_class(self, metric: str = "mAP") -> list[Score]:
         """Return the scores of one metric for each class that has queries.
@@ -559,6 +598,18 @@ class Evaluation:
     def _class_names(self, i: int) -> tuple[str, ...]:
         bits = int(self.task.labels.present[i])
         return tuple(name for c, name in enumerate(self.task.classes) if bits >> c & 1)
+
+
+def headline_lines(rows: Sequence[dict]) -> list[str]:
+    """Format what :meth:`Evaluation.headline` returns for printing."""
+    return [
+        f"  {'':9}{'score':>5}  {'95 % interval':16}{'random order':14}meaning",
+        *(
+            f"  {row['metric']:9}{row['value']:.3f}  {row['low']:.3f} to {row['high']:.3f}  "
+            f"{row['baseline']:<14.3f}{row['meaning']}"
+            for row in rows
+        ),
+    ]
 
 
 def evaluate(

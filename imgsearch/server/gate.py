@@ -17,6 +17,9 @@ from imgsearch.server.security import Security
 METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 """Methods that metrics tell apart: clients can invent others."""
 
+GET_ONLY = {"/data", "/progress"}
+"""Routes of the original demo that answered HEAD with 405, and still do."""
+
 
 class Gate:
     """ASGI middleware around all routes, inside that for CORS."""
@@ -31,8 +34,9 @@ class Gate:
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
-        head = scope["method"] == "HEAD"  # is answered as GET; uvicorn leaves the body out
-        request = Request(scope | {"method": "GET"} if head else scope)
+        if scope["method"] == "HEAD" and scope["path"] not in GET_ONLY:
+            scope = scope | {"method": "GET"}  # uvicorn leaves the body out
+        request = Request(scope)
 
         async def send_marked(message: Message) -> None:
             nonlocal status

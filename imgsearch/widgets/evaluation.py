@@ -304,7 +304,7 @@ class EvaluationPanel(panel.Panel):
 
 
 def _summary(evaluations: dict[str, Evaluation], comparisons: dict[str, Comparison]) -> str:
-    headlines = {name: report.headline(one) for name, one in evaluations.items()}
+    headlines = {name: one.headline() for name, one in evaluations.items()}
     every = {
         name: [score._asdict() for score in one.summary()] for name, one in evaluations.items()
     }

@@ -172,6 +172,17 @@ def test_queries_without_relevant_items_are_counted_and_in_no_mean():
                                           classes=CLASSES))  # fmt: skip
     assert alone.summary() == []
     assert alone.per_class() == []
+    assert "3 queries in 3 images" in alone._repr_html_()
+
+
+def test_a_notebook_shows_the_scores_and_no_arrays():
+    evaluation = scoring.evaluate(random_task(n=200))
+    micro = summary_of(evaluation)["micro", "mAP"]
+    for shown in (repr(evaluation), evaluation._repr_html_()):
+        assert "200 queries in 200 images" in shown
+        assert f"{micro.value:.3f}" in shown
+        assert f"{micro.low:.3f} to {micro.high:.3f}" in shown
+        assert "array" not in shown
 
 
 def test_a_shallow_ranking_misses_what_it_does_not_reach():

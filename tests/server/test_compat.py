@@ -160,7 +160,7 @@ def test_a_stored_file_that_was_exchanged_is_not_served(own, folder):
 
 def test_data_needs_a_path_and_no_other_method(server):
     assert server.admin.get("/data").status_code == 422
-    assert server.admin.post("/data").status_code == 405
+    assert server.admin.head("/data").status_code == 405
     assert server.admin.post("/data").status_code == 405
 
 
