@@ -280,7 +280,7 @@ class SearchPanel(panel.Panel):
     def _enter(self, gallery: Gallery) -> None:
         self.remember(gallery.name)
         self.list_attributes()
-        words = ", or words, such as “horse”" if _takes_words(gallery.row.encoder) else ""
+        words = ", or words" if _takes_words(gallery.row.encoder) else ""
         self.picture.text_label = f"Path of an image{words}"
         panel.start_thread(partial(_load_encoder, gallery), "imgsearch-encoder")
 

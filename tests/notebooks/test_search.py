@@ -357,7 +357,7 @@ def test_a_path_is_searched_with_and_a_wrong_one_is_told(search, photos, tmp_pat
 
 
 def test_words_are_searched_with_where_the_encoder_takes_them(uploaded):
-    assert uploaded("", "panel.picture.text_label") == "Path of an image, or words, such as “horse”"
+    assert uploaded("", "panel.picture.text_label") == "Path of an image, or words"
     found = uploaded(
         "type_path('horse')",
         "[panel.status.text, panel.title.value, len(names()), panel.grid.summary,"
