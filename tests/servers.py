@@ -29,19 +29,25 @@ class ServerFailed(RuntimeError):
     """A server did not start; the text is the end of its log."""
 
 
+_returned: set[int] = set()  # ports
+
+
 def free_port() -> int:
     """Return a free port of 127.0.0.1.
 
     It lies below the range from which the kernel serves other programs, so that none of them is
-    given it before the caller binds to it.
+    given it before the caller binds to it. No port is returned twice.
     """
     while True:
         port = random.SystemRandom().randrange(15_000, 32_000)
+        if port in _returned:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _returned.add(port)
             return port
 
 

@@ -112,7 +112,9 @@ class VectorStore:
             # A process that died in between may have left a collection without an index.
             if self._index(collection) is None:
                 self._call(
-                    lambda client, t: _create_index(client, collection, index, t), limit=WORK_LIMIT
+                    lambda client, t: _create_index(client, collection, index, t),
+                    collection=collection,
+                    limit=WORK_LIMIT,
                 )
             self._load(collection)
 
@@ -167,7 +169,10 @@ class VectorStore:
             names = self.collections()
             if collection not in names:
                 raise CollectionNotFound(collection, names)
-            self._call(lambda client, t: client.drop_collection(collection, timeout=t))
+            self._call(
+                lambda client, t: client.drop_collection(collection, timeout=t),
+                collection=collection,
+            )
             self._forget(collection)
 
     def set_aside(self, collection: str) -> Path:
@@ -391,7 +396,11 @@ class VectorStore:
         self._known_dimension(collection)  # Milvus Lite silently ignores an unknown name
         self._load(collection)
         with self._writing():
-            self._call(lambda client, t: client.flush(collection, timeout=t), limit=WORK_LIMIT)
+            self._call(
+                lambda client, t: client.flush(collection, timeout=t),
+                collection=collection,
+                limit=WORK_LIMIT,
+            )
         least, since = None, time.monotonic()
         while wait and (found := self._index(collection)) is not None and found[1] > 0:
             if least is None or found[1] < least:
