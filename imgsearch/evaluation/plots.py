@@ -57,8 +57,7 @@ def per_class(
 ) -> Figure:
     """Draw one metric of each class as bars, with 95 % intervals and the random baseline.
 
-    Classes, and the numbers of queries behind their names, are
-    those of the first evaluation.
+    Classes, and the numbers of queries behind their names, are those of the first evaluation.
     """
     _require(evaluations, "evaluations")
     scores = {name: {s.average: s for s in e.per_class(metric)} for name, e in evaluations.items()}

@@ -47,7 +47,7 @@ class Kept:
 def checked(data: bytes, filename: str) -> images.LoadedImage:
     """Return an uploaded picture; an ImageError says why it cannot be decoded."""
     name = Path(filename).name
-    images.jpeg(images.load(data, name=name), SIDES["small"])
+    images.load(data, name=name).decode(draft=SIDES["small"] // 2)
     return images.load(data, name=name)
 
 

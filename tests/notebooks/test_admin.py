@@ -13,7 +13,7 @@ from imgsearch.config import Settings
 from tests.conftest import ROOT
 from tests.helpers import paint
 from tests.notebooks.conftest import opened
-from tests.stores.scripts import Script
+from tests.stores.scripts import writer_of
 
 
 @pytest.fixture(scope="module")
@@ -238,32 +238,30 @@ def test_a_drop_needs_the_right_name(admin, scratch):
 
 
 def test_a_deletion_that_waits_tells_for_whom_and_stops_or_goes_on(admin, scratch, home):
-    writer = Script(home, "with writing(home, name='mine'): say('in'); time.sleep(600)")
-    assert writer.hear() == "in"
-    admin(
-        "import signal\n"
-        "def wait(then):\n"
-        "    shown = []\n"
-        "    def see(_):\n"
-        "        shown.append(panel.status.text)\n"
-        "        if 'held by' in shown[-1]: then()\n"
-        "    panel.status.observe(see, 'value')\n"
-        "    panel.typed.value = 'scratch'; panel.drop.click(); panel.wait(100)\n"
-        "    panel.status.unobserve_all()\n"
-        "    return shown"
-    )
-    shown = admin("shown = wait(panel.stop.click)", "shown")
-    doing, waiting, stop = shown[1].split("\n")
-    assert shown[0] == doing == "Deleting scratch …"
-    assert f"process {writer.process.pid} on " in waiting
-    assert waiting.endswith("writing mine")
-    assert stop == "Press Stop to stop waiting."
-    assert shown[-1] == "Stopped."
-    assert "scratch" in admin("", "panel.collection.options")
-    pid = writer.process.pid
-    shown = admin(f"shown = wait(lambda: os.kill({pid}, signal.SIGKILL))", "shown")
-    assert shown[2:] == [doing, "Deleted the collection scratch. The image files stay."]
-    writer.kill()
+    with writer_of(home, "mine") as writer:
+        admin(
+            "import signal\n"
+            "def wait(then):\n"
+            "    shown = []\n"
+            "    def see(_):\n"
+            "        shown.append(panel.status.text)\n"
+            "        if 'held by' in shown[-1]: then()\n"
+            "    panel.status.observe(see, 'value')\n"
+            "    panel.typed.value = 'scratch'; panel.drop.click(); panel.wait(100)\n"
+            "    panel.status.unobserve_all()\n"
+            "    return shown"
+        )
+        shown = admin("shown = wait(panel.stop.click)", "shown")
+        doing, waiting, stop = shown[1].split("\n")
+        assert shown[0] == doing == "Deleting scratch …"
+        assert f"process {writer.process.pid} on " in waiting
+        assert waiting.endswith("writing mine")
+        assert stop == "Press Stop to stop waiting."
+        assert shown[-1] == "Stopped."
+        assert "scratch" in admin("", "panel.collection.options")
+        pid = writer.process.pid
+        shown = admin(f"shown = wait(lambda: os.kill({pid}, signal.SIGKILL))", "shown")
+        assert shown[2:] == [doing, "Deleted the collection scratch. The image files stay."]
 
 
 def test_an_empty_home_is_no_error(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import paint
 from tests.notebooks.conftest import opened
-from tests.stores.scripts import Script
+from tests.stores.scripts import writer_of
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +135,14 @@ def test_stopped_at_a_chunks_end_and_resumed(ingest, tmp_path):
 
 
 def test_an_ingest_that_waits_tells_for_whom_and_can_be_stopped(ingest, home, photos):
-    writer = Script(home, "with writing(home): say('in'); time.sleep(600)")
-    assert writer.hear() == "in"
-    ingest(
-        "waits = []\n"
-        "def see(_):\n"
-        "    if 'held by' in panel.status.text:\n"
-        "        waits.append(panel.status.text); panel.stop.click()\n"
-        "panel.status.observe(see, 'value')\n" + _start(photos, "waiting")
-    )
-    writer.kill()
+    with writer_of(home) as writer:
+        ingest(
+            "waits = []\n"
+            "def see(_):\n"
+            "    if 'held by' in panel.status.text:\n"
+            "        waits.append(panel.status.text); panel.stop.click()\n"
+            "panel.status.observe(see, 'value')\n" + _start(photos, "waiting")
+        )
     waits, text = ingest("panel.status.unobserve_all()", "[waits, panel.status.text]")
     assert f"process {writer.process.pid} on " in waits[0]
     assert text == "Stopped."

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,17 @@ class Script:
     def kill(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+@contextmanager
+def writer_of(home: Path, name: str = "") -> Iterator[Script]:
+    """Run a process that holds the write lock of a home, to write `name`, until it is killed."""
+    writer = Script(home, f"with writing(home, name={name!r}): say('in'); time.sleep(600)")
+    try:
+        assert writer.hear() == "in"
+        yield writer
+    finally:
+        writer.kill()
 
 
 def alive(pid: int) -> bool:

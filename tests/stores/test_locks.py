@@ -11,7 +11,7 @@ import pytest
 from imgsearch.errors import StoreBusy
 from imgsearch.stores import locks
 from imgsearch.stores.locks import private_folder, writing
-from tests.stores.scripts import Script
+from tests.stores.scripts import Script, writer_of
 
 
 def test_the_write_lock_is_reentrant_and_excludes_other_threads(tmp_path):
@@ -31,15 +31,13 @@ def test_the_write_lock_is_reentrant_and_excludes_other_threads(tmp_path):
 
 
 def test_the_holder_of_the_write_lock_is_named_and_its_death_releases_the_lock(tmp_path):
-    writer = Script(tmp_path, "with writing(home): say('in'); time.sleep(600)")
-    assert writer.hear() == "in"
-    with (
-        pytest.raises(StoreBusy, match="another ingest") as caught,
-        writing(tmp_path, 0.1),
-    ):
-        pass
-    assert f"process {writer.process.pid} on {socket.gethostname()}" in caught.value.holder
-    writer.kill()
+    with writer_of(tmp_path) as writer:
+        with (
+            pytest.raises(StoreBusy, match="another ingest") as caught,
+            writing(tmp_path, 0.1),
+        ):
+            pass
+        assert f"process {writer.process.pid} on {socket.gethostname()}" in caught.value.holder
     with writing(tmp_path, 30):
         pass
 
@@ -47,10 +45,8 @@ def test_the_holder_of_the_write_lock_is_named_and_its_death_releases_the_lock(t
 @pytest.fixture
 def writer(tmp_path):
     """A process that holds the write lock until it is killed."""
-    writer = Script(tmp_path, "with writing(home, name='photos'): say('in'); time.sleep(600)")
-    assert writer.hear() == "in"
-    yield writer
-    writer.kill()
+    with writer_of(tmp_path, "photos") as writer:
+        yield writer
 
 
 @pytest.fixture
